@@ -1,0 +1,34 @@
+//! The messages and services that Wharf speaks, generated at build time from the `.proto` files beside this crate.
+//!
+//! - [`cri`]: the Container Runtime Interface as kubelet publishes it (`api.proto`, unchanged).
+//! - [`api`]: Wharf's own service for what CRI lacks (`wharf.proto`).
+//! - [`record`]: durable records of pods, containers and images (`record.proto`).
+//! - [`monitor`]: what the daemon and a pod's monitor say to each other (`monitor.proto`).
+//! - [`json`]: the proto3 JSON form of any of these messages.
+
+#![allow(clippy::all, clippy::pedantic, missing_docs)]
+
+mod runtime {
+    pub mod v1 {
+        tonic::include_proto!("runtime.v1");
+    }
+}
+mod wharf {
+    pub mod v1 {
+        tonic::include_proto!("wharf.v1");
+    }
+    pub mod record {
+        pub mod v1 {
+            tonic::include_proto!("wharf.record.v1");
+        }
+    }
+    pub mod monitor {
+        pub mod v1 {
+            tonic::include_proto!("wharf.monitor.v1");
+        }
+    }
+}
+
+pub use runtime::v1 as cri;
+pub use wharf::{monitor::v1 as monitor, record::v1 as record, v1 as api};
+pub mod json;

@@ -1,0 +1,14 @@
+//! Wharf runs a node's containers. ARCHITECTURE.md shows the floors; each module's first paragraph says what it owns.
+
+pub mod cgroups;
+pub mod cli;
+pub mod config;
+pub mod containers;
+pub mod cri;
+pub mod images;
+pub mod monitor;
+pub mod netns;
+pub mod node;
+pub mod runtime;
+pub mod sandbox;
+pub mod store;
