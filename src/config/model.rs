@@ -1,0 +1,268 @@
+//! The settings: names, types and defaults.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Name of the runtime handler that is always there: Wharf's own OCI runtime.
+pub const BUILTIN_RUNTIME: &str = "builtin";
+
+/// All settings of the daemon, in range and with defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default = "defaults")]
+pub struct Config {
+    /// Durable state: records, images, bundles. Absolute.
+    pub state_dir: PathBuf,
+    /// What does not outlive a reboot: sockets, pinned namespaces, compiled seccomp filters. Absolute.
+    pub run_dir: PathBuf,
+    /// The gRPC socket; `<run_dir>/wharf.sock` unless set.
+    pub socket: PathBuf,
+    /// Group that may use the socket beside root.
+    pub socket_group: Option<String>,
+    /// Who connects pods to the network.
+    pub network: NetworkMode,
+    /// The daemon's own log.
+    pub log: Log,
+    /// Handler of pods that name none; a key of `runtimes`.
+    pub default_runtime: String,
+    /// Runtime handlers by name; [`BUILTIN_RUNTIME`] is always among them, with an empty path.
+    pub runtimes: BTreeMap<String, RuntimeHandler>,
+    /// Who makes cgroups.
+    pub cgroup_driver: CgroupDriver,
+    /// Settings per registry, by `host` or `host:port`.
+    pub registries: BTreeMap<String, Registry>,
+    /// CNI; used when `network` is [`NetworkMode::Cni`].
+    pub cni: Cni,
+    /// The built-in network; used when `network` is [`NetworkMode::Builtin`].
+    pub builtin_network: BuiltinNetwork,
+    /// Longest line of a container's log in bytes; longer ones are split into parts. A number, or text such as
+    /// `"16KiB"`.
+    #[serde(deserialize_with = "size")]
+    pub max_log_line: u32,
+    /// Capabilities of containers before their own additions and drops; unset is the list that Docker made common.
+    pub default_capabilities: Option<Vec<String>>,
+    /// What a container gets that asks for no seccomp profile.
+    pub unset_seccomp: SeccompDefault,
+    /// Image pulls.
+    pub pull: Pull,
+}
+
+/// Who connects pods to the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// Wharf's own bridge; needs nothing else on the node.
+    Builtin,
+    /// CNI plugins, as Kubernetes networks expect it.
+    Cni,
+}
+
+/// The daemon's own log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`, or a filter such as `info,wharf::images=debug`.
+    pub level: String,
+    /// Form of a line.
+    pub format: LogFormat,
+}
+
+/// Form of the daemon's log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line, for collectors.
+    Json,
+}
+
+/// An OCI runtime.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimeHandler {
+    /// The runtime's command, for example `/usr/sbin/runc`. Absolute; empty only for the built-in one.
+    pub path: PathBuf,
+    /// The runtime's own state (its `--root`); unset is a directory of Wharf's.
+    pub root: Option<PathBuf>,
+}
+
+/// Who makes cgroups, and how their paths are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// Wharf writes to the cgroup file system.
+    Cgroupfs,
+    /// systemd makes scopes and slices.
+    Systemd,
+}
+
+/// How a registry is reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registry {
+    /// Speak HTTP without TLS. Loopback registries need no such entry.
+    pub plain_http: bool,
+    /// Accept any certificate.
+    pub skip_verify: bool,
+    /// PEM file with certificate authorities that are trusted beside the system's.
+    pub ca: Option<PathBuf>,
+    /// Hosts asked before the registry itself, in this order, as `host[:port]`, with a path if need be.
+    pub mirrors: Vec<String>,
+}
+
+/// The Container Network Interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cni {
+    /// Where network configurations lie; the first by name is used.
+    pub conf_dir: PathBuf,
+    /// Where plugins are looked for, in this order.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Seconds after which a plugin is killed; 1 to 600.
+    pub timeout_secs: u64,
+}
+
+/// Wharf's own network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BuiltinNetwork {
+    /// Name of the bridge device; made when absent.
+    pub bridge: String,
+    /// IPv4 addresses of pods in CIDR notation; the first is the bridge's.
+    pub subnet: String,
+    /// IPv6 addresses of pods in CIDR notation; unset is IPv4 only.
+    pub subnet_v6: Option<String>,
+    /// Largest packet in bytes; unset follows the device of the default route.
+    pub mtu: Option<u32>,
+}
+
+/// What a container gets that asks for no seccomp profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeccompDefault {
+    /// No filter, as CRI says.
+    Unconfined,
+    /// The default profile.
+    RuntimeDefault,
+}
+
+/// Image pulls.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pull {
+    /// Layers of one image that are fetched at a time; 1 to 32.
+    pub max_parallel_layers: usize,
+    /// Seconds without a byte after which a transfer counts as broken; 1 to 3600.
+    pub stall_timeout_secs: u64,
+}
+
+/// Defaults before [`Config::complete`]: what depends on another setting is still empty.
+pub(super) fn defaults() -> Config {
+    Config {
+        state_dir: "/var/lib/wharf".into(),
+        run_dir: "/run/wharf".into(),
+        socket: PathBuf::new(),
+        socket_group: None,
+        network: NetworkMode::Builtin,
+        log: Log::default(),
+        default_runtime: BUILTIN_RUNTIME.into(),
+        runtimes: BTreeMap::new(),
+        cgroup_driver: CgroupDriver::Cgroupfs,
+        registries: BTreeMap::new(),
+        cni: Cni::default(),
+        builtin_network: BuiltinNetwork::default(),
+        max_log_line: 16384,
+        default_capabilities: None,
+        unset_seccomp: SeccompDefault::Unconfined,
+        pull: Pull::default(),
+    }
+}
+
+impl Config {
+    /// Fills in what follows from other settings.
+    pub(super) fn complete(&mut self) {
+        if self.socket.as_os_str().is_empty() {
+            self.socket = self.run_dir.join("wharf.sock");
+        }
+        self.runtimes.entry(BUILTIN_RUNTIME.into()).or_default();
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".into(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            timeout_secs: 60,
+        }
+    }
+}
+
+impl Default for BuiltinNetwork {
+    fn default() -> Self {
+        Self {
+            bridge: "wharf0".into(),
+            subnet: "10.121.0.0/16".into(),
+            subnet_v6: None,
+            mtu: None,
+        }
+    }
+}
+
+impl Default for Pull {
+    fn default() -> Self {
+        Self {
+            max_parallel_layers: 3,
+            stall_timeout_secs: 60,
+        }
+    }
+}
+
+fn size<'de, D: Deserializer<'de>>(value: D) -> Result<u32, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        Number(u32),
+        Text(String),
+    }
+    match Size::deserialize(value) {
+        Ok(Size::Number(bytes)) => Ok(bytes),
+        Ok(Size::Text(text)) => parse_size(&text)
+            .and_then(|bytes| u32::try_from(bytes).ok())
+            .ok_or_else(|| serde::de::Error::custom(format!("\"{text}\" is not a size such as 16384 or \"16KiB\""))),
+        Err(_) => Err(serde::de::Error::custom("expected a size such as 16384 or \"16KiB\"")),
+    }
+}
+
+/// Bytes of `16384`, `16k`, `16KiB`, `1m`, `1.5g`: powers of 1024, as Docker reads them. `None` if it is no size.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "ki" | "kib" => 10,
+        "m" | "mb" | "mi" | "mib" => 20,
+        "g" | "gb" | "gi" | "gib" => 30,
+        "t" | "tb" | "ti" | "tib" => 40,
+        _ => return None,
+    };
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(1 << shift);
+    }
+    let bytes = number.parse::<f64>().ok()? * (1u64 << shift) as f64;
+    (bytes.is_finite() && bytes < u64::MAX as f64).then_some(bytes as u64)
+}

@@ -1,0 +1,144 @@
+use super::*;
+
+fn parse(texts: &[&str]) -> Result<Config> {
+    let mut layers = Layers::default();
+    for (number, text) in texts.iter().enumerate() {
+        layers.push(format!("/etc/wharf/{number}.toml").into(), (*text).to_owned())?;
+    }
+    resolve(&layers)
+}
+
+fn refusal(texts: &[&str]) -> String {
+    parse(texts).expect_err("the configuration must be refused").to_string()
+}
+
+#[test]
+fn nothing_set_runs_alone() {
+    let config = parse(&[]).unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!(config.socket, Path::new("/run/wharf/wharf.sock"));
+    assert_eq!(config.network, NetworkMode::Builtin);
+    assert!(config.runtimes.contains_key(BUILTIN_RUNTIME));
+}
+
+#[test]
+fn the_socket_follows_the_run_directory() {
+    let config = parse(&["run_dir = '/tmp/w'"]).unwrap();
+    assert_eq!(config.socket, Path::new("/tmp/w/wharf.sock"));
+}
+
+#[test]
+fn a_misspelt_key_names_file_line_and_the_key_that_was_meant() {
+    assert_eq!(
+        refusal(&["state_dir = '/a'\n\n# the network\nnetwrok = 'cni'\n"]),
+        "/etc/wharf/0.toml:4: unknown key \"netwrok\", did you mean \"network\"?"
+    );
+    assert_eq!(
+        refusal(&["[log]\nlevel = 'info'\nfromat = 'json'\n"]),
+        "/etc/wharf/0.toml:3: unknown key \"fromat\", did you mean \"format\"?"
+    );
+}
+
+#[test]
+fn a_key_like_no_other_lists_what_is_known() {
+    assert_eq!(
+        refusal(&["[log]\nzzzzzzzz = 1\n"]),
+        "/etc/wharf/0.toml:2: unknown key \"zzzzzzzz\", known here are level, format"
+    );
+}
+
+#[test]
+fn a_value_of_another_type_names_its_key() {
+    let text = refusal(&["[pull]\nmax_parallel_layers = 'many'\n"]);
+    assert!(
+        text.starts_with("/etc/wharf/0.toml:2: pull.max_parallel_layers: "),
+        "{text}"
+    );
+    let text = refusal(&["\nnetwork = 'bridge'\n"]);
+    assert!(
+        text.starts_with("/etc/wharf/0.toml:2: network: unknown variant `bridge`"),
+        "{text}"
+    );
+}
+
+#[test]
+fn text_that_is_not_toml_names_the_line() {
+    let text = refusal(&["state_dir = '/a'\nrun_dir = \n"]);
+    assert!(text.starts_with("/etc/wharf/0.toml:2: "), "{text}");
+}
+
+#[test]
+fn a_value_out_of_range_names_the_line_that_set_it_last() {
+    let text = refusal(&[
+        "[pull]\nmax_parallel_layers = 3\n",
+        "\n[pull]\nmax_parallel_layers = 900\n",
+    ]);
+    assert_eq!(
+        text,
+        "/etc/wharf/1.toml:3: pull.max_parallel_layers: 900 is not between 1 and 32"
+    );
+    let text = refusal(&["[builtin_network]\nsubnet = '10.0.0.1/16'\n"]);
+    assert!(
+        text.starts_with("/etc/wharf/0.toml:2: builtin_network.subnet: "),
+        "{text}"
+    );
+    let text = refusal(&["max_log_line = '2m'\n"]);
+    assert!(text.starts_with("/etc/wharf/0.toml:1: max_log_line: "), "{text}");
+    let text = refusal(&["default_runtime = 'kata'\n[runtimes.runc]\npath = '/usr/sbin/runc'"]);
+    assert_eq!(
+        text,
+        "/etc/wharf/0.toml:1: default_runtime: no runtime is named \"kata\"; there are runc, builtin"
+    );
+    let text = refusal(&["\n[runtimes.runc]\nroot = '/run/runc'"]);
+    assert_eq!(
+        text,
+        "/etc/wharf/0.toml:2: runtimes.runc.path: is missing: the command of the OCI runtime"
+    );
+    let text = refusal(&["[registries.'http://localhost']\nplain_http = true"]);
+    assert!(text.contains("is not a registry's host"), "{text}");
+}
+
+#[test]
+fn drop_ins_override_single_keys_and_replace_arrays() {
+    let config = parse(&[
+        "max_log_line = '8KiB'\n[cni]\nconf_dir = '/a'\nbin_dirs = ['/b', '/c']\n[runtimes.runc]\npath = '/runc'",
+        "[cni]\nbin_dirs = ['/d']\n[runtimes.runc]\nroot = '/r'\n",
+    ])
+    .unwrap();
+    assert_eq!(config.max_log_line, 8192);
+    assert_eq!(config.cni.conf_dir, Path::new("/a"));
+    assert_eq!(config.cni.bin_dirs, [PathBuf::from("/d")]);
+    let runc = &config.runtimes["runc"];
+    assert_eq!(
+        (runc.path.as_path(), runc.root.as_deref()),
+        (Path::new("/runc"), Some(Path::new("/r")))
+    );
+}
+
+#[test]
+fn files_are_read_in_the_order_of_their_names() {
+    let dir = std::env::temp_dir().join(format!("wharf-config-{}", std::process::id()));
+    let file = dir.join("wharf.toml");
+    let drop_ins = dir.join("wharf.toml.d");
+    std::fs::create_dir_all(&drop_ins).unwrap();
+    std::fs::write(&file, "socket_group = 'a'").unwrap();
+    std::fs::write(drop_ins.join("20.toml"), "socket_group = 'c'").unwrap();
+    std::fs::write(drop_ins.join("10.toml"), "socket_group = 'b'").unwrap();
+    std::fs::write(drop_ins.join("90.toml.off"), "socket_group = 'd'").unwrap();
+    let config = load(Some(&file));
+    let absent = load(Some(&dir.join("absent.toml")));
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert_eq!(config.unwrap().socket_group.as_deref(), Some("c"));
+    assert!(absent.unwrap_err().to_string().contains("absent.toml: No such file"));
+}
+
+#[test]
+fn sizes_are_powers_of_1024() {
+    assert_eq!(parse_size("16384"), Some(16384));
+    assert_eq!(parse_size("16KiB"), Some(16384));
+    assert_eq!(parse_size("1.5g"), Some(3 << 29));
+    assert_eq!(parse_size("64 MB"), Some(64 << 20));
+    for wrong in ["", "k", "-1", "1x", "1.2.3", "99999999999999999999"] {
+        assert_eq!(parse_size(wrong), None, "{wrong}");
+    }
+}
