@@ -1,1 +1,128 @@
+//! OCI runtimes: turns a bundle into a running container and runs further processes in it.
+//!
+//! Owns the [`Handler`] seam and its two implementations: [`builtin`], Wharf's own runtime, and [`command`], which
+//! drives runc, crun or any other OCI runtime program. Both are used by a pod's monitor, which is single-threaded:
+//! each operation forks a short-lived helper, so that neither parsing nor allocation happens in the monitor, and
+//! returns a [`Pending`] to poll. Init and exec'd processes become children of the monitor, which waits for them.
+//! Must never be called from a process with more than one thread, and knows nothing of pods. May ask `cgroups`.
 
+pub mod builtin;
+pub mod command;
+mod error;
+mod report;
+pub mod seccomp_compile;
+pub mod sys;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+pub use error::{Error, Result};
+
+/// Where a process's standard streams go.
+#[derive(Clone, Copy)]
+pub enum Stdio<'a> {
+    /// Standard input, output and error, in this order.
+    Streams([BorrowedFd<'a>; 3]),
+    /// A pseudo-terminal is made in the container; its master comes back with the result.
+    Terminal,
+}
+
+/// What [`Handler::create`] needs.
+pub struct CreateRequest<'a> {
+    pub id: &'a str,
+    /// Directory with config.json.
+    pub bundle: &'a Path,
+    pub stdio: Stdio<'a>,
+    /// Filter made by [`seccomp_compile`] from this spec's profile; `None`: compiled on the spot if the spec has one.
+    pub seccomp_filter: Option<&'a Path>,
+}
+
+/// What [`Handler::exec`] needs.
+pub struct ExecRequest<'a> {
+    /// The container.
+    pub id: &'a str,
+    pub bundle: &'a Path,
+    /// Pid of its init: a child of the caller that has not been waited for.
+    pub init_pid: i32,
+    /// OCI process object.
+    pub process_json: &'a [u8],
+    pub stdio: Stdio<'a>,
+    /// As for [`CreateRequest`]: the filter of the container's profile.
+    pub seccomp_filter: Option<&'a Path>,
+}
+
+/// What [`Handler::kill`] and [`Handler::delete`] need.
+pub struct ContainerRef<'a> {
+    pub id: &'a str,
+    pub bundle: &'a Path,
+    /// 0 when init has ended and has been waited for.
+    pub init_pid: i32,
+    /// Below the hierarchies' roots, as in the spec.
+    pub cgroup_path: &'a str,
+}
+
+/// An operation under way. Its descriptor becomes readable when the result is there; then call the handler's
+/// `finish_` function of the same name. The helper is a child of the caller and ends by itself; whoever waits for
+/// children will see its pid and may ignore it.
+pub struct Pending {
+    /// `None` when the operation needed no helper.
+    pub helper: Option<i32>,
+    pub result: OwnedFd,
+}
+
+impl AsFd for Pending {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.result.as_fd()
+    }
+}
+
+/// A container whose init waits to be started.
+pub struct Created {
+    /// A child of the caller.
+    pub init_pid: i32,
+    /// Built-in: what init waits on. Hand it to [`Handler::start`].
+    pub gate: Option<OwnedFd>,
+    /// Master of the terminal.
+    pub console: Option<OwnedFd>,
+}
+
+/// A process started by [`Handler::exec`].
+pub struct Executed {
+    /// A child of the caller.
+    pub pid: i32,
+    /// Master of the terminal.
+    pub console: Option<OwnedFd>,
+}
+
+/// An OCI runtime. No function blocks; each `finish_` function is called once its [`Pending`] is readable.
+pub trait Handler {
+    /// Build the container up to the point where init would execute its program.
+    fn create(&self, request: &CreateRequest) -> Result<Pending>;
+    fn finish_create(&self, pending: Pending) -> Result<Created>;
+    /// Let init execute its program. Takes the gate out of `created`.
+    fn start(&self, id: &str, created: &mut Created) -> Result<Pending>;
+    /// [`Error::StartFailed`] when the program could not be executed; init has ended or is about to.
+    fn finish_start(&self, pending: Pending) -> Result<()>;
+    /// Run a process in the container.
+    fn exec(&self, request: &ExecRequest) -> Result<Pending>;
+    /// [`Error::StartFailed`] when the program could not be executed.
+    fn finish_exec(&self, pending: Pending) -> Result<Executed>;
+    /// Send a signal to init, or with `all` to each process of the container. `None`: done.
+    fn kill(&self, container: &ContainerRef, signal: i32, all: bool) -> Result<Option<Pending>>;
+    fn finish_kill(&self, pending: Pending) -> Result<()>;
+    /// Kill what is left and release cgroup and state. Repeatable: nothing there is success. `None`: done.
+    fn delete(&self, container: &ContainerRef) -> Result<Option<Pending>>;
+    fn finish_delete(&self, pending: Pending) -> Result<()>;
+}
+
+/// The handler for a monitor request: an empty path is the built-in one.
+pub fn handler(path: &str, root: &str) -> Box<dyn Handler> {
+    if path.is_empty() {
+        Box::new(builtin::Builtin::new())
+    } else {
+        Box::new(command::Command::new(
+            PathBuf::from(path),
+            (!root.is_empty()).then(|| PathBuf::from(root)),
+        ))
+    }
+}
