@@ -1,1 +1,2 @@
-
+pub mod rootfs;
+pub mod unpack;
