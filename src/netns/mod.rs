@@ -1,1 +1,137 @@
+//! Network namespaces of pods and what connects them: pinned namespaces, the built-in bridge network, CNI.
+//!
+//! This room owns the namespace pins, the bridge, the host's ends of the veth pairs, the `wharf` nftables table, the
+//! address files below `state_dir/ipam` and the CNI plugins that run. It must never touch a device, rule or file that
+//! it has not made, and never block a tokio thread. It asks `config` for its settings and no other room; what it must
+//! remember about a pod goes to the caller as a [`record::Network`].
 
+mod error;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+pub use error::{Error, Result};
+use wharf_proto::{cri, record};
+
+use crate::config::Config;
+
+/// Which namespaces a pod gets of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Want {
+    /// A network namespace, with the loopback device up.
+    pub net: bool,
+    /// A System V IPC and POSIX message queue namespace.
+    pub ipc: bool,
+    /// A host name namespace.
+    pub uts: bool,
+}
+
+/// What a pod's network needs to know about the pod.
+#[derive(Debug, Clone, Default)]
+pub struct PodNetwork {
+    /// The pod's id, 64 hexadecimal digits.
+    pub pod_id: String,
+    /// Kubernetes name of the pod.
+    pub name: String,
+    /// Kubernetes namespace of the pod.
+    pub namespace: String,
+    /// Kubernetes uid of the pod.
+    pub uid: String,
+    /// The pinned network namespace.
+    pub netns: PathBuf,
+    /// Host name of the pod.
+    pub hostname: String,
+    /// Ports; those without a host port are ignored.
+    pub port_mappings: Vec<cri::PortMapping>,
+    /// Name servers, for plugins with the `dns` capability.
+    pub dns: Option<cri::DnsConfig>,
+    /// Annotations of the pod; the bandwidth ones are read.
+    pub annotations: HashMap<String, String>,
+    /// Labels of the pod.
+    pub labels: HashMap<String, String>,
+    /// Cgroup of the pod, for plugins with the `cgroupPath` capability.
+    pub cgroup_parent: String,
+}
+
+/// Whether pods can be attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkStatus {
+    /// True if a pod can be attached now.
+    pub ready: bool,
+    /// CRI's reason, one word; empty when ready.
+    pub reason: String,
+    /// For a person; empty when ready.
+    pub message: String,
+}
+
+/// The networks of this node; a clone is another handle to the same ones.
+#[derive(Debug, Clone)]
+pub struct Networks;
+
+impl Networks {
+    /// Reads the settings and what earlier runs left on disk; changes nothing on the machine.
+    ///
+    /// # Errors
+    /// When a setting can't be used or the state directory can't be read.
+    pub async fn open(_cfg: &Config) -> Result<Self> {
+        todo!()
+    }
+
+    /// Makes the wanted namespaces and pins them as `dir/net`, `dir/ipc` and `dir/uts`.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or a sysctl is not one that a pod may set; nothing stays pinned then.
+    pub async fn create_namespaces(
+        &self,
+        _dir: &Path,
+        _want: Want,
+        _hostname: &str,
+        _sysctls: &[(String, String)],
+    ) -> Result<()> {
+        todo!()
+    }
+
+    /// Removes the pins below `dir`; those that are gone already are no error.
+    ///
+    /// # Errors
+    /// When a pin can't be unmounted or its file can't be removed.
+    pub async fn remove_namespaces(&self, _dir: &Path) -> Result<()> {
+        todo!()
+    }
+
+    /// Attaches the pod to the configured network. `note` gets the record to store before the first operation that
+    /// leaves something behind; the record that is returned replaces it. After an error nothing is left attached as far
+    /// as that could be achieved, and a detach with the noted record stays allowed.
+    ///
+    /// # Errors
+    /// When the network is not ready, addresses or ports are taken, the kernel or a plugin refuses.
+    pub async fn attach(
+        &self,
+        _pod: &PodNetwork,
+        _note: impl FnOnce(record::Network) + Send,
+    ) -> Result<record::Network> {
+        todo!()
+    }
+
+    /// Detaches the pod: any number of times, after a partial attach, and when its namespace is gone.
+    ///
+    /// # Errors
+    /// When something could not be released; call again.
+    pub async fn detach(&self, _pod: &PodNetwork, _network: &record::Network) -> Result<()> {
+        todo!()
+    }
+
+    /// Whether pods can be attached; reads memory only.
+    pub fn status(&self) -> NetworkStatus {
+        todo!()
+    }
+
+    /// Releases what belongs to none of the `live` pods and repairs what the live ones need; to be called once, before
+    /// the first attach.
+    ///
+    /// # Errors
+    /// When the state directory can't be read or the kernel refuses.
+    pub async fn recover(&self, _live: &[(String, record::Network)]) -> Result<()> {
+        todo!()
+    }
+}
