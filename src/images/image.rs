@@ -1,0 +1,174 @@
+//! What an image is once it is here, and the part of its configuration that containers need.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+
+/// An image on this node.
+#[derive(Debug)]
+pub struct Image {
+    /// Digest of the configuration: `sha256:` and 64 hex digits.
+    pub id: String,
+    /// Full names with tag, for example `docker.io/library/busybox:latest`; sorted. May be empty.
+    pub tags: Vec<String>,
+    /// Full names with the digest of what the name led to (the index, if there was one); sorted, never empty.
+    pub digests: Vec<String>,
+    /// Bytes of the compressed layers and the configuration; above zero.
+    pub size: u64,
+    /// What the image says about its containers.
+    pub config: ImageConfig,
+    /// Bottom first.
+    pub layers: Vec<Layer>,
+    /// Kubelet's garbage collection must spare it.
+    pub pinned: bool,
+    /// When it was pulled first; Unix time, nanoseconds.
+    pub pulled_at: i64,
+}
+
+/// One layer of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Digest of the blob as it was transferred.
+    pub digest: String,
+    /// Digest of the uncompressed archive.
+    pub diff_id: String,
+    /// Bytes of the blob.
+    pub size: u64,
+}
+
+/// The configuration of an image, as far as containers need it. Absent and `null` are the same as empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageConfig {
+    /// `user[:group]`, names or numbers.
+    pub user: String,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Program and first arguments.
+    pub entrypoint: Vec<String>,
+    /// Default arguments, or program and arguments if there is no entrypoint.
+    pub cmd: Vec<String>,
+    /// Absolute, or empty for `/`.
+    pub working_dir: String,
+    /// Paths that the image wants volumes at; sorted.
+    pub volumes: Vec<String>,
+    /// Ports that the image says it listens on, `port/protocol`; sorted.
+    pub exposed_ports: Vec<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Name or number; empty is SIGTERM.
+    pub stop_signal: String,
+    /// `linux`.
+    pub os: String,
+    /// As Go names it: `amd64`, `arm64`, ...
+    pub architecture: String,
+    /// `v7`, `v8`, ...; mostly empty.
+    pub variant: String,
+    /// RFC 3339, as the image says; may be empty.
+    pub created: String,
+    /// Digests of the uncompressed layers, bottom first.
+    pub diff_ids: Vec<String>,
+}
+
+impl ImageConfig {
+    /// Reads an image configuration (OCI or Docker; they agree on these fields).
+    ///
+    /// # Errors
+    /// When it is not JSON or a field has the wrong type.
+    pub fn parse(json: &[u8]) -> Result<Self, serde_json::Error> {
+        let file: File = serde_json::from_slice(json)?;
+        Ok(Self {
+            user: file.config.user,
+            env: file.config.env,
+            entrypoint: file.config.entrypoint,
+            cmd: file.config.cmd,
+            working_dir: file.config.working_dir,
+            volumes: file.config.volumes.into_keys().collect(),
+            exposed_ports: file.config.exposed_ports.into_keys().collect(),
+            labels: file.config.labels,
+            stop_signal: file.config.stop_signal,
+            os: file.os,
+            architecture: file.architecture,
+            variant: file.variant,
+            created: file.created,
+            diff_ids: file.rootfs.diff_ids,
+        })
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct File {
+    #[serde(deserialize_with = "or_null")]
+    config: Inner,
+    #[serde(deserialize_with = "or_null")]
+    rootfs: RootFs,
+    #[serde(deserialize_with = "or_null")]
+    os: String,
+    #[serde(deserialize_with = "or_null")]
+    architecture: String,
+    #[serde(deserialize_with = "or_null")]
+    variant: String,
+    #[serde(deserialize_with = "or_null")]
+    created: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RootFs {
+    #[serde(deserialize_with = "or_null")]
+    diff_ids: Vec<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "PascalCase")]
+struct Inner {
+    #[serde(deserialize_with = "or_null")]
+    user: String,
+    #[serde(deserialize_with = "or_null")]
+    env: Vec<String>,
+    #[serde(deserialize_with = "or_null")]
+    entrypoint: Vec<String>,
+    #[serde(deserialize_with = "or_null")]
+    cmd: Vec<String>,
+    #[serde(deserialize_with = "or_null")]
+    working_dir: String,
+    #[serde(deserialize_with = "or_null")]
+    volumes: BTreeMap<String, serde::de::IgnoredAny>,
+    #[serde(deserialize_with = "or_null")]
+    exposed_ports: BTreeMap<String, serde::de::IgnoredAny>,
+    #[serde(deserialize_with = "or_null")]
+    labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "or_null")]
+    stop_signal: String,
+}
+
+fn or_null<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(value: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_docker_configuration_with_nulls_is_read() {
+        let json = br#"{"architecture":"amd64","os":"linux","created":null,
+            "config":{"User":"1000:1000","Env":["A=b"],"Entrypoint":null,"Cmd":["sh"],"Volumes":{"/data":{}},
+                "Labels":null,"Healthcheck":{"Test":["NONE"]},"StopSignal":"SIGINT","ExposedPorts":{"80/tcp":{}}},
+            "rootfs":{"type":"layers","diff_ids":["sha256:00"]},"history":[{"created_by":"x"}]}"#;
+        let config = ImageConfig::parse(json).unwrap();
+        assert_eq!(config.user, "1000:1000");
+        assert_eq!(config.cmd, ["sh"]);
+        assert!(config.entrypoint.is_empty());
+        assert_eq!(config.volumes, ["/data"]);
+        assert_eq!(config.exposed_ports, ["80/tcp"]);
+        assert_eq!(config.stop_signal, "SIGINT");
+        assert_eq!(config.diff_ids, ["sha256:00"]);
+    }
+
+    #[test]
+    fn a_configuration_of_the_wrong_shape_is_refused() {
+        assert!(ImageConfig::parse(br#"{"config":{"Env":"A=b"}}"#).is_err());
+        assert!(ImageConfig::parse(b"7").is_err());
+    }
+}
