@@ -1,0 +1,172 @@
+//! First process of a lab: makes the namespaces, waits until its standard input closes, and ends; with it ends, by the
+//! kernel's hand, every process in its PID namespace. `lab whoami ADDRESS` is a server that tells callers their address.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use nix::mount::{MsFlags, mount, umount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, fork};
+
+type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["whoami", address] => whoami(address),
+        ["cgroup", name, rest @ ..] => lab(name, rest.contains(&"--no-cgroup2")),
+        _ => Err("usage: lab cgroup NAME [--no-cgroup2] | lab whoami ADDRESS".into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn whoami(address: &str) -> Result {
+    let listener = TcpListener::bind(address)?;
+    println!("ready");
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        let peer = stream.peer_addr()?;
+        writeln!(stream, "{}", peer.ip())?;
+    }
+    Ok(())
+}
+
+fn lab(name: &str, hide_cgroup2: bool) -> Result {
+    let cgroups = make_cgroups(name)?;
+    unshare(
+        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWCGROUP,
+    )?;
+    // SAFETY: this process has one thread.
+    match unsafe { fork()? } {
+        ForkResult::Parent { child } => {
+            drop(std::io::stdin());
+            println!("pid {child}");
+            let ended = waitpid(child, None);
+            cgroups.iter().for_each(|path| remove_tree(path));
+            ended?;
+            Ok(())
+        }
+        ForkResult::Child => {
+            inside(hide_cgroup2)?;
+            println!("ready");
+            std::io::stdin().read_to_end(&mut Vec::new())?;
+            Ok(())
+        }
+    }
+}
+
+/// Set-up inside the new namespaces, then duty as their init.
+fn inside(hide_cgroup2: bool) -> Result {
+    // SAFETY: no handler is installed; ignoring SIGCHLD makes the kernel reap what this init inherits.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn)? };
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    // As on a machine with systemd.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)?;
+    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none)?;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)?;
+    for (point, options) in v1_hierarchies()? {
+        umount(&point)?;
+        mount(
+            Some("cgroup"),
+            &point,
+            Some("cgroup"),
+            MsFlags::empty(),
+            Some(options.as_str()),
+        )?;
+    }
+    let unified = Path::new("/sys/fs/cgroup/unified");
+    if unified.join("cgroup.procs").exists() {
+        umount(unified)?;
+        if !hide_cgroup2 {
+            mount(Some("cgroup2"), unified, Some("cgroup2"), MsFlags::empty(), none)?;
+        }
+    }
+    run("ip", &["link", "set", "lo", "up"])
+}
+
+fn run(program: &str, args: &[&str]) -> Result {
+    // SIGCHLD is ignored, so that there may be no status to collect: ECHILD then means that it ended.
+    let mut child = Command::new(program).args(args).spawn()?;
+    match child.wait() {
+        Ok(status) if !status.success() => Err(format!("{program} {args:?}: {status}").into()),
+        _ => Ok(()),
+    }
+}
+
+/// Mount point and mount options (controllers) of each cgroup v1 hierarchy.
+fn v1_hierarchies() -> Result<Vec<(PathBuf, String)>> {
+    let mut found = Vec::new();
+    for line in std::fs::read_to_string("/proc/self/mountinfo")?.lines() {
+        let Some((before, after)) = line.split_once(" - cgroup ") else {
+            continue;
+        };
+        let Some(point) = before.split(' ').nth(4) else {
+            continue;
+        };
+        let options = after.rsplit(' ').next().unwrap_or_default();
+        let wanted: Vec<&str> = options
+            .split(',')
+            .filter(|o| !["rw", "ro", "clone_children"].contains(o))
+            .collect();
+        let mut text = wanted.join(",");
+        if text.contains("name=") {
+            text = format!("none,{text}");
+        }
+        found.push((PathBuf::from(point), text));
+    }
+    Ok(found)
+}
+
+/// A cgroup `wharf-e2e/NAME` in each hierarchy, with this process in it.
+fn make_cgroups(name: &str) -> Result<Vec<PathBuf>> {
+    let mut made = Vec::new();
+    let mut roots: Vec<PathBuf> = v1_hierarchies()?.into_iter().map(|(point, _)| point).collect();
+    roots.push("/sys/fs/cgroup/unified".into());
+    for root in roots.into_iter().filter(|root| root.join("cgroup.procs").exists()) {
+        let parent = root.join("wharf-e2e");
+        let path = parent.join(name);
+        std::fs::create_dir_all(&path)?;
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if let Ok(value) = std::fs::read_to_string(root.join(file)) {
+                std::fs::write(parent.join(file), value.trim())?;
+                std::fs::write(path.join(file), value.trim())?;
+            }
+        }
+        std::fs::write(path.join("cgroup.procs"), "0")?;
+        made.push(path);
+    }
+    Ok(made)
+}
+
+/// Removes a tree of cgroups, leaves first. The process that calls is moved to the root before.
+fn remove_tree(path: &Path) {
+    if let Some(root) = path.parent().and_then(Path::parent) {
+        let _ = std::fs::write(root.join("cgroup.procs"), "0");
+    }
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree_below(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(path);
+}
+
+fn remove_tree_below(path: &Path) {
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree_below(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(path);
+}

@@ -1,0 +1,324 @@
+//! One daemon in its lab, with a registry beside it.
+
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use wharf_proto::cri as pb;
+
+use crate::cri::Cri;
+use crate::lab::{Lab, program};
+use crate::{Result, fixtures, guard, registry};
+
+/// What a test wants to be different.
+#[derive(Default, Clone)]
+pub struct Options {
+    /// Name of the default runtime handler; empty is `builtin`.
+    pub handler: String,
+    /// Lines added to wharf.toml at its top level.
+    pub settings: String,
+    /// Lines added at its end: tables.
+    pub tables: String,
+    /// Start the registry that asks for a password as well.
+    pub private_registry: bool,
+    /// Hide a cgroup2 mount beside version 1 (crun).
+    pub hide_cgroup2: bool,
+}
+
+impl Options {
+    /// Defaults with another runtime handler.
+    pub fn handler(name: &str) -> Self {
+        Self {
+            handler: name.into(),
+            hide_cgroup2: name == "crun",
+            ..Default::default()
+        }
+    }
+}
+
+/// A running daemon.
+pub struct Daemon {
+    pub lab: Lab,
+    /// Answers on the daemon's socket.
+    pub cri: Cri,
+    /// Logs of containers go below it.
+    pub logs: PathBuf,
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub socket: PathBuf,
+    pub config: PathBuf,
+    dir: TempDir,
+    process: Process,
+    finished: bool,
+}
+
+struct Process {
+    outer: Child,
+    pid: i32,
+}
+
+impl Daemon {
+    /// A daemon with all defaults.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    /// A daemon with the given options.
+    ///
+    /// # Panics
+    /// When it does not start; its log is shown.
+    pub async fn with(options: Options) -> Self {
+        Self::try_with(&options)
+            .await
+            .unwrap_or_else(|error| panic!("the daemon did not start: {error}"))
+    }
+
+    async fn try_with(options: &Options) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("we.").tempdir_in("/tmp")?;
+        let at = |name: &str| dir.path().join(name);
+        let storage = tokio::task::spawn_blocking(fixtures::storage).await??;
+        let lab = Lab::start(options.hide_cgroup2).await?;
+        registry::start(&lab, dir.path(), &storage, registry::ADDRESS).await?;
+        if options.private_registry {
+            registry::start(&lab, dir.path(), &storage, registry::PRIVATE).await?;
+        }
+        let config = at("wharf.toml");
+        std::fs::write(&config, settings(dir.path(), options))?;
+        let process = spawn(&lab, dir.path(), &config).await?;
+        let socket = at("run/wharf.sock");
+        Ok(Self {
+            cri: Cri::connect(&socket).await?,
+            logs: at("logs"),
+            state_dir: at("state"),
+            run_dir: at("run"),
+            lab,
+            socket,
+            config,
+            dir,
+            process,
+            finished: false,
+        })
+    }
+
+    /// A directory of this test, removed at its end.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The daemon's process, as the test sees it.
+    pub fn pid(&self) -> i32 {
+        self.process.pid
+    }
+
+    /// Everything that the daemon has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("wharf.log")).unwrap_or_default()
+    }
+
+    /// Sends the daemon a signal and waits until it has ended; returns its exit code, if it had one.
+    ///
+    /// # Errors
+    /// When it does not end within the harness's patience.
+    pub async fn end(&mut self, signal: Signal) -> Result<Option<i32>> {
+        kill(Pid::from_raw(self.process.pid), signal)?;
+        let status = tokio::time::timeout(crate::PATIENCE, self.process.outer.wait())
+            .await
+            .map_err(|_| format!("the daemon still runs {:?} after {signal}", crate::PATIENCE))??;
+        Ok(status.code())
+    }
+
+    /// Starts the daemon again after [`Daemon::end`], and connects to it.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_again(&mut self) -> Result {
+        self.process = spawn(&self.lab, self.dir.path(), &self.config).await?;
+        self.cri = Cri::connect(&self.socket).await?;
+        Ok(())
+    }
+
+    /// SIGKILL, and a new start at once.
+    ///
+    /// # Panics
+    /// When it does not start again.
+    pub async fn crash(&mut self) {
+        self.end(Signal::SIGKILL).await.expect("SIGKILL ends a process");
+        self.start_again().await.expect("a daemon starts after SIGKILL");
+    }
+
+    /// The `wharf` command in the lab, speaking to this daemon.
+    pub fn wharf(&self, args: &[&str]) -> Command {
+        let mut command = self.lab.command(program("wharf").expect("wharf is built"));
+        command
+            .arg("--endpoint")
+            .arg(format!("unix://{}", self.socket.display()))
+            .args(args);
+        command.env("COLUMNS", "200").stdin(Stdio::null());
+        command
+    }
+
+    /// Pulls a fixture image and returns its reference.
+    ///
+    /// # Panics
+    /// When the pull fails.
+    pub async fn pull(&self, name: &str) -> String {
+        let reference = registry::reference(name);
+        self.cri
+            .pull(&reference)
+            .await
+            .unwrap_or_else(|status| panic!("pull {reference}: {status}"));
+        reference
+    }
+
+    /// A minimal pod configuration that logs into this daemon's directory.
+    pub fn pod(&self, name: &str) -> pb::PodSandboxConfig {
+        crate::pod(name, &self.logs)
+    }
+
+    /// Runs a pod with one busybox container that executes the shell line; returns both ids.
+    ///
+    /// # Panics
+    /// When a step fails.
+    pub async fn running(&self, name: &str, line: &str) -> (String, String) {
+        let config = self.pod(name);
+        let pod = self.cri.run_pod(&config, "").await.expect("RunPodSandbox");
+        let container = self
+            .started(&pod, &config, &crate::container("main", &self.busybox().await, line))
+            .await;
+        (pod, container)
+    }
+
+    /// Creates and starts a container.
+    ///
+    /// # Panics
+    /// When a step fails.
+    pub async fn started(&self, pod: &str, sandbox: &pb::PodSandboxConfig, container: &pb::ContainerConfig) -> String {
+        let id = self.cri.create(pod, container, sandbox).await.expect("CreateContainer");
+        self.cri.start(&id).await.expect("StartContainer");
+        id
+    }
+
+    /// Reference of the busybox image, pulled when it is not there.
+    ///
+    /// # Panics
+    /// When a call fails.
+    pub async fn busybox(&self) -> String {
+        let reference = registry::reference("busybox:latest");
+        match self.cri.image(&reference).await.expect("ImageStatus") {
+            Some(_) => reference,
+            None => self.pull("busybox:latest").await,
+        }
+    }
+
+    /// Stops and removes a pod.
+    ///
+    /// # Panics
+    /// When a call fails.
+    pub async fn gone(&self, pod: &str) {
+        self.cri.stop_pod(pod).await.expect("StopPodSandbox");
+        self.cri.remove_pod(pod).await.expect("RemovePodSandbox");
+    }
+
+    /// Removes every pod, checks that nothing is left of them, ends the daemon in order, and checks again.
+    ///
+    /// # Panics
+    /// When something is left; the message names it.
+    pub async fn finish(mut self) {
+        self.finished = true;
+        for pod in self.cri.pods(None).await.expect("ListPodSandbox") {
+            self.gone(&pod.id).await;
+        }
+        guard::pods_left_nothing(&self).await;
+        let code = self.end(Signal::SIGTERM).await.expect("SIGTERM ends the daemon");
+        assert_eq!(
+            code,
+            Some(0),
+            "exit code of the daemon after SIGTERM; its log:\n{}",
+            self.log()
+        );
+        let left: Vec<_> = self
+            .lab
+            .processes()
+            .into_iter()
+            .filter(|(_, line)| !line.contains("registry"))
+            .collect();
+        assert!(left.is_empty(), "processes left when the daemon has ended: {left:?}");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "---- log of the daemon in {}:\n{}----",
+                self.dir.path().display(),
+                self.log()
+            );
+        } else if !self.finished {
+            panic!("a test must end with finish(), so that what is left over is seen");
+        }
+    }
+}
+
+fn settings(dir: &Path, options: &Options) -> String {
+    let handler = if options.handler.is_empty() {
+        "builtin"
+    } else {
+        &options.handler
+    };
+    format!(
+        "state_dir = '{dir}/state'\nrun_dir = '{dir}/run'\ndefault_runtime = '{handler}'\n{settings}\n\
+         [log]\nlevel = 'debug'\n\
+         [runtimes.runc]\npath = '/usr/sbin/runc'\n[runtimes.crun]\npath = '/usr/bin/crun'\n{tables}\n",
+        dir = dir.display(),
+        settings = options.settings,
+        tables = options.tables,
+    )
+}
+
+/// Starts the daemon and waits until it says, as to systemd, that it is ready.
+async fn spawn(lab: &Lab, dir: &Path, config: &Path) -> Result<Process> {
+    let notify = dir.join("notify.sock");
+    let _ = std::fs::remove_file(&notify);
+    let ready = UnixDatagram::bind(&notify)?;
+    ready.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("wharf.log"))?;
+    let mut outer = lab
+        .command(program("wharf")?)
+        .args(["serve", "--config"])
+        .arg(config)
+        .env("NOTIFY_SOCKET", &notify)
+        .env("RUST_BACKTRACE", "1")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?;
+    let end = std::time::Instant::now() + crate::PATIENCE;
+    loop {
+        let ready = ready.try_clone()?;
+        let mut message = [0; 4096];
+        let read =
+            tokio::task::spawn_blocking(move || ready.recv(&mut message).map(|length| message[..length].to_vec()));
+        match read.await? {
+            Ok(text) if String::from_utf8_lossy(&text).lines().any(|line| line == "READY=1") => break,
+            _ if outer.try_wait()?.is_some() || std::time::Instant::now() > end => {
+                let log = std::fs::read_to_string(dir.join("wharf.log")).unwrap_or_default();
+                return Err(format!("not ready, its log:\n{log}").into());
+            }
+            _ => {}
+        }
+    }
+    let pid = lab.inner_pid(&outer).await?;
+    Ok(Process { outer, pid })
+}
