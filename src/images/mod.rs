@@ -7,7 +7,10 @@
 
 mod error;
 mod image;
+mod manifest;
+mod platform;
 pub mod reference;
+mod registry;
 pub mod rootfs;
 pub mod unpack;
 

@@ -1,0 +1,286 @@
+//! Manifests and indexes, of OCI and of Docker, checked for what they could do to us.
+
+use serde::Deserialize;
+
+use super::{Error, Layer, Result, platform::Host, reference::is_digest, registry::Document};
+
+/// What is asked for, as an `Accept` header.
+pub(super) const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.docker.distribution.manifest.v2+json";
+
+const INDEXES: [&str; 2] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+const MANIFESTS: [&str; 2] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+const CONFIGS: [&str; 2] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+];
+
+/// overlayfs takes this many lower directories.
+const MAX_LAYERS: usize = 500;
+/// Largest layer, compressed.
+const MAX_LAYER: u64 = 1 << 40;
+
+/// What a document turned out to be.
+#[derive(Debug)]
+pub(super) enum Parsed {
+    /// The digest of the manifest in it that fits this machine.
+    Index {
+        chosen: String,
+    },
+    Manifest(Manifest),
+}
+
+/// The manifest of one image. Layers have no diff IDs yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Manifest {
+    pub config: Descriptor,
+    pub layers: Vec<Descriptor>,
+}
+
+/// Points at a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Descriptor {
+    pub digest: String,
+    pub size: u64,
+}
+
+impl Manifest {
+    /// Bytes of the blobs.
+    pub fn size(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.size).sum::<u64>() + self.config.size
+    }
+
+    /// The layers with their diff IDs, which the configuration gives.
+    ///
+    /// # Errors
+    /// When there are not as many, or one is malformed.
+    pub fn with_diff_ids(&self, diff_ids: &[String]) -> Result<Vec<Layer>> {
+        let bad = |reason: String| Error::BadContent {
+            what: format!("image configuration {}", self.config.digest),
+            reason,
+        };
+        if diff_ids.len() != self.layers.len() {
+            return Err(bad(format!(
+                "it lists {} layers, the manifest {}",
+                diff_ids.len(),
+                self.layers.len()
+            )));
+        }
+        if !diff_ids.iter().all(|diff_id| is_digest(diff_id)) {
+            return Err(bad("a diff ID is not a sha256 digest".into()));
+        }
+        Ok(self
+            .layers
+            .iter()
+            .zip(diff_ids)
+            .map(|(layer, diff_id)| Layer {
+                digest: layer.digest.clone(),
+                diff_id: diff_id.clone(),
+                size: layer.size,
+            })
+            .collect())
+    }
+}
+
+/// Reads `document` and, in an index, chooses what fits `host`.
+///
+/// # Errors
+/// When it is neither, is ambiguous, has nothing for this machine, or has values out of bounds.
+pub(super) fn parse(document: &Document, host: &Host) -> Result<Parsed> {
+    let bad = |reason: String| Error::BadContent {
+        what: format!("manifest {}", document.digest),
+        reason,
+    };
+    let file: File =
+        serde_json::from_slice(&document.bytes).map_err(|error| bad(format!("it can't be read: {error}")))?;
+    // A document that is both could be read in two ways under one digest.
+    if file.manifests.is_some() && (file.layers.is_some() || file.config.is_some()) {
+        return Err(bad("it is both an index and a manifest".into()));
+    }
+    let media_type = file.media_type.as_deref().unwrap_or(&document.media_type);
+    let known = INDEXES.contains(&media_type) || MANIFESTS.contains(&media_type);
+    if file.schema_version != 2 || (!known && file.media_type.is_some()) {
+        return Err(bad(format!("media type {media_type:?} is not supported")));
+    }
+    if let Some(manifests) = file.manifests {
+        if MANIFESTS.contains(&media_type) {
+            return Err(bad("it says that it is a manifest and is an index".into()));
+        }
+        let chosen = host
+            .choose(&manifests)
+            .ok_or_else(|| bad(format!("it has no image for {host}")))?;
+        let digest = chosen.digest.clone();
+        return if is_digest(&digest) {
+            Ok(Parsed::Index { chosen: digest })
+        } else {
+            Err(bad("a digest is not sha256".into()))
+        };
+    }
+    if INDEXES.contains(&media_type) {
+        return Err(bad("it says that it is an index and is none".into()));
+    }
+    let (Some(config), Some(layers)) = (file.config, file.layers) else {
+        return Err(bad("it has no configuration or no layers".into()));
+    };
+    if !config.media_type.is_empty() && !CONFIGS.contains(&config.media_type.as_str()) {
+        return Err(bad(format!(
+            "it is not an image: its configuration has media type {:?}",
+            config.media_type
+        )));
+    }
+    if layers.len() > MAX_LAYERS {
+        return Err(bad(format!("{} layers are too many", layers.len())));
+    }
+    if let Some(layer) = layers.iter().find(|layer| !is_layer(&layer.media_type)) {
+        return Err(bad(format!("layer media type {:?} is not supported", layer.media_type)));
+    }
+    let descriptor = |entry: &Entry| {
+        if !is_digest(&entry.digest) {
+            return Err(bad("a digest is not sha256".into()));
+        }
+        match u64::try_from(entry.size) {
+            Ok(size) if size <= MAX_LAYER => Ok(Descriptor {
+                digest: entry.digest.clone(),
+                size,
+            }),
+            _ => Err(bad(format!("a size of {} bytes is out of bounds", entry.size))),
+        }
+    };
+    Ok(Parsed::Manifest(Manifest {
+        config: descriptor(&config)?,
+        layers: layers.iter().map(descriptor).collect::<Result<_>>()?,
+    }))
+}
+
+/// Archives, however compressed: what they are is seen from their first bytes. Encrypted ones and other things are not.
+fn is_layer(media_type: &str) -> bool {
+    let plain = media_type
+        .strip_suffix("+gzip")
+        .or_else(|| media_type.strip_suffix("+zstd"))
+        .or_else(|| media_type.strip_suffix(".gzip"))
+        .or_else(|| media_type.strip_suffix(".zstd"))
+        .unwrap_or(media_type);
+    matches!(
+        plain,
+        "application/vnd.oci.image.layer.v1.tar"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
+            | "application/vnd.docker.image.rootfs.diff.tar"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar"
+    )
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct File {
+    #[serde(default)]
+    schema_version: u32,
+    media_type: Option<String>,
+    manifests: Option<Vec<Entry>>,
+    config: Option<Entry>,
+    layers: Option<Vec<Entry>>,
+}
+
+/// A descriptor as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Entry {
+    #[serde(default)]
+    pub media_type: String,
+    pub digest: String,
+    #[serde(default)]
+    pub size: i64,
+    pub platform: Option<super::platform::Platform>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+    fn parsed(json: &str, media_type: &str) -> Result<Parsed> {
+        let document = Document {
+            bytes: json.replace("DIGEST", A).into_bytes().into(),
+            digest: A.into(),
+            media_type: media_type.into(),
+        };
+        parse(&document, &Host::new("amd64", ""))
+    }
+
+    #[test]
+    fn docker_and_oci_manifests_are_read() {
+        for (media_type, config, layer) in [
+            (MANIFESTS[0], CONFIGS[0], "application/vnd.oci.image.layer.v1.tar+zstd"),
+            (
+                MANIFESTS[1],
+                CONFIGS[1],
+                "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            ),
+        ] {
+            let json = format!(
+                r#"{{"schemaVersion":2,"config":{{"mediaType":"{config}","digest":"DIGEST","size":7}},
+                "layers":[{{"mediaType":"{layer}","digest":"DIGEST","size":35}}]}}"#
+            );
+            let Parsed::Manifest(manifest) = parsed(&json, media_type).unwrap() else {
+                panic!("not a manifest")
+            };
+            assert_eq!(manifest.size(), 42);
+            assert!(manifest.with_diff_ids(&[]).is_err());
+            assert!(manifest.with_diff_ids(&["x".into()]).is_err());
+            assert_eq!(manifest.with_diff_ids(&[A.into()]).unwrap()[0].size, 35);
+        }
+    }
+
+    #[test]
+    fn hostile_and_foreign_documents_are_refused() {
+        let layer = r#""mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"DIGEST""#;
+        for (json, reason) in [
+            ("[", "can't be read"),
+            (r#"{"schemaVersion":1}"#, "not supported"),
+            (r#"{"schemaVersion":2,"mediaType":"x/y"}"#, "not supported"),
+            (r#"{"schemaVersion":2}"#, "no configuration"),
+            (r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#, "both"),
+            (r#"{"schemaVersion":2,"manifests":[]}"#, "no image for linux/amd64"),
+            (
+                r#"{"schemaVersion":2,"config":{"digest":"sha512:00","size":1},"layers":[]}"#,
+                "not sha256",
+            ),
+            (
+                r#"{"schemaVersion":2,"config":{"digest":"DIGEST","size":-1},"layers":[]}"#,
+                "out of bounds",
+            ),
+            (
+                r#"{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"DIGEST","size":2},"layers":[]}"#,
+                "not an image",
+            ),
+            (
+                &format!(
+                    r#"{{"schemaVersion":2,"config":{{"digest":"DIGEST","size":1}},"layers":[{{{layer},"size":9223372036854775807}}]}}"#
+                ),
+                "out of bounds",
+            ),
+            (
+                r#"{"schemaVersion":2,"config":{"digest":"DIGEST","size":1},"layers":[{"mediaType":"text/plain","digest":"DIGEST","size":1}]}"#,
+                "layer media type",
+            ),
+            (
+                &format!(
+                    r#"{{"schemaVersion":2,"config":{{"digest":"DIGEST","size":1}},"layers":[{}]}}"#,
+                    vec![format!("{{{layer}}}"); 501].join(",")
+                ),
+                "too many",
+            ),
+        ] {
+            let error = parsed(json, "").unwrap_err().to_string();
+            assert!(error.contains(reason), "{json}: {error}");
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! One pull's view of one repository: authentication, retries and mirrors around single requests.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode, Uri,
+    header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER},
+};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Mutex;
+
+use super::{
+    BlobStream, MAX_DOCUMENT, auth,
+    auth::Credentials,
+    challenge::{self, Challenge},
+    endpoint::{Endpoint, endpoints},
+    transport::{Answer, Failure, Http, Message, host_of, read},
+};
+use crate::images::{Error, Reference, Result, manifest};
+
+/// Longest answer of a token server, and longest error document that is looked at.
+const MAX_TOKEN: usize = 1 << 20;
+const MAX_ERROR: usize = 16 << 10;
+/// A registry that can't be connected to gets fewer chances than a busy one: kubelet comes again.
+const MAX_CONNECTS: u32 = 3;
+/// Longest wait that a registry can ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// A manifest or index as the registry sent it, with the digest of its bytes.
+#[derive(Debug, Clone)]
+pub(in crate::images) struct Document {
+    pub bytes: Bytes,
+    pub digest: String,
+    /// The header's; what the document says itself counts more.
+    pub media_type: String,
+}
+
+/// A repository with credentials. Cheap to clone; tokens are shared.
+#[derive(Clone)]
+pub(in crate::images) struct Session(Arc<Inner>);
+
+struct Inner {
+    http: Arc<Http>,
+    repository: String,
+    endpoints: Vec<Endpoint>,
+    credentials: Option<Credentials>,
+    /// What the endpoints accepted last, by host. Held while a token is fetched, so that layers fetch one together.
+    authorizations: Mutex<HashMap<String, HeaderValue>>,
+}
+
+impl Session {
+    pub(super) fn new(http: Arc<Http>, reference: &Reference, credentials: Option<Credentials>) -> Self {
+        let endpoints = endpoints(&http.registries, reference);
+        Self(Arc::new(Inner {
+            repository: reference.repository.clone(),
+            endpoints,
+            credentials,
+            authorizations: Mutex::default(),
+            http,
+        }))
+    }
+
+    pub(super) fn endpoints(&self) -> &[Endpoint] {
+        &self.0.endpoints
+    }
+
+    pub(super) fn http(&self) -> &Http {
+        &self.0.http
+    }
+
+    /// The manifest or index that `selector` (a tag or digest) names. A digest is checked.
+    ///
+    /// # Errors
+    /// Of the registry itself, if all mirrors failed too.
+    pub async fn manifest(&self, selector: &str) -> Result<Document> {
+        let what = format!("manifest {}:{selector}", self.0.repository).replace(":sha256:", "@sha256:");
+        let mut last = None;
+        for endpoint in &self.0.endpoints {
+            match self.manifest_from(endpoint, selector, &what).await {
+                Ok(document) => return Ok(document),
+                Err(error) => {
+                    if endpoint.mirror {
+                        tracing::debug!(%error, mirror = endpoint.host, "a mirror does not help");
+                    }
+                    last = Some(error);
+                }
+            }
+        }
+        Err(last.unwrap_or(Error::NotFound {
+            what,
+            host: String::new(),
+        }))
+    }
+
+    async fn manifest_from(&self, endpoint: &Endpoint, selector: &str, what: &str) -> Result<Document> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(manifest::ACCEPTED));
+        let answer = self
+            .get(endpoint, &format!("manifests/{selector}"), headers, what)
+            .await?;
+        let media_type = answer
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split(';').next())
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        let promised = answer
+            .headers()
+            .get("docker-content-digest")
+            .and_then(|value| value.to_str().ok())
+            .filter(|digest| digest.starts_with("sha256:"))
+            .map(ToOwned::to_owned);
+        let bytes = read(answer.into_body(), MAX_DOCUMENT, self.0.http.patience.stall)
+            .await
+            .map_err(|reason| Error::Registry {
+                what: what.to_owned(),
+                host: endpoint.host.clone(),
+                reason,
+            })?;
+        let digest = digest_of(&bytes);
+        let expected = if selector.starts_with("sha256:") {
+            Some(selector.to_owned())
+        } else {
+            promised
+        };
+        match expected {
+            Some(expected) if expected != digest => Err(Error::Mismatch {
+                what: what.to_owned(),
+                expected,
+                got: digest,
+            }),
+            _ => Ok(Document {
+                bytes,
+                digest,
+                media_type,
+            }),
+        }
+    }
+
+    /// A small blob, whole and checked.
+    ///
+    /// # Errors
+    /// When it is larger than [`MAX_DOCUMENT`], can't be had or has another digest.
+    pub async fn document(&self, digest: &str, size: u64) -> Result<Bytes> {
+        if size > MAX_DOCUMENT as u64 {
+            return Err(Error::BadContent {
+                what: format!("blob {digest}"),
+                reason: format!("{size} bytes are too many for a configuration"),
+            });
+        }
+        let mut stream = self.blob(digest, size);
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.next().await? {
+            bytes.extend_from_slice(&chunk);
+        }
+        let got = digest_of(&bytes);
+        if got != digest {
+            return Err(Error::Mismatch {
+                what: format!("blob {digest}"),
+                expected: digest.to_owned(),
+                got,
+            });
+        }
+        Ok(bytes.into())
+    }
+
+    /// The bytes of a blob of `size` bytes, not hashed yet.
+    pub fn blob(&self, digest: &str, size: u64) -> BlobStream {
+        BlobStream::new(self.clone(), digest, size)
+    }
+
+    /// GETs `path` below the repository, with authentication and retries; the status is 200 or 206.
+    pub(super) async fn get(
+        &self,
+        endpoint: &Endpoint,
+        path: &str,
+        headers: HeaderMap,
+        what: &str,
+    ) -> Result<http::Response<hyper::body::Incoming>> {
+        let patience = &self.0.http.patience;
+        let uri: Uri = format!("{}/{path}{}", endpoint.base, endpoint.query)
+            .parse()
+            .map_err(|_| Error::Registry {
+                what: what.to_owned(),
+                host: endpoint.host.clone(),
+                reason: "its address is malformed".into(),
+            })?;
+        let mut message = Message::get(uri);
+        message.headers = headers;
+        let mut attempt = 0;
+        let mut asked = false;
+        loop {
+            attempt += 1;
+            message.authorization = self.authorization(endpoint).await;
+            let (reason, wait) = match self.0.http.send(message.clone()).await {
+                Err(Failure::Network { host, reason }) => {
+                    if attempt >= patience.attempts.min(MAX_CONNECTS) {
+                        return Err(Error::RegistryUnavailable { host, reason });
+                    }
+                    (reason, None)
+                }
+                Err(Failure::Refused { host, reason }) => {
+                    return Err(Error::Registry {
+                        what: what.to_owned(),
+                        host,
+                        reason,
+                    });
+                }
+                Ok(Answer { response, foreign }) => match response.status() {
+                    StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
+                    StatusCode::UNAUTHORIZED if !foreign => {
+                        if std::mem::replace(&mut asked, true) {
+                            return Err(self.denied(endpoint, response, what).await);
+                        }
+                        self.authenticate(endpoint, &message, response.headers(), what).await?;
+                        attempt -= 1;
+                        continue;
+                    }
+                    status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+                        (format!("it answered {status}"), retry_after(response.headers()))
+                    }
+                    // The address that we were redirected to has expired.
+                    status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if foreign => {
+                        (format!("the host that it redirects to answered {status}"), None)
+                    }
+                    _ => return Err(self.refused(endpoint, response, what).await),
+                },
+            };
+            if attempt >= patience.attempts {
+                return Err(Error::RegistryUnavailable {
+                    host: endpoint.host.clone(),
+                    reason,
+                });
+            }
+            tracing::debug!(host = endpoint.host, reason, attempt, "a registry request is repeated");
+            let wait = wait.unwrap_or(patience.back_off * 2_u32.saturating_pow(attempt - 1));
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// What to show to `endpoint` without having been asked.
+    async fn authorization(&self, endpoint: &Endpoint) -> Option<HeaderValue> {
+        if let Some(known) = self.0.authorizations.lock().await.get(&endpoint.host) {
+            return Some(known.clone());
+        }
+        match self.credentials(endpoint) {
+            Some(Credentials::Registry(token)) => auth::bearer(token),
+            _ => None,
+        }
+    }
+
+    /// Mirrors get no credentials: they were given for the registry.
+    fn credentials(&self, endpoint: &Endpoint) -> Option<&Credentials> {
+        self.0.credentials.as_ref().filter(|_| !endpoint.mirror)
+    }
+
+    /// Finds what `endpoint` wants after it answered `refused` with 401.
+    async fn authenticate(
+        &self,
+        endpoint: &Endpoint,
+        refused: &Message,
+        headers: &HeaderMap,
+        what: &str,
+    ) -> Result<()> {
+        let mut known = self.0.authorizations.lock().await;
+        if known
+            .get(&endpoint.host)
+            .is_some_and(|now| Some(now) != refused.authorization.as_ref())
+        {
+            // Another request has renewed it meanwhile.
+            return Ok(());
+        }
+        known.remove(&endpoint.host);
+        let unauthorized = |reason: &str| Error::Unauthorized {
+            what: what.to_owned(),
+            host: endpoint.host.clone(),
+            reason: reason.to_owned(),
+        };
+        let credentials = self.credentials(endpoint);
+        let value = match challenge::best(headers) {
+            None => return Err(unauthorized("it does not say how to authenticate")),
+            Some(Challenge::Basic) => credentials
+                .and_then(Credentials::basic)
+                .ok_or_else(|| unauthorized("it wants a user name and password"))?,
+            Some(Challenge::Bearer { realm, service, scope }) => {
+                if let Some(Credentials::Registry(_)) = credentials {
+                    return Err(unauthorized("the registry token is not accepted"));
+                }
+                let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.0.repository));
+                let request = token_request(&refused.uri, &realm, service.as_deref(), &scope, credentials)
+                    .ok_or_else(|| unauthorized("its token server has an address that can't be used"))?;
+                let token = self.token(request, what).await?;
+                auth::bearer(&token).ok_or_else(|| unauthorized("its token server sent a malformed token"))?
+            }
+        };
+        known.insert(endpoint.host.clone(), value);
+        Ok(())
+    }
+
+    async fn token(&self, request: Message, what: &str) -> Result<String> {
+        let host = host_of(&request.uri);
+        let patience = &self.0.http.patience;
+        let mut attempt = 1;
+        let response = loop {
+            let reason = match self.0.http.send(request.clone()).await {
+                Ok(Answer { response, .. }) if response.status() == StatusCode::OK => break response,
+                Ok(Answer { response, .. })
+                    if !response.status().is_server_error() && response.status() != StatusCode::TOO_MANY_REQUESTS =>
+                {
+                    return Err(Error::Unauthorized {
+                        what: what.to_owned(),
+                        host,
+                        reason: format!("the token server answered {}", response.status()),
+                    });
+                }
+                Ok(Answer { response, .. }) => format!("the token server answered {}", response.status()),
+                Err(Failure::Network { reason, .. } | Failure::Refused { reason, .. }) => reason,
+            };
+            attempt += 2;
+            if attempt > patience.attempts {
+                return Err(Error::RegistryUnavailable { host, reason });
+            }
+            tokio::time::sleep(patience.back_off * attempt).await;
+        };
+        let unusable = |reason: String| Error::Registry {
+            what: "token".into(),
+            host: host.clone(),
+            reason,
+        };
+        let body = read(response.into_body(), MAX_TOKEN, patience.stall)
+            .await
+            .map_err(unusable)?;
+        let answer: TokenAnswer =
+            serde_json::from_slice(&body).map_err(|_| unusable("the token server's answer can't be read".into()))?;
+        answer
+            .token
+            .or(answer.access_token)
+            .filter(|token| !token.is_empty())
+            .ok_or_else(|| unusable("the token server sent no token".into()))
+    }
+
+    async fn denied(&self, endpoint: &Endpoint, response: http::Response<hyper::body::Incoming>, what: &str) -> Error {
+        let status = response.status();
+        let code = self.error_code(response).await;
+        Error::Unauthorized {
+            what: what.to_owned(),
+            host: endpoint.host.clone(),
+            reason: format!("it answered {status}{code}"),
+        }
+    }
+
+    async fn refused(&self, endpoint: &Endpoint, response: http::Response<hyper::body::Incoming>, what: &str) -> Error {
+        let (what, host) = (what.to_owned(), endpoint.host.clone());
+        match response.status() {
+            StatusCode::NOT_FOUND => Error::NotFound { what, host },
+            StatusCode::FORBIDDEN => self.denied(endpoint, response, &what).await,
+            status => {
+                let code = self.error_code(response).await;
+                Error::Registry {
+                    what,
+                    host,
+                    reason: format!("it answered {status}{code}"),
+                }
+            }
+        }
+    }
+
+    /// The code in an error document, such as ` (DENIED)`. What it says in prose is not repeated: it can be anything.
+    async fn error_code(&self, response: http::Response<hyper::body::Incoming>) -> String {
+        #[derive(Deserialize)]
+        struct Errors {
+            errors: Vec<OneError>,
+        }
+        #[derive(Deserialize)]
+        struct OneError {
+            code: String,
+        }
+        let code = async {
+            let body = read(response.into_body(), MAX_ERROR, self.0.http.patience.stall)
+                .await
+                .ok()?;
+            let first = serde_json::from_slice::<Errors>(&body)
+                .ok()?
+                .errors
+                .into_iter()
+                .next()?
+                .code;
+            let sane = first.len() <= 40 && first.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+            sane.then(|| format!(" ({first})"))
+        };
+        code.await.unwrap_or_default()
+    }
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+/// The request for a token: POST with an identity token, else GET, with the password if there is one. A token server
+/// on plain HTTP is accepted only from a registry on plain HTTP.
+fn token_request(
+    registry: &Uri,
+    realm: &str,
+    service: Option<&str>,
+    scope: &str,
+    credentials: Option<&Credentials>,
+) -> Option<Message> {
+    let uri: Uri = realm.parse().ok()?;
+    uri.authority()?;
+    match uri.scheme_str() {
+        Some("https") => {}
+        Some("http") if registry.scheme_str() == Some("http") => {}
+        _ => return None,
+    }
+    let mut form = Form::default();
+    if let Some(service) = service {
+        form.add("service", service);
+    }
+    form.add("scope", scope);
+    if let Some(Credentials::Identity(token)) = credentials {
+        form.add("grant_type", "refresh_token");
+        form.add("client_id", "wharf");
+        form.add("refresh_token", token);
+        let mut message = Message::get(uri);
+        message.method = Method::POST;
+        message.headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/x-www-form-urlencoded"),
+        );
+        message.body = form.0.into();
+        return Some(message);
+    }
+    if let Some(Credentials::Password { user, .. }) = credentials {
+        form.add("account", user);
+    }
+    let separator = if realm.contains('?') { '&' } else { '?' };
+    let mut message = Message::get(format!("{realm}{separator}{}", form.0).parse().ok()?);
+    message.authorization = credentials.and_then(Credentials::basic);
+    Some(message)
+}
+
+/// `application/x-www-form-urlencoded`.
+#[derive(Default)]
+struct Form(String);
+
+impl Form {
+    fn add(&mut self, name: &str, value: &str) {
+        if !self.0.is_empty() {
+            self.0.push('&');
+        }
+        self.0.push_str(name);
+        self.0.push('=');
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+                self.0.push(char::from(byte));
+            } else {
+                self.0.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text)
+            .ok()?
+            .duration_since(std::time::SystemTime::now())
+            .unwrap_or_default(),
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+/// `sha256:...` of `bytes`.
+pub(in crate::images) fn digest_of(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
