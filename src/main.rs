@@ -1,4 +1,7 @@
-//! Parses the command line and hands over.
-fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! Hands the command line over.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wharf::cli::main(std::env::args_os())
 }

@@ -1,1 +1,178 @@
+//! The `wharf` command: what people type.
+//!
+//! This room owns words on the command line, tables, messages and exit codes. It must never touch the daemon's files
+//! or the kernel objects of a container: everything it does is a gRPC call, plain CRI wherever CRI has one, so that
+//! most commands work with any CRI runtime's socket. What it may read itself are log files, whose paths CRI gives
+//! away for that purpose. `serve` and `doctor` (when no daemon answers) are the two commands that call the rooms
+//! below in this process.
+//!
+//! One file per command; what commands share is in `client` (the connection), `resolve` (names to ids), `output`
+//! (tables, JSON, YAML), `units` (ages and sizes), `logfile` (the CRI log format) and `error` (messages, exit codes).
 
+mod client;
+mod completions;
+mod doctor;
+mod error;
+mod exec;
+mod images;
+mod info;
+mod inspect;
+mod logfile;
+mod logging;
+mod logs;
+mod output;
+mod pods;
+mod ps;
+mod pull;
+mod resolve;
+mod rm;
+mod rmi;
+mod run;
+mod serve;
+mod stop;
+mod units;
+mod version;
+mod wait;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use client::Client;
+use error::{Error, Outcome};
+
+/// Runs containers on this node.
+#[derive(Parser)]
+#[command(
+    name = "wharf",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Args)]
+struct Global {
+    /// Socket of the daemon, or of any CRI runtime [env: WHARF_ENDPOINT] [default: the configuration's socket]
+    #[arg(long, global = true, value_name = "unix:///PATH")]
+    endpoint: Option<String>,
+    /// Configuration file [default: /etc/wharf/wharf.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How long a call may take, for example 90s or 5m [default: 1m for quick calls, no limit for others]
+    #[arg(long, global = true, value_name = "TIME", value_parser = units::parse_duration)]
+    timeout: Option<Duration>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon
+    Serve(serve::Arguments),
+    /// Run a command in a new container
+    Run(Box<run::Arguments>),
+    /// List containers
+    Ps(ps::Arguments),
+    /// List pods
+    Pods(pods::Arguments),
+    /// Show what a container has written
+    Logs(logs::Arguments),
+    /// Run a command in a running container
+    Exec(exec::Arguments),
+    /// Stop containers or pods
+    Stop(stop::Arguments),
+    /// Remove containers or pods
+    Rm(rm::Arguments),
+    /// Fetch an image from a registry
+    Pull(pull::Arguments),
+    /// List images
+    Images(images::Arguments),
+    /// Remove images
+    Rmi(rmi::Arguments),
+    /// Show all about a container, a pod or an image
+    Inspect(inspect::Arguments),
+    /// Show the state of the daemon
+    Info(info::Arguments),
+    /// Show the versions of this command and of the daemon
+    Version(version::Arguments),
+    /// Say what the machine lacks for running containers, and what to do
+    Doctor(doctor::Arguments),
+    /// Print a completion script for a shell
+    Completions(completions::Arguments),
+}
+
+/// Parses the command line, does what it says, and returns the exit code.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(problem) => {
+            // Docker's habit: a wrong command line of `run` is 125, so that it isn't taken for the container's code.
+            let code = if problem.use_stderr() { 125 } else { 0 };
+            let _ = problem.print();
+            return ExitCode::from(code);
+        }
+    };
+    match run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(problem) => problem.report(),
+    }
+}
+
+fn run(cli: Cli) -> Outcome {
+    let global = cli.global;
+    match cli.command {
+        Command::Serve(arguments) => serve::run(&global, &arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+        command => {
+            // One thread: a client waits far more than it works, and starts faster so.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|source| Error::new(format!("start the event loop: {source}")))?;
+            let outcome = runtime.block_on(call(&global, command));
+            // A read of stdin may still be pending on a helper thread; it must not keep the process.
+            runtime.shutdown_background();
+            outcome
+        }
+    }
+}
+
+async fn call(global: &Global, command: Command) -> Outcome {
+    let client = Client::new(global)?;
+    match command {
+        Command::Run(arguments) => run::run(&client, &arguments).await,
+        Command::Ps(arguments) => ps::run(&client, &arguments).await,
+        Command::Pods(arguments) => pods::run(&client, &arguments).await,
+        Command::Logs(arguments) => logs::run(&client, &arguments).await,
+        Command::Exec(arguments) => exec::run(&client, &arguments).await,
+        Command::Stop(arguments) => stop::run(&client, &arguments).await,
+        Command::Rm(arguments) => rm::run(&client, &arguments).await,
+        Command::Pull(arguments) => pull::run(&client, &arguments).await,
+        Command::Images(arguments) => images::run(&client, &arguments).await,
+        Command::Rmi(arguments) => rmi::run(&client, &arguments).await,
+        Command::Inspect(arguments) => inspect::run(&client, &arguments).await,
+        Command::Info(arguments) => info::run(&client, &arguments).await,
+        Command::Version(arguments) => version::run(&client, &arguments).await,
+        Command::Doctor(arguments) => doctor::run(&client, global, &arguments).await,
+        Command::Serve(_) | Command::Completions(_) => Ok(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

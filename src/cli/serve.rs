@@ -1,0 +1,56 @@
+//! `wharf serve`: the daemon, in this process.
+
+use std::path::Path;
+
+use super::error::{Error, Outcome};
+use super::{Global, logging};
+use crate::config::{self, Config};
+
+/// Arguments of `wharf serve`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Read the configuration, print it with its defaults, and end
+    #[arg(long)]
+    check: bool,
+}
+
+/// Runs the daemon until it is told to end.
+pub fn run(global: &Global, arguments: &Arguments) -> Outcome {
+    let mut config = config::load(global.config.as_deref()).map_err(|problem| Error::new(problem.to_string()))?;
+    if let Some(endpoint) = &global.endpoint {
+        let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
+        if !path.starts_with('/') {
+            return Err(Error::new(format!(
+                "the endpoint \"{endpoint}\" is not a socket's address"
+            )));
+        }
+        config.socket = Path::new(path).to_owned();
+    }
+    if arguments.check {
+        let text = toml::to_string(&config).map_err(|source| Error::new(format!("write configuration: {source}")))?;
+        super::output::text(&text)?;
+        return Ok(0);
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return Err(
+            Error::new("the daemon must run as root: it makes namespaces, mounts and cgroups")
+                .hint("Try `sudo wharf serve`."),
+        );
+    }
+    logging::start(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("wharf")
+        .build()
+        .map_err(|source| Error::new(format!("start the event loop: {source}")))?;
+    runtime.block_on(serve(config))?;
+    Ok(0)
+}
+
+/// The hook for the daemon: everything above is set up, everything below is the daemon's.
+async fn serve(config: Config) -> Result<(), Error> {
+    Err(Error::new(format!(
+        "this build has no daemon to serve {}",
+        config.socket.display()
+    )))
+}
