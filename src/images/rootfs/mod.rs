@@ -1,8 +1,20 @@
 //! Root filesystems of containers: overlay mounts over unpacked layers, their removal, and the figures of the
-//! filesystem below. Owns what is under a container's directory named `rootfs`, `upper`, `work`, `empty`; never knows
-//! images or records. All of it blocks: run it with `spawn_blocking`.
+//! filesystem below. Owns what a container's directory has under `rootfs`, `upper`, `work` and `empty`; never knows
+//! images or records, never follows a symlink a container made. All of it blocks: run it with `spawn_blocking`.
 
+mod overlay;
+mod remove;
+mod sys;
+#[cfg(test)]
+mod tests;
+mod usage;
+
+use std::io;
 use std::path::{Path, PathBuf};
+
+pub use overlay::{mount, unmount};
+pub use remove::{remove_at, remove_tree};
+pub use usage::{mountpoint, usage};
 
 /// Usage of a filesystem or of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,37 +30,33 @@ pub struct FsUsage {
 /// Why a root filesystem could not be mounted, unmounted, measured or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{what} {path}: {source}")]
+    /// The kernel said no.
+    #[error("{what} {}: {source}", path.display())]
     Io {
         what: &'static str,
         path: PathBuf,
-        source: std::io::Error,
+        source: io::Error,
     },
+    /// overlayfs said no; `log` is what it explained, if anything.
+    #[error("mount overlay of {layers} layers at {}: {source}{}{log}", path.display(), if log.is_empty() { "" } else { ": " })]
+    Overlay {
+        path: PathBuf,
+        layers: usize,
+        log: String,
+        source: io::Error,
+    },
+    /// Something is mounted there already.
+    #[error("mount overlay at {}: it is a mount point already", path.display())]
+    AlreadyMounted { path: PathBuf },
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Mounts `layers` (top first; may be empty) at `container_dir/rootfs` with a fresh or kept `upper`. Returns that path.
-pub fn mount(_layers: &[PathBuf], _container_dir: &Path) -> Result<PathBuf> {
-    todo!()
-}
-
-/// Unmounts `container_dir/rootfs`. Nothing mounted, or no such directory, is success.
-pub fn unmount(_container_dir: &Path) -> Result<()> {
-    todo!()
-}
-
-/// Bytes and inodes of the tree at `root`, which stays on its filesystem, and where that one is mounted.
-pub fn usage(_root: &Path) -> Result<FsUsage> {
-    todo!()
-}
-
-/// Where the filesystem that holds `path` is mounted.
-pub fn mountpoint(_path: &Path) -> Result<PathBuf> {
-    todo!()
-}
-
-/// Removes `path` and all below it. Follows no symlink and refuses to enter a mount. Absent is success.
-pub fn remove_tree(_path: &Path) -> Result<()> {
-    todo!()
+/// For `map_err`: an errno with the attempt and the object.
+fn io_at(what: &'static str, path: &Path) -> impl FnOnce(nix::errno::Errno) -> Error {
+    move |errno| Error::Io {
+        what,
+        path: path.to_owned(),
+        source: errno.into(),
+    }
 }

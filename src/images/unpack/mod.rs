@@ -1,27 +1,36 @@
 //! Turns a layer's tar stream into a directory of the overlay. Owns the tar reader and the extraction; everything in
-//! the stream is hostile until checked. Never writes outside the layer's root, never follows a symlink, never syncs
-//! (the images room does one `syncfs` per pull), never knows registries or digests.
+//! the stream is hostile until checked. Never writes outside the layer's root, never follows a symlink out of it, never
+//! syncs (the images room does one `syncfs` per pull), never knows registries or digests. May ask `rootfs` to remove.
+//!
+//! `header` and `pax` parse bytes, `reader` makes entries of them, `name` makes names safe, `dirs` walks to an entry's
+//! directory, `extract` creates it there.
+
+mod dirs;
+mod extract;
+mod fault;
+mod header;
+mod name;
+mod pax;
+mod reader;
+mod sys;
+#[cfg(test)]
+mod tests;
 
 use std::io::Read;
 use std::path::Path;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+
+pub use fault::{Error, Result};
+pub use header::FormatError;
+pub use reader::{Entry, Kind, ReadError, TarReader};
 
 /// How a layer is extracted.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// What error messages call the layer: its digest or chain id.
     pub layer: String,
-    /// How deletions of lower layers' files are written down.
-    pub whiteouts: Whiteouts,
-}
-
-/// The two forms of whiteout that overlayfs understands.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Whiteouts {
-    /// A character device 0:0 (every kernel; needs CAP_MKNOD in the initial user namespace).
-    #[default]
-    Device,
-    /// An empty file with `trusted.overlay.whiteout` (Linux 6.7).
-    Xattr,
 }
 
 /// What a layer holds once extracted.
@@ -29,28 +38,33 @@ pub enum Whiteouts {
 pub struct Stats {
     /// Bytes of regular files.
     pub bytes: u64,
-    /// Files, directories, links and devices, without the layer's root.
+    /// Files, directories, symlinks, devices and whiteouts, without the layer's root.
     pub inodes: u64,
 }
 
-/// Why a layer could not be extracted.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("unpack layer {layer}: {what}")]
-    Layer {
-        layer: String,
-        what: String,
-        source: std::io::Error,
-    },
-}
-
-pub type Result<T> = std::result::Result<T, Error>;
-
-/// Extracts the tar stream `reader` into the existing, empty directory `dest`, up to and including the end of the
-/// stream (so a digest computed by `reader` covers all of it). Blocking; run it with `spawn_blocking`.
+/// Extracts the tar stream `reader` into the existing, empty directory `dest`, which nobody else may write to. Reads
+/// to the end of the stream, so that a digest computed by `reader` covers all of it. Whiteouts become overlayfs' own
+/// (a character device 0:0, `trusted.overlay.opaque`). Needs root. Blocking; run it with `spawn_blocking`.
 ///
 /// # Errors
-/// The first entry that cannot be extracted ends the work; `dest` is then to be removed by the caller.
-pub fn unpack_tar(_reader: impl Read, _dest: &Path, _opts: &Options) -> Result<Stats> {
-    todo!()
+/// The first entry that cannot be extracted ends the work, named in the error; the caller removes `dest`.
+pub fn unpack_tar(reader: impl Read, dest: &Path, opts: &Options) -> Result<Stats> {
+    let layer = opts.layer.as_str();
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut extractor = open(dest, flags, Mode::empty())
+        .map_err(fault::io("open the directory for"))
+        .and_then(extract::Extractor::new)
+        .map_err(|e| e.at(layer, b"/", 0))?;
+    let mut reader = TarReader::new(reader);
+    loop {
+        let next = reader
+            .next()
+            .map_err(|e| fault::Fault::Read(e).at(layer, b"", reader.header_at()))?;
+        let Some(entry) = next else { break };
+        let name = entry.name.clone();
+        extractor
+            .entry(entry, &mut reader)
+            .map_err(|e| e.at(layer, &name, reader.header_at()))?;
+    }
+    extractor.finish().map_err(|e| e.at(layer, b"/", reader.header_at()))
 }

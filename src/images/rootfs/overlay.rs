@@ -1,0 +1,269 @@
+//! The overlay mount of a container: layers below, a volatile upper directory of its own above.
+
+use std::ffi::CString;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, Uid, fchown};
+
+use super::{Error, Result, io_at, remove_tree, sys};
+
+/// Bytes of options that mount(2) takes: a page, with the NUL.
+const MOUNT_DATA: usize = 4096;
+
+/// Mounts `layers` (top first; none is allowed) at `container_dir/rootfs` and returns that path. Changes go to
+/// `container_dir/upper`, which is made if it is absent and kept if not. `volatile`: the kernel syncs nothing of it,
+/// because a container does not survive a crash of the machine.
+///
+/// # Errors
+/// A layer is missing, something is mounted there already, or overlayfs refuses.
+pub fn mount(layers: &[PathBuf], container_dir: &Path) -> Result<PathBuf> {
+    let rootfs = container_dir.join("rootfs");
+    let (upper, work, empty) = (
+        container_dir.join("upper"),
+        container_dir.join("work"),
+        container_dir.join("empty"),
+    );
+    // After a crash the work directory holds the mark of a volatile mount, with which the kernel refuses it. There is
+    // nothing else to keep in it.
+    remove_tree(&work)?;
+    make_dir(&rootfs)?;
+    make_dir(&work)?;
+    if make_dir(&upper)? {
+        adopt_root(layers.first(), &upper)?;
+    }
+    let target = open_path(&rootfs)?;
+    if sys::is_mount_root(target.as_fd(), c"").map_err(io_at("stat", &rootfs))? {
+        return Err(Error::AlreadyMounted { path: rootfs });
+    }
+    let mut lower = visible(layers)?;
+    if lower.is_empty() {
+        // overlayfs wants at least one lower directory.
+        make_dir(&empty)?;
+        lower.push(empty);
+    }
+    let plan = Plan {
+        lower: &lower,
+        upper: &upper,
+        work: &work,
+    };
+    match plan.mount_by_context(&target) {
+        Ok(()) => Ok(rootfs),
+        // Linux before 6.7 does not know `lowerdir+`; a sandbox may forbid the newer calls.
+        Err(Refusal {
+            errno: Errno::EINVAL | Errno::ENOSYS | Errno::EPERM,
+            early: true,
+            ..
+        }) => {
+            plan.mount_by_options(&rootfs)?;
+            Ok(rootfs)
+        }
+        Err(refusal) => Err(Error::Overlay {
+            path: rootfs,
+            layers: lower.len(),
+            log: refusal.log,
+            source: refusal.errno.into(),
+        }),
+    }
+}
+
+/// Unmounts `container_dir/rootfs`, also while it is in use. Nothing mounted, or no such directory, is success.
+///
+/// # Errors
+/// Whatever else the kernel refuses.
+pub fn unmount(container_dir: &Path) -> Result<()> {
+    let rootfs = container_dir.join("rootfs");
+    loop {
+        match umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // Once more: a mount may lie below.
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+            Err(errno) => return Err(io_at("unmount", &rootfs)(errno)),
+        }
+    }
+}
+
+/// The layers down to one that hides all below it: overlayfs reads the opaque mark of directories in a layer, but not
+/// that of a layer's root.
+fn visible(layers: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut visible = Vec::with_capacity(layers.len() + 1);
+    for layer in layers {
+        visible.push(layer.clone());
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = open(layer, flags, Mode::empty()).map_err(io_at("open layer", layer))?;
+        let opaque =
+            sys::xattr(&root, c"trusted.overlay.opaque").map_err(io_at("read the attributes of layer", layer))?;
+        if opaque.as_deref() == Some(b"y") {
+            break;
+        }
+    }
+    Ok(visible)
+}
+
+struct Plan<'a> {
+    /// Top first, at least one.
+    lower: &'a [PathBuf],
+    upper: &'a Path,
+    work: &'a Path,
+}
+
+/// Why the newer mount calls did not do it.
+struct Refusal {
+    errno: Errno,
+    /// Before any of our directories was looked at: the kernel is too old, or forbids the calls.
+    early: bool,
+    log: String,
+}
+
+impl Plan<'_> {
+    /// fsopen, one `lowerdir+` per layer, fsmount, move_mount: no limit of a page.
+    fn mount_by_context(&self, target: &OwnedFd) -> std::result::Result<(), Refusal> {
+        let early = |errno| Refusal {
+            errno,
+            early: true,
+            log: String::new(),
+        };
+        let context = sys::fsopen(c"overlay").map_err(early)?;
+        let late = |errno| Refusal {
+            errno,
+            early: false,
+            log: explanation(&context),
+        };
+        let spell = |path: &Path| Spelling::new(path, sys::FSCONFIG_STRING - 1, b"\\").map_err(late);
+        sys::set_string(&context, c"source", c"wharf").map_err(early)?;
+        for (i, layer) in self.lower.iter().enumerate() {
+            let layer = spell(layer)?;
+            let set = sys::set_string(&context, c"lowerdir+", &layer.text);
+            set.map_err(|errno| if i == 0 { early(errno) } else { late(errno) })?;
+        }
+        sys::set_string(&context, c"upperdir", &spell(self.upper)?.text).map_err(late)?;
+        sys::set_string(&context, c"workdir", &spell(self.work)?.text).map_err(late)?;
+        sys::set_string(&context, c"index", c"off").map_err(late)?;
+        sys::set_flag(&context, c"volatile").map_err(late)?;
+        sys::create(&context).map_err(late)?;
+        let mount = sys::fsmount(&context).map_err(late)?;
+        sys::attach(&mount, target).map_err(late)
+    }
+
+    /// mount(2), for Linux before 6.7. Its options must fit a page, which sixty layers by their paths do not: then each
+    /// directory is spelled by a descriptor.
+    fn mount_by_options(&self, rootfs: &Path) -> Result<()> {
+        let failed = |errno: Errno| Error::Overlay {
+            path: rootfs.to_owned(),
+            layers: self.lower.len(),
+            log: String::new(),
+            source: errno.into(),
+        };
+        let mut spelled = self.options(usize::MAX).map_err(failed)?;
+        if spelled.0.len() >= MOUNT_DATA {
+            spelled = self.options(0).map_err(failed)?;
+        }
+        if spelled.0.len() >= MOUNT_DATA {
+            return Err(failed(Errno::E2BIG));
+        }
+        let (source, kind) = (Some(c"wharf"), Some(c"overlay"));
+        nix::mount::mount(source, rootfs, kind, MsFlags::empty(), Some(spelled.0.as_slice())).map_err(failed)
+    }
+
+    /// The options, and the descriptors they lean on. Paths longer than `limit` are spelled by descriptor.
+    fn options(&self, limit: usize) -> nix::Result<(Vec<u8>, Vec<Spelling>)> {
+        let spell = |path: &Path| Spelling::new(path, limit, b",:\\");
+        let lower = self
+            .lower
+            .iter()
+            .map(|path| spell(path))
+            .collect::<nix::Result<Vec<_>>>()?;
+        let (upper, work) = (spell(self.upper)?, spell(self.work)?);
+        let mut text = b"index=off,volatile,lowerdir=".to_vec();
+        text.extend(lower.iter().map(|s| s.text.to_bytes()).collect::<Vec<_>>().join(&b':'));
+        for (key, value) in [(",upperdir=", &upper), (",workdir=", &work)] {
+            text.extend_from_slice(key.as_bytes());
+            text.extend_from_slice(value.text.to_bytes());
+        }
+        Ok((text, lower.into_iter().chain([upper, work]).collect()))
+    }
+}
+
+/// A directory as text for the kernel: its path, or `/proc/self/fd/N` where the path is too long or has characters
+/// that would need escaping.
+struct Spelling {
+    text: CString,
+    _fd: Option<OwnedFd>,
+}
+
+impl Spelling {
+    fn new(path: &Path, limit: usize, special: &[u8]) -> nix::Result<Spelling> {
+        let bytes = path.as_os_str().as_bytes();
+        if bytes.len() <= limit && !bytes.iter().any(|b| special.contains(b)) {
+            return Ok(Spelling {
+                text: CString::new(bytes).map_err(|_| Errno::EINVAL)?,
+                _fd: None,
+            });
+        }
+        let fd = open(
+            path,
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        let text = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|_| Errno::EINVAL)?;
+        Ok(Spelling { text, _fd: Some(fd) })
+    }
+}
+
+/// What the filesystem wrote to its context, one line after another.
+fn explanation(context: &OwnedFd) -> String {
+    let Ok(fd) = context.try_clone() else {
+        return String::new();
+    };
+    let mut file = std::fs::File::from(fd);
+    let mut lines = Vec::new();
+    let mut message = [0; 1024];
+    while let Ok(length) = file.read(&mut message)
+        && length > 0
+        && lines.len() < 8
+    {
+        lines.push(String::from_utf8_lossy(&message[..length]).trim().to_owned());
+    }
+    lines.join("; ")
+}
+
+/// Makes a directory unless it exists; says whether it did.
+fn make_dir(path: &Path) -> Result<bool> {
+    match std::fs::create_dir(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(source) => Err(Error::Io {
+            what: "make directory",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// The merged root directory has the attributes of `upper`, so they must be those of the image's root.
+fn adopt_root(layer: Option<&PathBuf>, upper: &Path) -> Result<()> {
+    let (mut mode, mut owner) = (0o755, (0, 0));
+    if let Some(layer) = layer {
+        let stat = nix::sys::stat::stat(layer).map_err(io_at("stat layer", layer))?;
+        (mode, owner) = (stat.st_mode & 0o7777, (stat.st_uid, stat.st_gid));
+    }
+    let upper_fd = open(
+        upper,
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(io_at("open", upper))?;
+    fchown(&upper_fd, Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1))).map_err(io_at("chown", upper))?;
+    fchmod(&upper_fd, Mode::from_bits_truncate(mode)).map_err(io_at("chmod", upper))
+}
+
+fn open_path(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    open(path, flags, Mode::empty()).map_err(io_at("open", path))
+}

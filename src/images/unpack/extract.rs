@@ -1,0 +1,271 @@
+//! Creates what each entry describes, in the directory its name leads to.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{Mode, SFlag, fchmod, futimens, makedev, mknodat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, linkat, symlinkat, unlinkat};
+
+use super::dirs::{Dirs, describe_node, set_xattr};
+use super::fault::{Fault, io};
+use super::name::{self, Meaning};
+use super::reader::{Entry, Kind, TarReader};
+use super::{Stats, sys};
+use crate::images::rootfs;
+
+/// The extraction of one layer.
+pub struct Extractor {
+    dirs: Dirs,
+    bytes: u64,
+    inodes: u64,
+}
+
+impl Extractor {
+    /// Starts at `root`, a directory the caller made for this layer.
+    pub fn new(root: OwnedFd) -> Result<Self, Fault> {
+        Ok(Extractor {
+            dirs: Dirs::new(root)?,
+            bytes: 0,
+            inodes: 0,
+        })
+    }
+
+    /// Creates one entry, taking its data from `reader`.
+    pub fn entry<R: Read>(&mut self, entry: Entry, reader: &mut TarReader<R>) -> Result<(), Fault> {
+        let path = entry.name.clone();
+        let parts = name::components(&path)?;
+        let parents = &parts[..parts.len().saturating_sub(1)];
+        match name::meaning(&parts)? {
+            Meaning::Ignored => Ok(()),
+            Meaning::Root => {
+                if entry.kind != Kind::Directory {
+                    return Err(Fault::Refused("the layer's root is not a directory".into()));
+                }
+                self.dirs.go(&[])?;
+                self.dirs.describe(entry);
+                Ok(())
+            }
+            Meaning::Opaque => {
+                self.dirs.go(parents)?;
+                self.dirs.hide_lower()
+            }
+            Meaning::Whiteout(hidden) => {
+                self.dirs.go(parents)?;
+                self.whiteout(hidden)
+            }
+            Meaning::Plain(name) => {
+                self.dirs.go(parents)?;
+                match entry.kind {
+                    Kind::Directory => self.directory(parents, name, entry),
+                    Kind::File => self.file(parents, name, &entry, reader),
+                    Kind::HardLink => self.hard_link(parents, name, &entry),
+                    Kind::Symlink => self.symlink(parents, name, &entry),
+                    Kind::Fifo => self.node(parents, name, &entry, SFlag::S_IFIFO, 0),
+                    Kind::CharDevice { major, minor } => self.node(
+                        parents,
+                        name,
+                        &entry,
+                        SFlag::S_IFCHR,
+                        makedev(major.into(), minor.into()),
+                    ),
+                    Kind::BlockDevice { major, minor } => self.node(
+                        parents,
+                        name,
+                        &entry,
+                        SFlag::S_IFBLK,
+                        makedev(major.into(), minor.into()),
+                    ),
+                }
+            }
+        }
+    }
+
+    /// Sets what is still to be set and says what was made.
+    pub fn finish(self) -> Result<Stats, Fault> {
+        let stats = Stats {
+            bytes: self.bytes,
+            inodes: self.inodes + self.dirs.created,
+        };
+        self.dirs.finish()?;
+        Ok(stats)
+    }
+
+    fn directory(&mut self, parents: &[&[u8]], name: &[u8], entry: Entry) -> Result<(), Fault> {
+        match sys::stat(self.dirs.here(), name) {
+            Err(Errno::ENOENT) => self.dirs.enter_new(name, entry, false),
+            Err(errno) => Err(Fault::Io("stat", errno.into())),
+            Ok(stat) if sys::is_dir(&stat) => {
+                let fd = sys::open_dir(self.dirs.here(), name).map_err(io("open directory"))?;
+                self.dirs.enter_again(name, fd, entry)
+            }
+            Ok(stat) => {
+                self.make_way(parents, name)?;
+                // This layer's directory is all there is under a name that the layer also deletes.
+                self.dirs.enter_new(name, entry, sys::is_whiteout(&stat))
+            }
+        }
+    }
+
+    fn file<R: Read>(
+        &mut self,
+        parents: &[&[u8]],
+        name: &[u8],
+        entry: &Entry,
+        reader: &mut TarReader<R>,
+    ) -> Result<(), Fault> {
+        let mode = entry.mode & 0o777;
+        let fd = self.place(parents, name, "create", |here| sys::create(here, name, mode))?;
+        let mut file = File::from(fd);
+        loop {
+            let piece = reader.data()?;
+            if piece.is_empty() {
+                break;
+            }
+            file.write_all(piece).map_err(|e| Fault::Io("write", e))?;
+        }
+        if self.dirs.inherits() || entry.uid != 0 || entry.gid != 0 {
+            fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map_err(io("chown"))?;
+        }
+        if self.dirs.needs_chmod(entry.mode) {
+            fchmod(&file, Mode::from_bits_truncate(entry.mode)).map_err(io("chmod"))?;
+        }
+        for (key, value) in &entry.xattrs {
+            set_xattr(key, |key| sys::fsetxattr(file.as_fd(), key, value))?;
+        }
+        let time = sys::time(entry.mtime);
+        futimens(&file, &time, &time).map_err(io("set the time of"))?;
+        self.inodes += 1;
+        self.bytes += entry.size;
+        Ok(())
+    }
+
+    fn symlink(&mut self, parents: &[&[u8]], name: &[u8], entry: &Entry) -> Result<(), Fault> {
+        let target = entry.link.as_slice();
+        if target.is_empty() || target.contains(&0) {
+            return Err(Fault::Refused("the symlink's target is not a path".into()));
+        }
+        self.place(parents, name, "make symlink", |here| symlinkat(target, here, name))?;
+        self.inodes += 1;
+        describe_node(&self.dirs, name, entry, false)
+    }
+
+    fn node(
+        &mut self,
+        parents: &[&[u8]],
+        name: &[u8],
+        entry: &Entry,
+        kind: SFlag,
+        device: libc::dev_t,
+    ) -> Result<(), Fault> {
+        let mode = Mode::from_bits_truncate(entry.mode & 0o777);
+        self.place(parents, name, "make node", |here| {
+            mknodat(here, name, kind, mode, device)
+        })?;
+        self.inodes += 1;
+        describe_node(&self.dirs, name, entry, true)
+    }
+
+    /// A hard link shares everything with its target, so only the name is made.
+    fn hard_link(&mut self, parents: &[&[u8]], name: &[u8], entry: &Entry) -> Result<(), Fault> {
+        let target = name::components(&entry.link)
+            .map_err(|reason| Fault::Refused(format!("its hard link target: {reason}")))?;
+        let Meaning::Plain(target_name) = name::meaning(&target)? else {
+            return Err(Fault::Refused("its hard link target is no file".into()));
+        };
+        let target_parents = &target[..target.len() - 1];
+        if target_parents == parents && target_name == name {
+            return Ok(());
+        }
+        let missing = |errno| match errno {
+            Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV => {
+                Fault::Refused("its hard link target is not in this layer".into())
+            }
+            Errno::EPERM => Fault::Refused("its hard link target is a directory".into()),
+            other => Fault::Io("find the hard link target of", other.into()),
+        };
+        let away = if self.dirs.is_here(target_parents) {
+            None
+        } else {
+            Some(sys::open_in_root(self.dirs.root(), &target_parents.join(&b'/')).map_err(missing)?)
+        };
+        loop {
+            self.dirs.touch();
+            let here = self.dirs.here();
+            let from = away.as_ref().unwrap_or(here);
+            // Without AT_SYMLINK_FOLLOW: a target that is a symlink is linked itself.
+            match linkat(from, target_name, here, name, AtFlags::empty()) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EEXIST) => {
+                    let (old, new) = (sys::stat(from, target_name), sys::stat(here, name));
+                    if let (Ok(old), Ok(new)) = (&old, &new)
+                        && (old.st_dev, old.st_ino) == (new.st_dev, new.st_ino)
+                    {
+                        return Ok(());
+                    }
+                    self.make_way(parents, name)?;
+                }
+                Err(errno) => return Err(missing(errno)),
+            }
+        }
+    }
+
+    /// Deletes `hidden` of lower layers. What this layer has under that name stays, as the specification wants.
+    fn whiteout(&mut self, hidden: &[u8]) -> Result<(), Fault> {
+        self.dirs.touch();
+        match mknodat(self.dirs.here(), hidden, SFlag::S_IFCHR, Mode::empty(), 0) {
+            Ok(()) => {
+                self.inodes += 1;
+                Ok(())
+            }
+            Err(Errno::EEXIST) => match sys::open_dir(self.dirs.here(), hidden) {
+                Ok(own) => sys::fsetxattr(own.as_fd(), b"trusted.overlay.opaque", b"y").map_err(io("mark as opaque")),
+                Err(Errno::ENOTDIR | Errno::ELOOP) => Ok(()),
+                Err(errno) => Err(Fault::Io("open directory", errno.into())),
+            },
+            Err(errno) => Err(Fault::Io("make whiteout", errno.into())),
+        }
+    }
+
+    /// Creates something; what an earlier entry left under the name gives way.
+    fn place<T>(
+        &mut self,
+        parents: &[&[u8]],
+        name: &[u8],
+        what: &'static str,
+        create: impl Fn(&OwnedFd) -> nix::Result<T>,
+    ) -> Result<T, Fault> {
+        self.dirs.touch();
+        match create(self.dirs.here()) {
+            Err(Errno::EEXIST) => {
+                self.make_way(parents, name)?;
+                create(self.dirs.here()).map_err(io(what))
+            }
+            other => other.map_err(io(what)),
+        }
+    }
+
+    /// Removes what is at `name`.
+    fn make_way(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<(), Fault> {
+        self.dirs.touch();
+        let stat = sys::stat(self.dirs.here(), name).map_err(io("stat"))?;
+        if !sys::is_dir(&stat) {
+            unlinkat(self.dirs.here(), name, UnlinkatFlags::NoRemoveDir).map_err(io("replace"))?;
+            if stat.st_nlink == 1 {
+                self.inodes = self.inodes.saturating_sub(1);
+                if stat.st_mode & libc::S_IFMT == libc::S_IFREG {
+                    self.bytes = self.bytes.saturating_sub(stat.st_size.unsigned_abs());
+                }
+            }
+            return Ok(());
+        }
+        rootfs::remove_at(self.dirs.here().as_fd(), name).map_err(|e| Fault::Io("replace directory", e))?;
+        // Through a symlink the removed directory may be one the path leads through.
+        self.dirs.reset()?;
+        self.dirs.go(parents)?;
+        self.dirs.touch();
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! The system calls of the extraction, each relative to a directory that is already open.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::sys::time::TimeSpec;
+
+const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// Opens a child directory, never through a symlink.
+pub fn open_dir(parent: &OwnedFd, name: &[u8]) -> nix::Result<OwnedFd> {
+    openat(parent, name, DIRECTORY, Mode::empty())
+}
+
+/// Opens a directory below `root` by a path whose symlinks are resolved as if `root` were `/`, on one filesystem.
+pub fn open_in_root(root: &OwnedFd, path: &[u8]) -> nix::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+    let how = OpenHow::new()
+        .flags(OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .resolve(resolve);
+    let path = if path.is_empty() { b"." } else { path };
+    loop {
+        // EAGAIN: a rename elsewhere raced with the walk.
+        match openat2(root, path, how) {
+            Err(Errno::EAGAIN) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Creates a regular file for writing; nothing of that name may exist.
+pub fn create(parent: &OwnedFd, name: &[u8], mode: u32) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(parent, name, flags, Mode::from_bits_truncate(mode))
+}
+
+/// What is at that name, not what it points to.
+pub fn stat(parent: &OwnedFd, name: &[u8]) -> nix::Result<FileStat> {
+    fstatat(parent, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)
+}
+
+/// Whether the thing is overlayfs' whiteout.
+pub fn is_whiteout(stat: &FileStat) -> bool {
+    stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == 0
+}
+
+/// Whether the thing is a directory.
+pub fn is_dir(stat: &FileStat) -> bool {
+    stat.st_mode & libc::S_IFMT == libc::S_IFDIR
+}
+
+/// A modification time for the kernel.
+pub fn time((seconds, nanos): (i64, u32)) -> TimeSpec {
+    TimeSpec::new(seconds, i64::from(nanos))
+}
+
+/// Sets an extended attribute on an open file or directory.
+pub fn fsetxattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> nix::Result<()> {
+    let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the name is NUL-terminated, the value's pointer and length belong together, the descriptor is borrowed.
+    let done = unsafe { libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    Errno::result(done).map(drop)
+}
+
+/// Sets an extended attribute on what has no descriptor to write through: symlinks and devices.
+pub fn setxattr_at(parent: &OwnedFd, file: &[u8], name: &[u8], value: &[u8]) -> nix::Result<()> {
+    // The kernel has setxattrat only since 6.13. /proc/self/fd/N leads to the open directory itself, and the last
+    // component is not followed.
+    let mut path = format!("/proc/self/fd/{}/", parent.as_raw_fd()).into_bytes();
+    path.extend_from_slice(file);
+    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+    let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: both strings are NUL-terminated, the value's pointer and length belong together.
+    let done = unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    Errno::result(done).map(drop)
+}
+
+/// Removes an extended attribute; absent or not supported is success.
+pub fn fremovexattr(fd: impl AsFd, name: &std::ffi::CStr) -> nix::Result<()> {
+    // SAFETY: the name is NUL-terminated and the descriptor is borrowed for the call.
+    let done = unsafe { libc::fremovexattr(fd.as_fd().as_raw_fd(), name.as_ptr()) };
+    match Errno::result(done) {
+        Ok(_) | Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// The process's file mode creation mask, read without changing it (threads share it).
+pub fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    // Unknown: assume that every bit may be masked, which costs a chmod a file and nothing else.
+    line.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok())
+        .unwrap_or(0o777)
+}
