@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
+use super::layers::Pin;
+
 /// An image on this node.
 #[derive(Debug)]
 pub struct Image {
@@ -23,6 +25,8 @@ pub struct Image {
     pub pinned: bool,
     /// When it was pulled first; Unix time, nanoseconds.
     pub pulled_at: i64,
+    /// Keep the layers on disk while anyone holds this image; in the order of `layers`.
+    pub(super) pins: Vec<Pin>,
 }
 
 /// One layer of an image.

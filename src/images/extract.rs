@@ -1,0 +1,315 @@
+//! From a registry's bytes to a layer's files in one pass: hash, decompress, hash again, unpack.
+//!
+//! The transfer feeds a bounded channel. One blocking thread hashes and decompresses, a second one writes files, so that
+//! a layer uses two cores. Per layer at most about a dozen megabytes are in flight, a decompressor's window included.
+
+use std::{
+    io::{self, BufRead, Read},
+    path::Path,
+    sync::mpsc as threads,
+    thread,
+};
+
+use bytes::{Buf as _, Bytes};
+use sha2::{Digest as _, Sha256};
+use tokio::{sync::mpsc, task::spawn_blocking};
+use wharf_proto::api::LayerState;
+
+use super::{
+    Error, Layer, Result,
+    layers::{Layers, Pin},
+    progress::Meter,
+    registry::BlobStream,
+    unpack,
+};
+
+/// Network reads (up to some 400 KB each) that wait for the decompressor.
+const READS: usize = 8;
+/// Pieces of archive that wait to be written, and their size.
+const PIECES: usize = 16;
+const PIECE: usize = 128 << 10;
+/// How much is still read after a layer turned out to be damaged, to say whether its digest is wrong too.
+const POST_MORTEM: u64 = 8 << 20;
+
+/// A read of the network; a channel that closes without `End` was cut off.
+enum Input {
+    Data(Bytes),
+    End,
+}
+
+/// Takes `layer` from `stream` and adds it to `layers`. When this future is dropped, nothing stays.
+///
+/// # Errors
+/// Of the transfer, or when the content is not what its digests promise or can't be unpacked.
+pub(super) async fn extract(mut stream: BlobStream, layer: &Layer, layers: &Layers, meter: &Meter) -> Result<Pin> {
+    let (sender, receiver) = mpsc::channel(READS);
+    let work = {
+        let (layer, layers) = (layer.clone(), layers.clone());
+        spawn_blocking(move || unpack_layer(Source::new(receiver), &layer, &layers))
+    };
+    let fed = async {
+        while let Some(data) = stream.next().await? {
+            meter.add(data.len() as u64);
+            if sender.send(Input::Data(data)).await.is_err() {
+                // The unpacker has given up and says why.
+                return Ok(());
+            }
+        }
+        meter.state(LayerState::LayerExtracting);
+        let _ = sender.send(Input::End).await;
+        Ok(())
+    };
+    let fed: Result<()> = fed.await;
+    drop(sender);
+    let unpacked = work.await.map_err(|error| Error::BadContent {
+        what: format!("layer {}", layer.digest),
+        reason: format!("unpacking was aborted: {error}"),
+    })?;
+    fed?;
+    unpacked
+}
+
+fn unpack_layer(mut source: Source, layer: &Layer, layers: &Layers) -> Result<Pin> {
+    let temporary = layers.temporary()?;
+    let files = temporary.path().join("fs");
+    std::fs::create_dir(&files).map_err(Error::io("create directory", &files))?;
+    match decompress(&mut source, layer, &files) {
+        Ok((diff_id, stats)) => {
+            source.check(layer)?;
+            if diff_id != layer.diff_id {
+                return Err(Error::Mismatch {
+                    what: format!("uncompressed layer {}", layer.digest),
+                    expected: layer.diff_id.clone(),
+                    got: diff_id,
+                });
+            }
+            layers.add(temporary, &layer.diff_id, stats.bytes, stats.inodes)
+        }
+        Err(error) => {
+            // Damaged bytes fail in many ways; the digest tells the plain truth about them.
+            if source.skip(POST_MORTEM) {
+                source.check(layer)?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Unpacks `source` into `files` and returns the digest of the archive.
+fn decompress(source: &mut Source, layer: &Layer, files: &Path) -> Result<(String, unpack::Stats)> {
+    let bad = |error: io::Error| Error::BadContent {
+        what: format!("layer {}", layer.digest),
+        reason: format!("it can't be decompressed: {error}"),
+    };
+    let options = unpack::Options {
+        layer: layer.digest.clone(),
+        ..Default::default()
+    };
+    let (full, pieces) = threads::sync_channel::<Option<Vec<u8>>>(PIECES);
+    let (recycle, empties) = threads::sync_channel::<Vec<u8>>(PIECES);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| unpack::unpack_tar(Pieces::new(pieces, recycle), files, &options));
+        let mut digest = Sha256::new();
+        let mut pump = |source: &mut Source| -> io::Result<()> {
+            let mut archive = decoder(source)?;
+            loop {
+                let mut piece = empties.try_recv().unwrap_or_default();
+                piece.resize(PIECE, 0);
+                let length = fill(&mut archive, &mut piece)?;
+                piece.truncate(length);
+                if length == 0 {
+                    let _ = full.send(None);
+                    return Ok(());
+                }
+                digest.update(&piece);
+                if full.send(Some(piece)).is_err() {
+                    // The writer has given up and says why.
+                    return Ok(());
+                }
+            }
+        };
+        let pumped = pump(source);
+        drop(full);
+        let written = writer.join().map_err(|_| Error::BadContent {
+            what: format!("layer {}", layer.digest),
+            reason: "the unpacker panicked".into(),
+        })?;
+        pumped.map_err(bad)?;
+        let stats = written?;
+        // What follows the archive's last byte belongs to the blob.
+        source.skip(u64::MAX);
+        Ok((format!("sha256:{}", hex::encode(digest.finalize())), stats))
+    })
+}
+
+/// The decompressor that the first bytes call for. Media types are not asked: registries have them wrong.
+fn decoder<'a>(source: &'a mut Source) -> io::Result<Box<dyn Read + 'a>> {
+    let head = source.peek(4)?;
+    Ok(match head {
+        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
+        // A frame, or a skippable frame before one.
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
+            Box::new(zstd::stream::read::Decoder::with_buffer(source)?)
+        }
+        _ => Box::new(source),
+    })
+}
+
+/// Reads until `buffer` is full or the end has come.
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match reader.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+/// The blob: what the channel brings, hashed on the way.
+struct Source {
+    receiver: mpsc::Receiver<Input>,
+    current: Bytes,
+    digest: Sha256,
+    ended: bool,
+}
+
+impl Source {
+    fn new(receiver: mpsc::Receiver<Input>) -> Self {
+        Self {
+            receiver,
+            current: Bytes::new(),
+            digest: Sha256::new(),
+            ended: false,
+        }
+    }
+
+    fn pull(&mut self) -> io::Result<Option<Bytes>> {
+        if self.ended {
+            return Ok(None);
+        }
+        match self.receiver.blocking_recv() {
+            Some(Input::Data(data)) => {
+                self.digest.update(&data);
+                Ok(Some(data))
+            }
+            Some(Input::End) => {
+                self.ended = true;
+                Ok(None)
+            }
+            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the transfer was cut off")),
+        }
+    }
+
+    /// At least `count` bytes from the head, unless there are no more.
+    fn peek(&mut self, count: usize) -> io::Result<&[u8]> {
+        while self.current.len() < count {
+            let Some(data) = self.pull()? else { break };
+            self.current = if self.current.is_empty() {
+                data
+            } else {
+                [self.current.as_ref(), data.as_ref()].concat().into()
+            };
+        }
+        Ok(&self.current[..count.min(self.current.len())])
+    }
+
+    /// Hashes what is left; false if that is more than `limit` bytes or was cut off.
+    fn skip(&mut self, limit: u64) -> bool {
+        self.current.clear();
+        let mut skipped = 0;
+        while skipped <= limit {
+            match self.pull() {
+                Ok(Some(data)) => skipped += data.len() as u64,
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    /// Compares the digest of all that came.
+    fn check(&self, layer: &Layer) -> Result<()> {
+        let got = format!("sha256:{}", hex::encode(self.digest.clone().finalize()));
+        if self.ended && got == layer.digest {
+            return Ok(());
+        }
+        Err(Error::Mismatch {
+            what: format!("layer {}", layer.digest),
+            expected: layer.digest.clone(),
+            got: if self.ended { got } else { "a part of it".into() },
+        })
+    }
+}
+
+impl BufRead for Source {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.current.is_empty() {
+            match self.pull()? {
+                Some(data) => self.current = data,
+                None => break,
+            }
+        }
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.current.advance(amount);
+    }
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let length = available.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}
+
+/// The archive as the writing thread sees it; buffers go back when they are used up.
+struct Pieces {
+    pieces: threads::Receiver<Option<Vec<u8>>>,
+    recycle: threads::SyncSender<Vec<u8>>,
+    current: Vec<u8>,
+    at: usize,
+    ended: bool,
+}
+
+impl Pieces {
+    fn new(pieces: threads::Receiver<Option<Vec<u8>>>, recycle: threads::SyncSender<Vec<u8>>) -> Self {
+        Self {
+            pieces,
+            recycle,
+            current: Vec::new(),
+            at: 0,
+            ended: false,
+        }
+    }
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.current.len() && !self.ended {
+            let used = std::mem::take(&mut self.current);
+            self.at = 0;
+            if used.capacity() > 0 {
+                let _ = self.recycle.try_send(used);
+            }
+            match self.pieces.recv() {
+                Ok(Some(piece)) => self.current = piece,
+                Ok(None) => self.ended = true,
+                Err(_) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive was cut off")),
+            }
+        }
+        let rest = &self.current[self.at..];
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        self.at += length;
+        Ok(length)
+    }
+}

@@ -1,0 +1,389 @@
+//! Which images there are: one record each, and the snapshot that readers see.
+//!
+//! An image is `records/<hex of its id>/` with `record`, `config` and the manifests it was pulled by. The directory
+//! comes and goes by one rename.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use wharf_proto::record;
+
+use super::{
+    Error, Image, ImageConfig, Layer, Reference, Result,
+    layers::{Layers, Pin},
+    reference::{is_digest, is_hex},
+};
+use crate::store;
+
+type List = Arc<Vec<Arc<Image>>>;
+
+/// Shortest prefix of an id that is taken for one.
+const MIN_PREFIX: usize = 4;
+
+/// The images on disk.
+pub(super) struct Index {
+    root: PathBuf,
+    layers: Layers,
+    published: RwLock<List>,
+    /// Held by those who write records, in blocking threads; readers never take it.
+    entries: Mutex<BTreeMap<String, Entry>>,
+}
+
+struct Entry {
+    record: record::Image,
+    image: Arc<Image>,
+}
+
+/// An image whose layers are all here, to be made visible.
+pub(super) struct Arrival {
+    pub id: String,
+    pub size: u64,
+    pub layers: Vec<Layer>,
+    /// One for each layer.
+    pub pins: Vec<Pin>,
+    /// The bytes of the configuration.
+    pub config: Bytes,
+    /// Index and manifest, by digest.
+    pub documents: Vec<(String, Bytes)>,
+}
+
+impl Index {
+    /// Reads all records below `root`. A bad one is logged and moved away. Blocking.
+    pub fn open(root: &Path, layers: Layers) -> Result<Self> {
+        let directory = root.join("records");
+        store::create_dir(&directory)?;
+        let mut entries = BTreeMap::new();
+        for name in store::list_dirs(&directory)? {
+            let path = directory.join(&name);
+            match load(&path, &name, &layers) {
+                Ok(entry) => {
+                    entries.insert(entry.record.id.clone(), entry);
+                }
+                Err(reason) => {
+                    tracing::warn!(image = name, reason, "an image that is not whole is removed");
+                    layers.discard(&path)?;
+                }
+            }
+        }
+        let index = Self {
+            root: root.to_owned(),
+            layers,
+            published: RwLock::default(),
+            entries: Mutex::default(),
+        };
+        settle_tags(&mut entries);
+        index.publish(&entries);
+        *index.lock() = entries;
+        Ok(index)
+    }
+
+    pub fn list(&self) -> List {
+        self.published.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn get(&self, id: &str) -> Option<Arc<Image>> {
+        let list = self.list();
+        let at = list.binary_search_by(|image| image.id.as_str().cmp(id)).ok()?;
+        Some(list[at].clone())
+    }
+
+    /// See [`super::Images::find`].
+    pub fn find(&self, spec: &str) -> Option<Arc<Image>> {
+        let hex = spec.strip_prefix("sha256:").unwrap_or(spec);
+        let is_id = !hex.is_empty() && is_hex(hex);
+        if is_id && hex.len() == 64 {
+            return self.get(&format!("sha256:{hex}"));
+        }
+        let list = self.list();
+        if let Ok(reference) = Reference::parse(spec)
+            && let Some(image) = named(&list, &reference)
+        {
+            return Some(image);
+        }
+        if !is_id || hex.len() < MIN_PREFIX {
+            return None;
+        }
+        let prefix = format!("sha256:{hex}");
+        let mut fitting = list.iter().filter(|image| image.id.starts_with(&prefix));
+        let found = fitting.next()?;
+        fitting.next().is_none().then(|| found.clone())
+    }
+
+    /// Makes `arrival` visible under `reference`, which led to the manifest or index `digest`. Durable on return, if
+    /// its layers are. Blocking.
+    pub fn add(&self, arrival: Arrival, reference: &Reference, digest: &str) -> Result<()> {
+        // Written before the lock is taken: others may add images meanwhile.
+        let temporary = self.layers.temporary()?;
+        write_synced(&temporary.path().join("config"), &arrival.config)?;
+        for (digest, bytes) in &arrival.documents {
+            write_synced(&temporary.path().join(file_name(digest)), bytes)?;
+        }
+        let config = parse_config(&arrival.config, &arrival.id)?;
+        let mut entries = self.lock();
+        if entries.contains_key(&arrival.id) {
+            // Another reference brought it meanwhile.
+            return self.name_locked(&mut entries, &arrival.id, reference, digest);
+        }
+        let mut record = record::Image {
+            schema: store::SCHEMA,
+            id: arrival.id.clone(),
+            size: arrival.size,
+            layers: arrival.layers.iter().map(to_record).collect(),
+            pulled_at: now(),
+            ..Default::default()
+        };
+        name(&mut record, reference, digest);
+        store::write_record(&temporary.path().join("record"), &record)?;
+        sync(&temporary.path().join("record"))?;
+        temporary.keep_as(&self.directory(&arrival.id))?;
+        sync(&self.root.join("records"))?;
+        let image = Arc::new(image(&record, config, arrival.pins));
+        entries.insert(arrival.id, Entry { record, image });
+        self.untag_others(&mut entries);
+        self.publish(&entries);
+        Ok(())
+    }
+
+    /// Gives the image `id` another name; false if it is not here. Blocking.
+    pub fn name(&self, id: &str, reference: &Reference, digest: &str) -> Result<bool> {
+        let mut entries = self.lock();
+        if !entries.contains_key(id) {
+            return Ok(false);
+        }
+        self.name_locked(&mut entries, id, reference, digest)?;
+        Ok(true)
+    }
+
+    /// Makes the image that `spec` names invisible; absent is fine. Blocking.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        let mut entries = self.lock();
+        if entries.contains_key(id) {
+            self.layers.discard(&self.directory(id))?;
+            entries.remove(id);
+            self.publish(&entries);
+        }
+        Ok(())
+    }
+
+    /// Sets whether kubelet must spare the image `id`; absent is fine. Blocking.
+    pub fn pin(&self, id: &str, pinned: bool) -> Result<()> {
+        let mut entries = self.lock();
+        if let Some(entry) = entries.get_mut(id)
+            && entry.record.pinned != pinned
+        {
+            let mut record = entry.record.clone();
+            record.pinned = pinned;
+            self.rewrite(entry, record)?;
+            self.publish(&entries);
+        }
+        Ok(())
+    }
+
+    fn name_locked(
+        &self,
+        entries: &mut BTreeMap<String, Entry>,
+        id: &str,
+        reference: &Reference,
+        digest: &str,
+    ) -> Result<()> {
+        let Some(entry) = entries.get_mut(id) else {
+            return Ok(());
+        };
+        let mut record = entry.record.clone();
+        if name(&mut record, reference, digest) {
+            self.rewrite(entry, record)?;
+            self.untag_others(entries);
+            self.publish(entries);
+        }
+        Ok(())
+    }
+
+    /// Takes tags from those who lost them, in memory and on disk. A failure to write is mended at the next start.
+    fn untag_others(&self, entries: &mut BTreeMap<String, Entry>) {
+        for id in settle_tags(entries) {
+            if let Some(entry) = entries.get(&id) {
+                let path = self.directory(&id).join("record");
+                if let Err(error) = store::write_record(&path, &entry.record) {
+                    tracing::warn!(%error, "an image keeps a tag on disk that has moved");
+                }
+            }
+        }
+    }
+
+    fn rewrite(&self, entry: &mut Entry, record: record::Image) -> Result<()> {
+        let path = self.directory(&record.id).join("record");
+        store::write_record(&path, &record)?;
+        sync(&path)?;
+        entry.image = Arc::new(image(&record, entry.image.config.clone(), entry.image.pins.clone()));
+        entry.record = record;
+        Ok(())
+    }
+
+    fn publish(&self, entries: &BTreeMap<String, Entry>) {
+        let list = Arc::new(entries.values().map(|entry| entry.image.clone()).collect());
+        let old = std::mem::replace(
+            &mut *self.published.write().unwrap_or_else(PoisonError::into_inner),
+            list,
+        );
+        // Outside of the lock: this may be what frees layers.
+        drop(old);
+    }
+
+    fn directory(&self, id: &str) -> PathBuf {
+        self.root.join("records").join(file_name(id))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn load(path: &Path, name: &str, layers: &Layers) -> std::result::Result<Entry, String> {
+    let record: record::Image = store::read_record(&path.join("record"))
+        .map_err(|error| error.to_string())?
+        .ok_or("it has no record")?;
+    if record.schema != store::SCHEMA || !is_digest(&record.id) || file_name(&record.id) != name {
+        return Err("its record is not usable".into());
+    }
+    let config = fs::read(path.join("config")).map_err(|error| format!("read its configuration: {error}"))?;
+    let config = parse_config(&config, &record.id).map_err(|error| error.to_string())?;
+    let pin = |layer: &record::ImageLayer| {
+        layers
+            .pin(&layer.diff_id)
+            .ok_or_else(|| format!("layer {} is missing", layer.diff_id))
+    };
+    let pins = record.layers.iter().map(pin).collect::<std::result::Result<_, _>>()?;
+    let image = Arc::new(image(&record, config, pins));
+    Ok(Entry { record, image })
+}
+
+/// Leaves each tag to the image that got it last; returns the ids of the others.
+fn settle_tags(entries: &mut BTreeMap<String, Entry>) -> Vec<String> {
+    let mut owners: BTreeMap<String, (i64, String)> = BTreeMap::new();
+    for entry in entries.values() {
+        for tag in &entry.record.tags {
+            let claim = (tag.moved_at, entry.record.id.clone());
+            let owner = owners.entry(tag.name.clone()).or_insert_with(|| claim.clone());
+            if *owner < claim {
+                *owner = claim;
+            }
+        }
+    }
+    let mut losers = Vec::new();
+    for (id, entry) in entries.iter_mut() {
+        let before = entry.record.tags.len();
+        entry
+            .record
+            .tags
+            .retain(|tag| owners.get(&tag.name).is_some_and(|(_, owner)| owner == id));
+        if entry.record.tags.len() != before {
+            entry.image = Arc::new(image(
+                &entry.record,
+                entry.image.config.clone(),
+                entry.image.pins.clone(),
+            ));
+            losers.push(id.clone());
+        }
+    }
+    losers
+}
+
+/// Adds the names that a pull of `reference` gives; false if nothing is new.
+fn name(record: &mut record::Image, reference: &Reference, digest: &str) -> bool {
+    let mut changed = false;
+    let by_digest = format!("{}@{digest}", reference.name());
+    if let Err(at) = record.digests.binary_search(&by_digest) {
+        record.digests.insert(at, by_digest);
+        changed = true;
+    }
+    if let Some(tagged) = reference.tagged()
+        && !record.tags.iter().any(|tag| tag.name == tagged)
+    {
+        record.tags.push(record::ImageTag {
+            name: tagged,
+            moved_at: now(),
+        });
+        record.tags.sort_by(|a, b| a.name.cmp(&b.name));
+        changed = true;
+    }
+    changed
+}
+
+fn named(list: &List, reference: &Reference) -> Option<Arc<Image>> {
+    let fits = |image: &&Arc<Image>| match (&reference.digest, reference.tagged()) {
+        (Some(digest), _) => {
+            let name = format!("{}@{digest}", reference.name());
+            image.digests.binary_search(&name).is_ok()
+        }
+        (None, Some(tagged)) => image.tags.binary_search(&tagged).is_ok(),
+        (None, None) => false,
+    };
+    list.iter().find(fits).cloned()
+}
+
+fn image(record: &record::Image, config: ImageConfig, pins: Vec<Pin>) -> Image {
+    Image {
+        id: record.id.clone(),
+        tags: record.tags.iter().map(|tag| tag.name.clone()).collect(),
+        digests: record.digests.clone(),
+        size: record.size.max(1),
+        config,
+        layers: record.layers.iter().map(from_record).collect(),
+        pinned: record.pinned,
+        pulled_at: record.pulled_at,
+        pins,
+    }
+}
+
+fn to_record(layer: &Layer) -> record::ImageLayer {
+    record::ImageLayer {
+        digest: layer.digest.clone(),
+        diff_id: layer.diff_id.clone(),
+        size: layer.size,
+    }
+}
+
+fn from_record(layer: &record::ImageLayer) -> Layer {
+    Layer {
+        digest: layer.digest.clone(),
+        diff_id: layer.diff_id.clone(),
+        size: layer.size,
+    }
+}
+
+/// Reads the configuration of the image `id`.
+pub(super) fn parse_config(json: &[u8], id: &str) -> Result<ImageConfig> {
+    ImageConfig::parse(json).map_err(|error| Error::BadContent {
+        what: format!("image configuration {id}"),
+        reason: format!("it can't be read: {error}"),
+    })
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    store::write_file(path, bytes, 0o600)?;
+    sync(path)
+}
+
+fn sync(path: &Path) -> Result<()> {
+    fs::File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io("sync", path))
+}
+
+fn file_name(digest: &str) -> &str {
+    digest.strip_prefix("sha256:").unwrap_or(digest)
+}
+
+fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_nanos()).ok())
+        .unwrap_or_default()
+}

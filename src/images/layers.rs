@@ -1,0 +1,302 @@
+//! The layers on disk, and who uses them.
+//!
+//! A layer is `layers/<name>/` with `fs/` (its files) and `record`. Names are never used twice, so that freeing one and
+//! unpacking the same layer again can't meet, and no lock is held while files are removed. Images, pulls and mounted
+//! containers hold [`Pin`]s; [`Layers::sweep`] removes what has none.
+
+use std::{
+    collections::HashMap,
+    fs,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+use wharf_proto::record;
+
+use super::{Error, Result, rootfs};
+use crate::store;
+
+/// All layers. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Layers(Arc<Shared>);
+
+struct Shared {
+    root: PathBuf,
+    state: Mutex<State>,
+    /// Something may be there to sweep.
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    by_name: HashMap<String, Entry>,
+    /// The name under which a diff ID is found.
+    by_diff: HashMap<String, String>,
+    /// Containers from before the start are known: what has no pin is not needed.
+    complete: bool,
+}
+
+struct Entry {
+    diff_id: String,
+    bytes: u64,
+    inodes: u64,
+    pins: usize,
+}
+
+impl Layers {
+    /// Reads what is below `root` (the images room's directory) and moves what is half done to the trash. Blocking.
+    pub fn open(root: &Path) -> Result<Self> {
+        for name in ["layers", "tmp", "trash"] {
+            store::create_dir(&root.join(name))?;
+        }
+        let shared = Shared {
+            root: root.to_owned(),
+            state: Mutex::default(),
+            wake: Notify::new(),
+        };
+        for name in store::list_dirs(&root.join("tmp"))? {
+            shared.discard(&root.join("tmp").join(name))?;
+        }
+        let mut state = State::default();
+        for name in store::list_dirs(&root.join("layers"))? {
+            let directory = root.join("layers").join(&name);
+            match store::read_record::<record::UnpackedLayer>(&directory.join("record")) {
+                Ok(Some(layer)) if layer.schema == store::SCHEMA && !layer.diff_id.is_empty() => {
+                    state.by_diff.insert(layer.diff_id.clone(), name.clone());
+                    state.by_name.insert(
+                        name,
+                        Entry {
+                            diff_id: layer.diff_id,
+                            bytes: layer.bytes,
+                            inodes: layer.inodes,
+                            pins: 0,
+                        },
+                    );
+                }
+                other => {
+                    tracing::warn!(layer = name, ?other, "a layer without a usable record is removed");
+                    shared.discard(&directory)?;
+                }
+            }
+        }
+        *shared.lock() = state;
+        Ok(Self(Arc::new(shared)))
+    }
+
+    /// Holds the layer with `diff_id`, if it is here.
+    pub fn pin(&self, diff_id: &str) -> Option<Pin> {
+        let mut state = self.0.lock();
+        let name = state.by_diff.get(diff_id)?.clone();
+        state.by_name.get_mut(&name)?.pins += 1;
+        drop(state);
+        Some(Pin {
+            shared: self.0.clone(),
+            name,
+        })
+    }
+
+    /// Holds the layer with the directory `name`, if it is here.
+    pub fn pin_name(&self, name: &str) -> Option<Pin> {
+        self.0.lock().by_name.get_mut(name)?.pins += 1;
+        Some(Pin {
+            shared: self.0.clone(),
+            name: name.to_owned(),
+        })
+    }
+
+    /// A new directory below `tmp`. Blocking.
+    pub fn temporary(&self) -> Result<Temporary> {
+        let path = self.0.root.join("tmp").join(format!("{:016x}", unique()));
+        store::create_dir(&path)?;
+        Ok(Temporary(path))
+    }
+
+    /// Makes the files in `temporary/fs` the layer `diff_id`. Blocking.
+    pub fn add(&self, temporary: Temporary, diff_id: &str, bytes: u64, inodes: u64) -> Result<Pin> {
+        let layer = record::UnpackedLayer {
+            schema: store::SCHEMA,
+            diff_id: diff_id.to_owned(),
+            bytes,
+            inodes,
+        };
+        store::write_record(&temporary.path().join("record"), &layer)?;
+        let name = format!("{}-{:08x}", diff_id.trim_start_matches("sha256:"), unique() >> 32);
+        temporary.keep_as(&self.0.directory(&name))?;
+        let mut state = self.0.lock();
+        state.by_diff.insert(diff_id.to_owned(), name.clone());
+        state.by_name.insert(
+            name.clone(),
+            Entry {
+                diff_id: layer.diff_id,
+                bytes,
+                inodes,
+                pins: 1,
+            },
+        );
+        drop(state);
+        Ok(Pin {
+            shared: self.0.clone(),
+            name,
+        })
+    }
+
+    /// From now on layers without a pin may go.
+    pub fn all_users_known(&self) {
+        self.0.lock().complete = true;
+        self.0.wake.notify_one();
+    }
+
+    /// Moves `path` out of sight, to be removed by the next sweep. Absent is fine. Blocking, but quick.
+    pub fn discard(&self, path: &Path) -> Result<()> {
+        self.0.discard(path)
+    }
+
+    /// Returns when there may be something to sweep.
+    pub async fn wait(&self) {
+        self.0.wake.notified().await;
+    }
+
+    /// Removes layers without a pin and everything in the trash. Blocking, and may take long.
+    pub fn sweep(&self) -> Result<()> {
+        let unused: Vec<String> = {
+            let mut state = self.0.lock();
+            let names = if state.complete {
+                let free = state.by_name.iter().filter(|(_, entry)| entry.pins == 0);
+                free.map(|(name, _)| name.clone()).collect()
+            } else {
+                Vec::new()
+            };
+            for name in &names {
+                if let Some(entry) = state.by_name.remove(name)
+                    && state.by_diff.get(&entry.diff_id) == Some(name)
+                {
+                    state.by_diff.remove(&entry.diff_id);
+                }
+            }
+            names
+        };
+        for name in unused {
+            self.0.discard(&self.0.directory(&name))?;
+        }
+        let trash = self.0.root.join("trash");
+        for entry in fs::read_dir(&trash).map_err(Error::io("list", &trash))? {
+            let entry = entry.map_err(Error::io("list", &trash))?;
+            rootfs::remove_tree(&entry.path())?;
+        }
+        Ok(())
+    }
+
+    /// Bytes and inodes of all layers.
+    pub fn usage(&self) -> (u64, u64) {
+        let state = self.0.lock();
+        let entries = state.by_name.values();
+        entries.fold((0, 0), |(bytes, inodes), entry| {
+            (bytes + entry.bytes, inodes + entry.inodes)
+        })
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn directory(&self, name: &str) -> PathBuf {
+        self.root.join("layers").join(name)
+    }
+
+    fn discard(&self, path: &Path) -> Result<()> {
+        let target = self.root.join("trash").join(format!("{:016x}", unique()));
+        match fs::rename(path, target) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("move to trash", path)(error)),
+            _ => {
+                self.wake.notify_one();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Keeps a layer on disk until dropped.
+pub(super) struct Pin {
+    shared: Arc<Shared>,
+    name: String,
+}
+
+impl Pin {
+    /// Name of the layer's directory, good for [`Layers::pin_name`] after a restart.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The layer's files.
+    pub fn path(&self) -> PathBuf {
+        self.shared.directory(&self.name).join("fs")
+    }
+}
+
+impl Clone for Pin {
+    fn clone(&self) -> Self {
+        if let Some(entry) = self.shared.lock().by_name.get_mut(&self.name) {
+            entry.pins += 1;
+        }
+        Self {
+            shared: self.shared.clone(),
+            name: self.name.clone(),
+        }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let free = match self.shared.lock().by_name.get_mut(&self.name) {
+            Some(entry) => {
+                entry.pins -= 1;
+                entry.pins == 0
+            }
+            None => false,
+        };
+        if free {
+            self.shared.wake.notify_one();
+        }
+    }
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// A directory that is removed when dropped, which blocks.
+pub(super) struct Temporary(PathBuf);
+
+impl Temporary {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Moves the directory to `target`, where it stays.
+    pub fn keep_as(mut self, target: &Path) -> Result<()> {
+        fs::rename(&self.0, target).map_err(Error::io("rename to", target))?;
+        self.0 = PathBuf::new();
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.0.as_os_str().is_empty()
+            && let Err(error) = rootfs::remove_tree(&self.0)
+        {
+            tracing::warn!(%error, "a temporary directory stays until the next start");
+        }
+    }
+}
+
+/// A number that no other call returns, for names.
+fn unique() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

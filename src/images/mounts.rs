@@ -1,0 +1,90 @@
+//! Root filesystems of containers, and the layers they hold.
+//!
+//! `<container dir>/layers` names what is mounted: the image id in the first line, then the layers' directories, bottom
+//! first. After a restart it tells which layers are in use.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{
+    Error, Image, Result,
+    layers::{Layers, Pin},
+    pull::blocking,
+    room::Room,
+    rootfs,
+};
+use crate::store;
+
+const FILE: &str = "layers";
+
+/// Who has mounted what.
+#[derive(Default)]
+pub(super) struct Mounts(Mutex<HashMap<PathBuf, Vec<Pin>>>);
+
+impl Mounts {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Vec<Pin>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See [`super::Images::mount_rootfs`].
+pub(super) async fn mount(room: &Arc<Room>, image: &Image, container: &Path) -> Result<PathBuf> {
+    let pins = image.pins.clone();
+    let mut text = format!("{}\n", image.id);
+    for pin in &pins {
+        text.push_str(pin.name());
+        text.push('\n');
+    }
+    let top_first: Vec<PathBuf> = pins.iter().rev().map(Pin::path).collect();
+    room.mounts.lock().insert(container.to_owned(), pins);
+    let directory = container.to_owned();
+    let mounted = blocking(move || {
+        let file = directory.join(FILE);
+        store::write_file(&file, text.as_bytes(), 0o600)?;
+        rootfs::mount(&top_first, &directory).map_err(|error| {
+            let _ = fs::remove_file(&file);
+            error.into()
+        })
+    })
+    .await;
+    if mounted.is_err() {
+        room.mounts.lock().remove(container);
+    }
+    mounted
+}
+
+/// See [`super::Images::unmount_rootfs`].
+pub(super) async fn unmount(room: &Arc<Room>, container: &Path) -> Result<()> {
+    let directory = container.to_owned();
+    blocking(move || {
+        rootfs::unmount(&directory)?;
+        let file = directory.join(FILE);
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", file)(error)),
+            _ => Ok(()),
+        }
+    })
+    .await?;
+    let pins = room.mounts.lock().remove(container);
+    drop(pins);
+    Ok(())
+}
+
+/// Takes over what `containers` had mounted before this process began. Blocking.
+pub(super) fn adopt(mounts: &Mounts, layers: &Layers, containers: &[PathBuf]) -> Result<()> {
+    for container in containers {
+        let file = container.join(FILE);
+        let text = match fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::io("read", file)(error)),
+        };
+        let pins = text.lines().skip(1).filter_map(|name| layers.pin_name(name)).collect();
+        mounts.lock().entry(container.clone()).or_insert(pins);
+    }
+    Ok(())
+}

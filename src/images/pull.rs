@@ -1,0 +1,208 @@
+//! A pull, from a reference to a visible image.
+
+use std::{fs, path::Path, sync::Arc};
+
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
+use tokio::task::spawn_blocking;
+use wharf_proto::{api::LayerState, cri};
+
+use super::{
+    Error, Layer, Reference, Result,
+    extract::extract,
+    index::{Arrival, parse_config},
+    layers::Pin,
+    manifest::{self, Manifest, Parsed},
+    platform::Host,
+    progress::{Meter, Progress},
+    registry::{Document, Session, digest_of},
+    room::Room,
+};
+
+/// Indexes in indexes.
+const MAX_DEPTH: usize = 3;
+
+/// What makes two pulls the same: the reference, and who asks.
+pub(super) type PullKey = (Reference, String);
+/// How a shared pull ends.
+pub(super) type PullResult = std::result::Result<String, Arc<Error>>;
+/// How a shared layer ends.
+pub(super) type LayerResult = std::result::Result<Pin, Arc<Error>>;
+
+/// The pull of `reference` by `auth` as a future that does it.
+pub(super) fn start(
+    room: Arc<Room>,
+    reference: Reference,
+    auth: Option<cri::AuthConfig>,
+) -> (BoxFuture<'static, PullResult>, Arc<Progress>) {
+    let progress = Arc::new(Progress::default());
+    let heard = progress.clone();
+    let work = async move {
+        let (id, up_to_date) = run(&room, &reference, auth.as_ref(), &heard).await?;
+        heard.done(&id, up_to_date);
+        Ok(id)
+    };
+    (
+        work.map(|result: Result<String>| result.map_err(Arc::new)).boxed(),
+        progress,
+    )
+}
+
+/// The key of a pull; credentials are hashed.
+pub(super) fn key(reference: &Reference, auth: Option<&cri::AuthConfig>) -> PullKey {
+    let who = auth.map_or_else(String::new, |auth| {
+        let parts = [
+            &auth.username,
+            &auth.password,
+            &auth.auth,
+            &auth.server_address,
+            &auth.identity_token,
+            &auth.registry_token,
+        ];
+        let mut text = String::new();
+        for part in parts {
+            text.push_str(&format!("{}:{part}", part.len()));
+        }
+        digest_of(text.as_bytes())
+    });
+    (reference.clone(), who)
+}
+
+async fn run(
+    room: &Arc<Room>,
+    reference: &Reference,
+    auth: Option<&cri::AuthConfig>,
+    progress: &Arc<Progress>,
+) -> Result<(String, bool)> {
+    let session = room.client.session(reference, auth)?;
+    let (documents, manifest) = resolve(&session, reference).await?;
+    let top = documents
+        .first()
+        .map(|document| document.digest.clone())
+        .unwrap_or_default();
+    let chosen = documents
+        .last()
+        .map(|document| document.digest.clone())
+        .unwrap_or_default();
+    let id = manifest.config.digest.clone();
+
+    if let Some(image) = room.index.get(&id) {
+        progress.resolved(reference.to_string(), chosen.clone(), &image.layers);
+        for layer in &image.layers {
+            progress.layer(&layer.digest, LayerState::LayerExists, layer.size, layer.size);
+        }
+        let known = image.digests.contains(&format!("{}@{top}", reference.name()));
+        let (room, reference, id, top) = (room.clone(), reference.clone(), id.clone(), top.clone());
+        let named = blocking(move || room.index.name(&id, &reference, &top)).await?;
+        if named {
+            return Ok((image.id.clone(), known));
+        }
+        // Removed meanwhile.
+    }
+
+    let config = session.document(&id, manifest.config.size).await?;
+    let parsed = parse_config(&config, &id)?;
+    if !matches!(parsed.os.as_str(), "" | "linux") {
+        return Err(Error::BadContent {
+            what: format!("image {reference}"),
+            reason: format!("it is for {:?}, not for Linux", parsed.os),
+        });
+    }
+    let layers = manifest.with_diff_ids(&parsed.diff_ids)?;
+    progress.resolved(reference.to_string(), chosen, &layers);
+
+    let pins: Vec<Pin> = stream::iter(layers.clone())
+        .map(|layer| fetch(room.clone(), session.clone(), layer, progress.clone()))
+        .buffered(room.parallel_layers)
+        .try_collect()
+        .await?;
+
+    let arrival = Arrival {
+        id: id.clone(),
+        size: manifest.size(),
+        layers,
+        pins,
+        config,
+        documents: documents
+            .into_iter()
+            .map(|document| (document.digest, document.bytes))
+            .collect(),
+    };
+    let (room, reference) = (room.clone(), reference.clone());
+    blocking(move || {
+        // The layers must be durable before a record says that they are there.
+        sync_file_system(&room.root)?;
+        room.index.add(arrival, &reference, &top)
+    })
+    .await?;
+    Ok((id, false))
+}
+
+/// Follows indexes to the manifest for this machine. The first document is what the reference names.
+async fn resolve(session: &Session, reference: &Reference) -> Result<(Vec<Document>, Manifest)> {
+    let host = Host::current();
+    let mut selector = reference.selector().to_owned();
+    let mut documents = Vec::new();
+    for _ in 0..MAX_DEPTH {
+        let document = session.manifest(&selector).await?;
+        let parsed = manifest::parse(&document, &host)?;
+        documents.push(document);
+        match parsed {
+            Parsed::Manifest(manifest) => return Ok((documents, manifest)),
+            Parsed::Index { chosen } => selector = chosen,
+        }
+    }
+    Err(Error::BadContent {
+        what: format!("image {reference}"),
+        reason: "its indexes are nested too deep".into(),
+    })
+}
+
+/// The layer, from disk, from a transfer under way, or from a transfer of our own.
+async fn fetch(room: Arc<Room>, session: Session, layer: Layer, progress: Arc<Progress>) -> Result<Pin> {
+    loop {
+        if let Some(pin) = room.layers.pin(&layer.diff_id) {
+            progress.layer(&layer.digest, LayerState::LayerExists, layer.size, layer.size);
+            return Ok(pin);
+        }
+        // Two blobs with one diff ID are one layer, but a transfer is of a blob.
+        let key = (layer.digest.clone(), layer.diff_id.clone());
+        let (transfer, meter, ours) = room.transfers.join(key, || {
+            let meter = Arc::new(Meter::new(&layer));
+            (
+                transfer(room.clone(), session.clone(), layer.clone(), meter.clone()),
+                meter,
+            )
+        });
+        meter.listen(&progress);
+        match transfer.await {
+            Ok(pin) => return Ok(pin),
+            Err(error) if ours => return Err(Error::Shared(error)),
+            // Another pull's registry or credentials failed; ours may do better.
+            Err(error) => tracing::debug!(%error, layer = layer.digest, "a transfer that was shared has failed"),
+        }
+    }
+}
+
+fn transfer(room: Arc<Room>, session: Session, layer: Layer, meter: Arc<Meter>) -> BoxFuture<'static, LayerResult> {
+    async move {
+        let stream = session.blob(&layer.digest, layer.size);
+        let pin = extract(stream, &layer, &room.layers, &meter).await.map_err(Arc::new)?;
+        meter.state(LayerState::LayerDone);
+        Ok(pin)
+    }
+    .boxed()
+}
+
+fn sync_file_system(root: &Path) -> Result<()> {
+    let directory = fs::File::open(root).map_err(Error::io("open", root))?;
+    nix::unistd::syncfs(&directory).map_err(|errno| Error::io("sync the file system of", root)(errno.into()))
+}
+
+/// Runs `work` where it may block.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(Error::ShuttingDown("images")),
+    }
+}

@@ -1,0 +1,188 @@
+//! The door of the room: what the rest of Wharf calls.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio::{sync::mpsc::UnboundedSender, task::JoinSet};
+use wharf_proto::{api, cri};
+
+use super::{
+    Error, FsUsage, Image, Reference, Result, flight, index, layers, mounts, progress, pull, registry, rootfs,
+};
+use crate::config::Config;
+
+/// The images of this node. Cheap to clone; all clones are the same room.
+#[derive(Clone)]
+pub struct Images {
+    room: Arc<Room>,
+    /// Frees disk in the background; ends with the last clone.
+    _janitor: Arc<JoinSet<()>>,
+}
+
+/// What the parts of the room share.
+pub(super) struct Room {
+    pub(super) root: PathBuf,
+    pub(super) mountpoint: PathBuf,
+    pub(super) parallel_layers: usize,
+    pub(super) client: registry::Client,
+    pub(super) layers: layers::Layers,
+    pub(super) index: index::Index,
+    pub(super) mounts: mounts::Mounts,
+    pub(super) pulls: flight::Flights<pull::PullKey, pull::PullResult, Arc<progress::Progress>>,
+    pub(super) transfers: flight::Flights<(String, String), pull::LayerResult, Arc<progress::Meter>>,
+}
+
+impl Images {
+    /// Opens the images below `cfg.state_dir`, and removes what pulls that were cut off left behind.
+    ///
+    /// # Errors
+    /// When the directory can't be made or read. A single bad record is logged and dropped, not an error.
+    pub async fn open(cfg: &Config) -> Result<Self> {
+        Self::open_with(cfg, registry::Client::new(cfg)).await
+    }
+
+    async fn open_with(cfg: &Config, client: registry::Client) -> Result<Self> {
+        let root = cfg.state_dir.join("images");
+        let parallel_layers = cfg.pull.max_parallel_layers.max(1);
+        let room = pull::blocking(move || {
+            let layers = layers::Layers::open(&root)?;
+            Ok(Room {
+                mountpoint: rootfs::mountpoint(&root)?,
+                parallel_layers,
+                client,
+                index: index::Index::open(&root, layers.clone())?,
+                layers,
+                mounts: mounts::Mounts::default(),
+                pulls: flight::Flights::new(),
+                transfers: flight::Flights::new(),
+                root,
+            })
+        })
+        .await?;
+        let mut janitor = JoinSet::new();
+        janitor.spawn(sweep(room.layers.clone()));
+        Ok(Self {
+            room: Arc::new(room),
+            _janitor: Arc::new(janitor),
+        })
+    }
+
+    /// Tells which containers exist, so that their layers are kept; frees layers that nobody uses. Called once, after
+    /// [`Images::open`]: until then no layer is freed.
+    ///
+    /// # Errors
+    /// When a container's list of layers can't be read; then no layer is freed.
+    pub async fn adopt(&self, container_dirs: &[PathBuf]) -> Result<()> {
+        let (room, containers) = (self.room.clone(), container_dirs.to_vec());
+        pull::blocking(move || mounts::adopt(&room.mounts, &room.layers, &containers)).await?;
+        self.room.layers.all_users_known();
+        Ok(())
+    }
+
+    /// Pulls `reference` and returns the image id (`sha256:...`). Equal calls at the same time share one transfer. When
+    /// every caller has dropped its future, the pull ends and leaves nothing. `progress` ends with `PullDone` if the
+    /// pull succeeds, and is dropped in any case.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::kind`] sorts them.
+    pub async fn pull(
+        &self,
+        reference: &str,
+        auth: Option<cri::AuthConfig>,
+        progress: Option<UnboundedSender<api::PullProgress>>,
+    ) -> Result<String> {
+        let reference = Reference::parse(reference)?;
+        let key = pull::key(&reference, auth.as_ref());
+        let start = || pull::start(self.room.clone(), reference, auth);
+        let (pull, heard, _) = self.room.pulls.join(key, start);
+        if let Some(listener) = progress {
+            heard.listen(listener);
+        }
+        pull.await.map_err(Error::Shared)
+    }
+
+    /// All images by id, as last published.
+    #[must_use]
+    pub fn list(&self) -> Arc<Vec<Arc<Image>>> {
+        self.room.index.list()
+    }
+
+    /// The image that `spec` names: an id with or without `sha256:`, a unique prefix of one, `name[:tag]` or
+    /// `name@digest`.
+    #[must_use]
+    pub fn find(&self, spec: &str) -> Option<Arc<Image>> {
+        self.room.index.find(spec)
+    }
+
+    /// Removes the image that `spec` names with all its tags and digests; absent is fine. It is invisible at once; the
+    /// disk is freed in the background, for layers that containers mount once they are gone.
+    ///
+    /// # Errors
+    /// When the record can't be removed.
+    pub async fn remove(&self, spec: &str) -> Result<()> {
+        let Some(image) = self.find(spec) else {
+            return Ok(());
+        };
+        let room = self.room.clone();
+        pull::blocking(move || room.index.remove(&image.id)).await
+    }
+
+    /// Mounts a writable root filesystem of `image` at `container_dir/rootfs` and returns that path. The layers are kept
+    /// until [`Images::unmount_rootfs`].
+    ///
+    /// # Errors
+    /// When the kernel refuses the mount.
+    pub async fn mount_rootfs(&self, image: &Image, container_dir: &Path) -> Result<PathBuf> {
+        mounts::mount(&self.room, image, container_dir).await
+    }
+
+    /// Undoes [`Images::mount_rootfs`]; nothing mounted is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses to unmount.
+    pub async fn unmount_rootfs(&self, container_dir: &Path) -> Result<()> {
+        mounts::unmount(&self.room, container_dir).await
+    }
+
+    /// Sets whether kubelet's garbage collection must spare the image `id`; absent is fine.
+    ///
+    /// # Errors
+    /// When the record can't be written.
+    pub async fn set_pinned(&self, id: &str, pinned: bool) -> Result<()> {
+        let (room, id) = (self.room.clone(), id.to_owned());
+        pull::blocking(move || room.index.pin(&id, pinned)).await
+    }
+
+    /// Disk that layers take, without walking it.
+    ///
+    /// # Errors
+    /// None today.
+    pub async fn fs_usage(&self) -> Result<FsUsage> {
+        let (used_bytes, inodes_used) = self.room.layers.usage();
+        Ok(FsUsage {
+            mountpoint: self.room.mountpoint.clone(),
+            used_bytes,
+            inodes_used,
+        })
+    }
+}
+
+impl std::fmt::Debug for Images {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Images")
+            .field("root", &self.room.root)
+            .finish_non_exhaustive()
+    }
+}
+
+async fn sweep(layers: layers::Layers) {
+    loop {
+        layers.wait().await;
+        let all = layers.clone();
+        if let Err(error) = pull::blocking(move || all.sweep()).await {
+            tracing::warn!(%error, "unused layers can't be removed; they are tried again with the next");
+        }
+    }
+}
