@@ -112,11 +112,16 @@ enum Command {
 
 /// Parses the command line, does what it says, and returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(problem) => {
             // Docker's habit: a wrong command line of `run` is 125, so that it isn't taken for the container's code.
-            let code = if problem.use_stderr() { 125 } else { 0 };
+            let code = match (problem.use_stderr(), args.iter().any(|arg| arg == "run")) {
+                (true, true) => error::DAEMON_FAILED,
+                (true, false) => 1,
+                (false, _) => 0,
+            };
             let _ = problem.print();
             return ExitCode::from(code);
         }
