@@ -8,7 +8,19 @@
 
 use std::{ffi::OsString, io, path::PathBuf, process::ExitCode};
 
+mod cgroup;
 pub mod client;
+mod connection;
+mod container;
+mod exit;
+pub mod frame;
+mod log;
+mod pod_init;
+mod poll;
+mod server;
+mod setup;
+mod sys;
+mod tree;
 
 pub use client::{Client, Event, Events, Program, SpawnOptions};
 
@@ -76,6 +88,23 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// The monitor process: `wharf monitor --pod ID --socket PATH [--pid-namespace] [--cgroup PATH]`. `args` begins after
 /// the word `monitor`. Must be called before anything else of the process has started a thread.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let _ = args;
-    todo!()
+    sys::tune_allocator();
+    let options = match setup::Options::parse(args) {
+        Ok(options) => options,
+        Err(message) => {
+            eprintln!("wharf monitor: {message}");
+            return ExitCode::from(2);
+        }
+    };
+    let notes = setup::Notes::beside(&options.socket);
+    let panicked = notes.clone();
+    std::panic::set_hook(Box::new(move |info| panicked.say(&info.to_string())));
+    match server::Monitor::new(options, notes.clone()) {
+        Ok(monitor) => monitor.run(),
+        Err(error) => {
+            notes.say(&format!("start: {error}"));
+            eprintln!("wharf monitor: start: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

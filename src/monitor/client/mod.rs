@@ -1,39 +1,35 @@
 //! The daemon's side of the monitor: start one, find one again, ask it, hear its events.
 
+mod program;
+mod spawn;
+mod wire;
+
 use std::{
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use tokio::sync::mpsc;
-use wharf_proto::monitor as proto;
+use tokio::{
+    net::UnixStream,
+    process::Child,
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
+use wharf_proto::monitor::{self as proto, ErrorKind, Request, reply::Result as Answer, request::Op};
 
-use super::Result;
+pub use program::Program;
 
-/// The program that monitors run: this process's own executable, seen through a read-only mount of its own, so that
-/// no process in a container can write to the file of the host by way of `/proc/PID/exe`. Made once per daemon.
-#[derive(Debug)]
-pub struct Program {
-    #[allow(dead_code)]
-    path: PathBuf,
-}
+use super::{Error, PROTOCOL_VERSION, Result, frame};
+use spawn::Order;
+use wire::{Outgoing, Waiting};
 
-impl Program {
-    /// Prepares the executable of the running process.
-    ///
-    /// # Errors
-    /// When `/proc/self/exe` can't be opened.
-    pub fn current() -> Result<Program> {
-        todo!()
-    }
-
-    /// Any executable that understands `monitor` as its first argument; for tests.
-    #[must_use]
-    pub fn at(path: PathBuf) -> Program {
-        Program { path }
-    }
-}
+/// How long a new monitor may take until it answers.
+const SPAWN_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a new monitor is told.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +57,7 @@ pub enum Event {
 /// Events of one monitor, in order. `recv` gives `None` when the connection is closed: by the monitor's end, by a
 /// newer connection, or by the drop of the [`Client`].
 #[derive(Debug)]
-pub struct Events(#[allow(dead_code)] mpsc::UnboundedReceiver<Event>);
+pub struct Events(mpsc::UnboundedReceiver<Event>);
 
 impl Events {
     /// The next event; `None` after the connection has closed. Cancel-safe.
@@ -73,17 +69,52 @@ impl Events {
 /// A connection to one monitor. Requests may be made from many tasks at a time; each waits for its own answer only.
 /// Dropping it closes the connection; the monitor and its containers go on.
 #[derive(Debug)]
-pub struct Client {}
+pub struct Client {
+    outgoing: mpsc::UnboundedSender<Outgoing>,
+    waiting: Arc<Waiting>,
+    next_id: AtomicU64,
+    /// True once the connection has closed.
+    closed: watch::Receiver<bool>,
+    /// True once the process, a child of this one, was waited for. `None`: it is not our child.
+    reaped: Option<watch::Receiver<bool>>,
+    tasks: Vec<AbortHandle>,
+}
 
-#[allow(clippy::unused_async)]
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.waiting.close();
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+fn io_error(attempt: &'static str, socket: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let object = socket.display().to_string();
+    move |source| Error::Io {
+        attempt,
+        object,
+        source,
+    }
+}
+
 impl Client {
     /// Starts a monitor and connects to it. It lives on when the daemon dies, and is reaped when it ends first.
     ///
     /// # Errors
     /// When the socket can't be bound, the program can't be run or the monitor does not answer within 10 s.
     pub async fn spawn(program: &Program, options: SpawnOptions<'_>) -> Result<(Client, proto::HelloReply, Events)> {
-        let _ = (program, options);
-        todo!()
+        const ATTEMPT: &str = "start monitor at";
+        let order = Order::new(program, options);
+        let started = tokio::task::spawn_blocking(move || order.run()).await;
+        let (child, stream) = started
+            .map_err(std::io::Error::other)
+            .and_then(|started| started)
+            .map_err(io_error(ATTEMPT, options.socket))?;
+        let (mut client, events) = Client::over(stream).map_err(io_error(ATTEMPT, options.socket))?;
+        client.own(child);
+        let hello = client.hello(options.socket, ATTEMPT, SPAWN_LIMIT).await?;
+        Ok((client, hello, events))
     }
 
     /// Connects to the monitor at `socket`, replacing any other connection.
@@ -91,17 +122,117 @@ impl Client {
     /// # Errors
     /// When nobody listens there, or no answer comes within `limit`.
     pub async fn connect(socket: &Path, limit: Duration) -> Result<(Client, proto::HelloReply, Events)> {
-        let _ = (socket, limit);
-        todo!()
+        const ATTEMPT: &str = "connect to monitor at";
+        let stream = spawn::connect(socket).map_err(io_error(ATTEMPT, socket))?;
+        let (client, events) = Client::over(stream).map_err(io_error(ATTEMPT, socket))?;
+        let hello = client.hello(socket, ATTEMPT, limit).await?;
+        Ok((client, hello, events))
     }
 
-    /// Creates and starts a container.
+    fn over(stream: std::os::unix::net::UnixStream) -> std::io::Result<(Client, Events)> {
+        let (reader, writer) = UnixStream::from_std(stream)?.into_split();
+        let (outgoing, frames) = mpsc::unbounded_channel();
+        let (event_sender, events) = mpsc::unbounded_channel();
+        let (close, closed) = watch::channel(false);
+        let waiting = Arc::new(Waiting::new());
+        let shared = Arc::clone(&waiting);
+        let read = tokio::spawn(async move {
+            wire::read(reader, &shared, event_sender).await;
+            let _ = close.send(true);
+        });
+        let write = tokio::spawn(wire::write(writer, frames));
+        let client = Client {
+            outgoing,
+            waiting,
+            next_id: AtomicU64::new(1),
+            closed,
+            reaped: None,
+            tasks: vec![read.abort_handle(), write.abort_handle()],
+        };
+        Ok((client, Events(events)))
+    }
+
+    /// Waits for the child in the background, so that it leaves no zombie. When the task is dropped first, the child
+    /// is handed to the runtime's own reaper.
+    fn own(&mut self, mut child: Child) {
+        let (reap, reaped) = watch::channel(false);
+        let task = tokio::spawn(async move {
+            let _ = child.wait().await;
+            let _ = reap.send(true);
+        });
+        self.reaped = Some(reaped);
+        self.tasks.push(task.abort_handle());
+    }
+
+    async fn hello(&self, socket: &Path, attempt: &'static str, limit: Duration) -> Result<proto::HelloReply> {
+        let object = socket.display().to_string();
+        let hello = Op::Hello(proto::Hello {
+            version: PROTOCOL_VERSION,
+        });
+        let answer = tokio::time::timeout(limit, self.ask(attempt, &object, hello, Vec::new())).await;
+        match answer {
+            Ok(Ok(Answer::Hello(hello))) => Ok(hello),
+            Ok(Ok(_)) => Err(unexpected(attempt, &object)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::Timeout {
+                attempt,
+                path: socket.to_owned(),
+                seconds: limit.as_secs_f32(),
+            }),
+        }
+    }
+
+    async fn ask(&self, attempt: &'static str, object: &str, op: Op, descriptors: Vec<OwnedFd>) -> Result<Answer> {
+        let closed = || Error::Closed {
+            attempt,
+            object: object.to_owned(),
+        };
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let request = Request { id, op: Some(op) };
+        let mut bytes = Vec::new();
+        frame::encode(&request, &mut bytes);
+        if bytes.len() > frame::MAX_FRAME {
+            return Err(Error::Protocol {
+                attempt,
+                object: object.to_owned(),
+                message: format!("the request is {} bytes long", bytes.len()),
+            });
+        }
+        let answer = self.waiting.expect(id).ok_or_else(closed)?;
+        self.outgoing
+            .send(Outgoing { bytes, descriptors })
+            .map_err(|_| closed())?;
+        match answer.await {
+            Ok(Answer::Error(error)) => Err(Error::Refused {
+                attempt,
+                object: object.to_owned(),
+                kind: error.kind(),
+                message: error.message,
+            }),
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(closed()),
+        }
+    }
+
+    async fn ask_done(&self, attempt: &'static str, object: &str, op: Op) -> Result<()> {
+        match self.ask(attempt, object, op, Vec::new()).await? {
+            Answer::Done(_) => Ok(()),
+            _ => Err(unexpected(attempt, object)),
+        }
+    }
+
+    /// Creates and starts a container. When it can't be started, its exit file is written all the same (code 128,
+    /// reason StartError) and it stands in `HelloReply` as ended until it is deleted.
     ///
     /// # Errors
     /// Kind `START_FAILED` when its process could not be started; others when the monitor could not try.
     pub async fn start(&self, request: proto::Start) -> Result<proto::Started> {
-        let _ = request;
-        todo!()
+        const ATTEMPT: &str = "start container";
+        let id = request.container_id.clone();
+        match self.ask(ATTEMPT, &id, Op::Start(request), Vec::new()).await? {
+            Answer::Started(started) => Ok(started),
+            _ => Err(unexpected(ATTEMPT, &id)),
+        }
     }
 
     /// Sends a signal to a container's init, or to all its processes. An ended container: kind `WRONG_STATE`.
@@ -109,18 +240,27 @@ impl Client {
     /// # Errors
     /// As the monitor answers.
     pub async fn kill(&self, container_id: &str, signal: i32, all: bool) -> Result<()> {
-        let _ = (container_id, signal, all);
-        todo!()
+        let kill = proto::Kill {
+            container_id: container_id.to_owned(),
+            signal,
+            all,
+        };
+        self.ask_done("kill container", container_id, Op::Kill(kill)).await
     }
 
-    /// Runs a process in a container. `descriptors` are its stdin, stdout and stderr, or with `terminal` one socket
-    /// on which the terminal's master is sent back. The end comes as [`Event::ExecExited`], always after this reply.
+    /// Runs a process in a container and gives its pid. `descriptors` are its stdin, stdout and stderr, or with
+    /// `terminal` one socket on which the terminal's master is sent back, before this answer. The end comes as
+    /// [`Event::ExecExited`], always after the answer.
     ///
     /// # Errors
     /// Kind `START_FAILED` when the process could not be started, `NOT_FOUND`, `WRONG_STATE`.
     pub async fn exec(&self, request: proto::Exec, descriptors: Vec<OwnedFd>) -> Result<i32> {
-        let _ = (request, descriptors);
-        todo!()
+        const ATTEMPT: &str = "exec in container";
+        let id = request.container_id.clone();
+        match self.ask(ATTEMPT, &id, Op::Exec(request), descriptors).await? {
+            Answer::ExecStarted(started) => Ok(started.pid),
+            _ => Err(unexpected(ATTEMPT, &id)),
+        }
     }
 
     /// Ends an exec's process and all its descendants. An unknown or ended exec: fine.
@@ -128,8 +268,10 @@ impl Client {
     /// # Errors
     /// When the connection is closed.
     pub async fn kill_exec(&self, exec_id: &str) -> Result<()> {
-        let _ = exec_id;
-        todo!()
+        let kill = proto::KillExec {
+            exec_id: exec_id.to_owned(),
+        };
+        self.ask_done("kill exec", exec_id, Op::KillExec(kill)).await
     }
 
     /// Opens the container's log file anew after a rotation.
@@ -137,8 +279,11 @@ impl Client {
     /// # Errors
     /// Kind `WRONG_STATE` when the container does not run; no file is made then.
     pub async fn reopen_log(&self, container_id: &str) -> Result<()> {
-        let _ = container_id;
-        todo!()
+        let reopen = proto::ReopenLog {
+            container_id: container_id.to_owned(),
+        };
+        self.ask_done("reopen log of container", container_id, Op::ReopenLog(reopen))
+            .await
     }
 
     /// Makes the monitor forget an ended container and release what the runtime keeps of it. Unknown: fine.
@@ -146,21 +291,49 @@ impl Client {
     /// # Errors
     /// Kind `WRONG_STATE` when it runs.
     pub async fn delete(&self, container_id: &str) -> Result<()> {
-        let _ = container_id;
-        todo!()
+        let delete = proto::Delete {
+            container_id: container_id.to_owned(),
+        };
+        self.ask_done("delete container", container_id, Op::Delete(delete))
+            .await
     }
 
-    /// Ends the monitor and the pod's init, and waits until the monitor has closed the connection.
+    /// Ends the monitor and the pod's init, and waits until they are gone.
     ///
     /// # Errors
     /// Kind `WRONG_STATE` while containers run.
     pub async fn shutdown(&self) -> Result<()> {
-        todo!()
+        self.ask_done("shut down", "the pod's monitor", Op::Shutdown(proto::Shutdown {}))
+            .await?;
+        for ended in [Some(&self.closed), self.reaped.as_ref()].into_iter().flatten() {
+            // An error means that the sending task has ended: as good.
+            let _ = ended.clone().wait_for(|ended| *ended).await;
+        }
+        Ok(())
     }
 
     /// Whether the connection has closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        todo!()
+        self.waiting.is_closed()
+    }
+}
+
+fn unexpected(attempt: &'static str, object: &str) -> Error {
+    Error::Protocol {
+        attempt,
+        object: object.to_owned(),
+        message: "an answer to something else".to_owned(),
+    }
+}
+
+impl Error {
+    /// The kind that the monitor gave, when it was the monitor that refused.
+    #[must_use]
+    pub fn kind(&self) -> Option<ErrorKind> {
+        match self {
+            Error::Refused { kind, .. } => Some(*kind),
+            _ => None,
+        }
     }
 }

@@ -1,0 +1,178 @@
+//! What the monitor keeps of one container.
+
+use std::{
+    io::Read as _,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    time::Instant,
+};
+
+use wharf_proto::monitor as proto;
+
+use super::{
+    exit::Exit,
+    log::{Lines, Log, Stamp},
+    sys,
+};
+use crate::{
+    runtime::{ContainerRef, Created, Handler},
+    store,
+};
+
+/// Where a container stands.
+pub enum State {
+    /// The runtime builds it.
+    Creating,
+    /// Init exists and is let go.
+    Starting,
+    Running,
+    Exited(Exit),
+}
+
+/// One output stream of a container.
+#[derive(Debug)]
+pub struct Output {
+    /// Read end of a pipe, or the master of a terminal.
+    pub source: std::fs::File,
+    pub lines: Lines,
+}
+
+/// One container.
+pub struct Container {
+    pub serial: u32,
+    pub id: String,
+    pub bundle: PathBuf,
+    pub handler: Box<dyn Handler>,
+    pub seccomp_filter: Option<PathBuf>,
+    pub cgroup_path: String,
+    pub exit_file: PathBuf,
+    pub log: Log,
+    pub line_limit: usize,
+    pub outputs: [Option<Output>; 2],
+    /// Our end of the container's standard input, kept open for attach.
+    #[allow(dead_code)]
+    pub stdin: Option<OwnedFd>,
+    /// With a terminal: its slave, so that the master does not report a hang-up while nobody has it open.
+    pub slave: Option<OwnedFd>,
+    pub created: Option<Created>,
+    pub state: State,
+    /// 0 before it exists and after it was waited for.
+    pub init_pid: i32,
+    /// Wait status of an init that ended before its start was confirmed.
+    pub early_end: Option<i32>,
+    /// Unix time, nanoseconds.
+    pub started_at: i64,
+    /// When outputs that outlive init are closed.
+    pub drain_until: Option<Instant>,
+    /// The exit file could not be written yet.
+    pub exit_unsaved: bool,
+}
+
+/// What reading an output came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Nothing more at the moment, or enough for one wake-up.
+    Open,
+    /// Everyone has closed it.
+    End,
+}
+
+impl Container {
+    pub fn reference(&self) -> ContainerRef<'_> {
+        ContainerRef {
+            id: &self.id,
+            bundle: &self.bundle,
+            init_pid: self.init_pid,
+            cgroup_path: &self.cgroup_path,
+        }
+    }
+
+    pub fn is_running(&self) -> bool {
+        matches!(self.state, State::Running)
+    }
+
+    pub fn has_exited(&self) -> bool {
+        matches!(self.state, State::Exited(_))
+    }
+
+    pub fn describe(&self) -> proto::Container {
+        proto::Container {
+            id: self.id.clone(),
+            pid: self.init_pid,
+            running: !self.has_exited(),
+            started_at: self.started_at,
+            exit: self.exited(),
+        }
+    }
+
+    pub fn exited(&self) -> Option<proto::ContainerExited> {
+        let State::Exited(exit) = &self.state else { return None };
+        Some(proto::ContainerExited {
+            container_id: self.id.clone(),
+            code: exit.code,
+            oom_killed: exit.oom_killed,
+            finished_at: exit.finished_at,
+        })
+    }
+
+    /// Moves output to the log: at most about `budget` bytes, through `buffer`.
+    pub fn drain(&mut self, index: usize, budget: usize, buffer: &mut [u8]) -> Drained {
+        let Some(output) = &mut self.outputs[index] else {
+            return Drained::End;
+        };
+        let mut taken = 0;
+        let mut drained = Drained::Open;
+        while taken < budget {
+            match output.source.read(buffer) {
+                Ok(0) => {
+                    drained = Drained::End;
+                    break;
+                }
+                Ok(count) => {
+                    output
+                        .lines
+                        .push(&buffer[..count], Stamp::at(store::now()), &mut self.log);
+                    taken += count;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                // A terminal says EIO when nobody has it open any more.
+                Err(_) => {
+                    drained = Drained::End;
+                    break;
+                }
+            }
+        }
+        self.log.flush();
+        drained
+    }
+
+    /// Bytes that may still be in an output after its writers have died.
+    pub fn rest(&self, index: usize) -> usize {
+        const TERMINAL: usize = 64 << 10;
+        match &self.outputs[index] {
+            Some(output) => sys::pipe_capacity(output.source.as_fd()).max(TERMINAL),
+            None => 0,
+        }
+    }
+
+    /// Forgets an output; what stands unterminated in it is logged. The caller has taken it out of the poll set.
+    pub fn close_output(&mut self, index: usize) {
+        if let Some(mut output) = self.outputs[index].take() {
+            output.lines.end(Stamp::at(store::now()), &mut self.log);
+            self.log.flush();
+        }
+    }
+
+    pub fn output_fd(&self, index: usize) -> Option<BorrowedFd<'_>> {
+        self.outputs[index].as_ref().map(|output| output.source.as_fd())
+    }
+
+    /// Gives memory back while nothing happens.
+    pub fn shrink(&mut self) {
+        self.log.shrink();
+        for output in self.outputs.iter_mut().flatten() {
+            output.lines.shrink();
+        }
+    }
+}

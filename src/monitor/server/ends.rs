@@ -1,0 +1,148 @@
+//! Ends of processes: of containers' inits, of execs, of helpers and of orphans that came here.
+
+use std::time::Instant;
+
+use wharf_proto::monitor::{ContainerExited, ExecExited, reply::Result as Answer};
+
+use super::{
+    super::{
+        container::{Container, Drained, State},
+        exit::{self, Exit},
+        sys,
+    },
+    LINGER, Monitor, READ,
+    jobs::Work,
+};
+use crate::store;
+
+/// Most ended children remembered while a job runs that may name them.
+const MAX_UNNAMED: usize = 1024;
+
+impl Monitor {
+    /// Waits for every child that has ended.
+    pub(super) fn reap(&mut self) {
+        self.warm = true;
+        while let Ok(Some(_)) = self.signals.read_signal() {}
+        while let Some((pid, status)) = sys::reap() {
+            self.ended_child(pid, status);
+        }
+        if self.jobs.is_empty() {
+            self.unnamed = Vec::new();
+        }
+    }
+
+    fn ended_child(&mut self, pid: i32, status: i32) {
+        if pid == self.pod_init {
+            self.pod_init = 0;
+        } else if let Some(container) = self.containers.iter_mut().find(|c| c.init_pid == pid) {
+            if container.is_running() {
+                let serial = container.serial;
+                self.container_ended(serial, status);
+            } else {
+                container.early_end = Some(status);
+                container.init_pid = 0;
+            }
+        } else if let Some(at) = self.execs.iter().position(|exec| exec.pid == pid) {
+            let exec = self.execs.swap_remove(at);
+            self.exec_ended(exec.id, status);
+        } else if !self.jobs.is_empty() && self.unnamed.len() < MAX_UNNAMED {
+            self.unnamed.push((pid, status));
+        }
+    }
+
+    /// The wait status of a child that ended before anyone knew what it is.
+    pub(super) fn take_unnamed(&mut self, pid: i32) -> Option<i32> {
+        let at = self.unnamed.iter().position(|(ended, _)| *ended == pid)?;
+        Some(self.unnamed.swap_remove(at).1)
+    }
+
+    pub(super) fn exec_ended(&mut self, exec_id: String, status: i32) {
+        let code = exit::code(status);
+        self.send(0, Answer::ExecExited(ExecExited { exec_id, code }));
+    }
+
+    /// A running container's init has ended.
+    pub(super) fn container_ended(&mut self, serial: u32, status: i32) {
+        let finished_at = store::now();
+        let Some(container) = self.container(serial) else {
+            return;
+        };
+        let path = container.cgroup_path.clone();
+        container.init_pid = 0;
+        // Asked before anything can remove the cgroup. The count stands before the victim dies.
+        let oom_killed = !path.is_empty() && self.roots.oom_kills(&path) > 0;
+        self.conclude(
+            serial,
+            Exit {
+                code: exit::code(status),
+                oom_killed,
+                message: String::new(),
+                start_failed: false,
+                finished_at,
+            },
+        );
+    }
+
+    /// Ends what is left of a container, takes what is left of its output, and makes its exit known: first on disk.
+    pub(super) fn conclude(&mut self, serial: u32, exit: Exit) {
+        self.end_survivors(serial);
+        self.buffer.resize(READ, 0);
+        for index in 0..2 {
+            let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) else {
+                return;
+            };
+            // What the dead wrote is in the pipe; more than it holds can only come from the living.
+            if container.drain(index, container.rest(index), &mut self.buffer) == Drained::End {
+                self.close_output(serial, index);
+            }
+        }
+        let start_failed = exit.start_failed;
+        let Some(container) = self.container(serial) else {
+            return;
+        };
+        container.slave = None;
+        container.stdin = None;
+        container.created = None;
+        container.state = State::Exited(exit);
+        container.drain_until = Some(Instant::now() + LINGER);
+        container.save_exit();
+        let unsaved = container
+            .exit_unsaved
+            .then(|| container.exit_file.display().to_string());
+        let told: Option<ContainerExited> = container.exited();
+        if let Some(file) = unsaved {
+            self.notes.say(&format!("write {file}: failed, will be tried again"));
+        }
+        // A failed start is told by the answer to Start.
+        if let (false, Some(told)) = (start_failed, told) {
+            self.send(0, Answer::ContainerExited(told));
+        }
+    }
+
+    /// Kills processes that outlive init, which happens unless the container has a PID namespace of its own.
+    fn end_survivors(&mut self, serial: u32) {
+        let Some(container) = self.containers.iter().find(|c| c.serial == serial) else {
+            return;
+        };
+        if container.cgroup_path.is_empty() || !self.roots.is_populated(&container.cgroup_path) {
+            return;
+        }
+        match container.handler.kill(&container.reference(), libc::SIGKILL, true) {
+            Ok(None) => {}
+            Ok(Some(pending)) => self.add_job(pending, Work::Kill { origin: None, serial }),
+            Err(error) => {
+                let what = format!("end what is left of container {}: {error}", container.id);
+                self.notes.say(&what);
+            }
+        }
+    }
+}
+
+impl Container {
+    /// Writes the exit file, or remembers that it must be tried again.
+    pub(super) fn save_exit(&mut self) {
+        let State::Exited(exit) = &self.state else { return };
+        self.exit_unsaved =
+            !self.exit_file.as_os_str().is_empty() && exit.save(&self.exit_file, self.started_at).is_err();
+    }
+}

@@ -1,0 +1,313 @@
+//! The monitor's loop and what it keeps.
+
+mod ends;
+mod jobs;
+mod requests;
+
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use nix::sys::{
+    signalfd::SignalFd,
+    socket::{SockFlag, accept4},
+};
+use wharf_proto::monitor::{Reply, reply::Result as Answer};
+
+use super::{
+    cgroup::Roots,
+    connection::Connection,
+    container::{Container, Drained},
+    pod_init,
+    poll::{Poll, Source},
+    setup::{self, Notes, Options},
+    sys,
+};
+use jobs::Job;
+
+/// Output read at once, bytes; the buffer exists only while there is output.
+const READ: usize = 16 << 10;
+/// Output taken from one stream before others have their turn, bytes.
+const TURN: usize = 128 << 10;
+/// Quiet time after which memory is given back.
+const IDLE: Duration = Duration::from_secs(2);
+/// How long output is read from processes that outlive their container's init.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// A process started by Exec that runs.
+struct Exec {
+    id: String,
+    pid: i32,
+}
+
+/// Which request an answer belongs to. An answer for an older connection is dropped.
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    connection: u32,
+    id: u64,
+}
+
+/// The monitor of one pod.
+pub struct Monitor {
+    pod_id: String,
+    socket: PathBuf,
+    notes: Notes,
+    roots: Roots,
+    poll: Poll,
+    signals: SignalFd,
+    listener: OwnedFd,
+    connection: Option<Connection>,
+    containers: Vec<Container>,
+    execs: Vec<Exec>,
+    jobs: Vec<Job>,
+    /// Children that ended while a job ran that may be about to name them: pid and wait status.
+    unnamed: Vec<(i32, i32)>,
+    /// Pid 1 of the shared PID namespace; 0 without one.
+    pod_init: i32,
+    next_serial: u32,
+    buffer: Vec<u8>,
+    /// Memory may be given back once nothing happens.
+    warm: bool,
+    ended: bool,
+}
+
+impl Monitor {
+    /// Takes over the process.
+    ///
+    /// # Errors
+    /// When the system does not give what a monitor needs.
+    pub fn new(options: Options, notes: Notes) -> io::Result<Monitor> {
+        let listener = setup::listener(&options.socket)?;
+        let roots = Roots::find();
+        setup::detach(&options, &roots)?;
+        let signals = setup::child_signals()?;
+        let pod_init = if options.pid_namespace { pod_init::start()? } else { 0 };
+        let poll = Poll::new()?;
+        sys::set_nonblocking(listener.as_fd())?;
+        poll.add(&signals, Source::Signals)?;
+        poll.add(&listener, Source::Listener)?;
+        Ok(Monitor {
+            pod_id: options.pod_id,
+            socket: options.socket,
+            notes,
+            roots,
+            poll,
+            signals,
+            listener,
+            connection: None,
+            containers: Vec::new(),
+            execs: Vec::new(),
+            jobs: Vec::new(),
+            unnamed: Vec::new(),
+            pod_init,
+            next_serial: 0,
+            buffer: Vec::new(),
+            warm: true,
+            ended: false,
+        })
+    }
+
+    /// Serves until Shutdown.
+    pub fn run(mut self) -> ExitCode {
+        let mut ready = Vec::new();
+        while !self.ended {
+            if let Err(error) = self.poll.wait(self.patience(), &mut ready) {
+                self.notes.say(&format!("wait for events: {error}"));
+                return ExitCode::FAILURE;
+            }
+            if ready.is_empty() {
+                self.rest();
+            }
+            let mut children = false;
+            for &source in &ready {
+                match source {
+                    Source::Signals => children = true,
+                    Source::Listener => self.accept(),
+                    Source::Connection(serial) => self.serve(serial),
+                    Source::Stream(serial, index) => self.read_output(serial, index),
+                    Source::Job(serial) => self.finish_job(serial),
+                }
+            }
+            // Last, so that what a job has just named is known.
+            if children {
+                self.reap();
+            }
+            self.keep_time();
+        }
+        self.end()
+    }
+
+    /// Milliseconds to wait for events.
+    fn patience(&self) -> Option<u16> {
+        let waiting = |c: &Container| c.drain_until.is_some() || c.exit_unsaved;
+        if self.containers.iter().any(waiting) {
+            Some(500)
+        } else {
+            self.warm.then_some(u16::try_from(IDLE.as_millis()).unwrap_or(u16::MAX))
+        }
+    }
+
+    /// Nothing happens: memory goes back.
+    fn rest(&mut self) {
+        if self.warm {
+            self.warm = false;
+            self.buffer = Vec::new();
+            for container in &mut self.containers {
+                container.shrink();
+            }
+            sys::trim_allocator();
+        }
+    }
+
+    fn serial(&mut self) -> u32 {
+        self.next_serial = self.next_serial.wrapping_add(1);
+        self.next_serial
+    }
+
+    fn accept(&mut self) {
+        loop {
+            let socket = match accept4(&self.listener, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+                Ok(socket) => socket,
+                Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => continue,
+                Err(_) => return,
+            };
+            self.disconnect();
+            let connection = Connection::new(self.serial(), socket);
+            if self
+                .poll
+                .add(&connection, Source::Connection(connection.serial))
+                .is_ok()
+            {
+                self.connection = Some(connection);
+            }
+        }
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(old) = self.connection.take() {
+            self.poll.remove(&old);
+        }
+    }
+
+    /// Reads requests from, and writes answers to, the connection `serial`.
+    fn serve(&mut self, serial: u32) {
+        self.warm = true;
+        loop {
+            let Some(connection) = self.connection.as_mut().filter(|c| c.serial == serial) else {
+                return;
+            };
+            let received = connection.flush().and_then(|()| connection.receive());
+            match received {
+                Ok(Some((request, descriptors))) => {
+                    let origin = Origin {
+                        connection: serial,
+                        id: request.id,
+                    };
+                    self.request(origin, request.op, descriptors);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    if error.kind() == io::ErrorKind::InvalidData {
+                        self.notes.say(&format!("connection given up: {error}"));
+                    }
+                    self.disconnect();
+                    return;
+                }
+            }
+        }
+        self.watch_writable();
+    }
+
+    fn watch_writable(&self) {
+        if let Some(connection) = &self.connection {
+            let source = Source::Connection(connection.serial);
+            let _ = self.poll.want_write(connection, source, connection.has_backlog());
+        }
+    }
+
+    fn answer(&mut self, origin: Origin, result: Answer) {
+        if self.connection.as_ref().is_some_and(|c| c.serial == origin.connection) {
+            self.send(origin.id, result);
+        }
+    }
+
+    /// Sends an answer or, with id 0, an event to whoever is connected.
+    fn send(&mut self, id: u64, result: Answer) {
+        self.warm = true;
+        let reply = Reply {
+            id,
+            result: Some(result),
+        };
+        match self.connection.as_mut().map(|c| c.send(&reply)) {
+            Some(Ok(())) => self.watch_writable(),
+            Some(Err(_)) => self.disconnect(),
+            None => {}
+        }
+    }
+
+    fn container(&mut self, serial: u32) -> Option<&mut Container> {
+        self.containers.iter_mut().find(|c| c.serial == serial)
+    }
+
+    fn read_output(&mut self, serial: u32, index: usize) {
+        self.warm = true;
+        self.buffer.resize(READ, 0);
+        let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) else {
+            return;
+        };
+        if container.drain(index, TURN, &mut self.buffer) == Drained::End {
+            self.close_output(serial, index);
+        }
+    }
+
+    fn close_output(&mut self, serial: u32, index: usize) {
+        let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) else {
+            return;
+        };
+        if let Some(fd) = container.output_fd(index) {
+            self.poll.remove(fd);
+        }
+        container.close_output(index);
+    }
+
+    /// What is due by the clock.
+    fn keep_time(&mut self) {
+        let now = Instant::now();
+        for at in 0..self.containers.len() {
+            let container = &mut self.containers[at];
+            if container.exit_unsaved {
+                container.save_exit();
+            }
+            let open = container.outputs.iter().any(Option::is_some);
+            if container.drain_until.is_some_and(|end| end <= now || !open) {
+                container.drain_until = None;
+                let serial = container.serial;
+                self.close_output(serial, 0);
+                self.close_output(serial, 1);
+            }
+        }
+    }
+
+    /// After Shutdown: the pod's init ends with its namespace, the socket goes.
+    fn end(mut self) -> ExitCode {
+        if let Some(connection) = &mut self.connection {
+            let _ = connection.flush();
+        }
+        if self.pod_init > 0 {
+            let _ = sys::kill(self.pod_init, libc::SIGKILL);
+            // The namespace has ended when its init can be waited for.
+            for _ in 0..200 {
+                self.reap();
+                if self.pod_init == 0 || self.poll.wait(Some(10), &mut Vec::new()).is_err() {
+                    break;
+                }
+            }
+        }
+        let _ = std::fs::remove_file(&self.socket);
+        ExitCode::SUCCESS
+    }
+}

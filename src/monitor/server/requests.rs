@@ -1,0 +1,268 @@
+//! What each request begins.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+};
+
+use nix::{fcntl::OFlag, unistd::pipe2};
+use wharf_proto::monitor::{self as proto, Done, ErrorKind, HelloReply, reply::Result as Answer, request::Op};
+
+use super::{
+    super::{
+        PROTOCOL_VERSION,
+        container::{Container, Output, State},
+        log::{Lines, Log, line_limit},
+        poll::Source,
+        sys, tree,
+    },
+    Monitor, Origin,
+    jobs::{Work, error},
+};
+use crate::runtime::{self, CreateRequest, ExecRequest, Stdio};
+
+/// The outcome of a request that is answered at once; `None`: a job answers.
+type Outcome = Result<Option<Answer>, Answer>;
+
+impl Monitor {
+    pub(super) fn request(&mut self, origin: Origin, op: Option<Op>, descriptors: Vec<OwnedFd>) {
+        let outcome = match op {
+            Some(Op::Hello(_)) => Ok(Some(Answer::Hello(self.hello()))),
+            Some(Op::Start(start)) => self.start(origin, start),
+            Some(Op::Kill(kill)) => self.kill(origin, &kill),
+            Some(Op::Exec(exec)) => self.exec(origin, exec, descriptors),
+            Some(Op::KillExec(kill)) => Ok(Some(self.kill_exec(&kill.exec_id))),
+            Some(Op::ReopenLog(reopen)) => self.reopen_log(&reopen.container_id),
+            Some(Op::Delete(delete)) => self.delete(origin, &delete.container_id),
+            Some(Op::Shutdown(_)) => self.shutdown(),
+            None => Err(error(
+                ErrorKind::UnknownOperation,
+                "this monitor does not know the operation",
+            )),
+        };
+        if let Ok(Some(answer)) | Err(answer) = outcome {
+            self.answer(origin, answer);
+        }
+    }
+
+    fn hello(&self) -> HelloReply {
+        HelloReply {
+            version: PROTOCOL_VERSION,
+            pid: nix::unistd::getpid().as_raw(),
+            pod_id: self.pod_id.clone(),
+            containers: self.containers.iter().map(Container::describe).collect(),
+            pod_init: self.pod_init,
+        }
+    }
+
+    fn find(&self, id: &str) -> Result<&Container, Answer> {
+        let found = self.containers.iter().find(|c| c.id == id);
+        found.ok_or_else(|| error(ErrorKind::NotFound, format!("no container {id}")))
+    }
+
+    fn start(&mut self, origin: Origin, start: proto::Start) -> Outcome {
+        if self.find(&start.container_id).is_ok() {
+            let message = format!("container {} was started before", start.container_id);
+            return Err(error(ErrorKind::WrongState, message));
+        }
+        let serial = self.serial();
+        let handler = start.handler.unwrap_or_default();
+        let log_path = PathBuf::from(start.log_path);
+        let (log, trouble) = match Log::open(&log_path) {
+            Ok(log) => (log, None),
+            Err(failure) => (Log::none(), Some(format!("open log {}: {failure}", log_path.display()))),
+        };
+        self.containers.push(Container {
+            serial,
+            id: start.container_id,
+            bundle: start.bundle.into(),
+            handler: runtime::handler(&handler.path, &handler.root),
+            seccomp_filter: (!start.seccomp_filter.is_empty()).then(|| start.seccomp_filter.into()),
+            cgroup_path: start.cgroup_path,
+            exit_file: start.exit_file.into(),
+            log,
+            line_limit: line_limit(start.max_log_line),
+            outputs: [None, None],
+            stdin: None,
+            slave: None,
+            created: None,
+            state: State::Creating,
+            init_pid: 0,
+            early_end: None,
+            started_at: 0,
+            drain_until: None,
+            exit_unsaved: false,
+        });
+        let began = match trouble {
+            Some(trouble) => Err(trouble),
+            None if start.terminal => self.create(serial, Stdio::Terminal),
+            None => self.create_with_pipes(serial, start.stdin),
+        };
+        match began {
+            Ok(pending) => self.add_job(pending, Work::Create { origin, serial }),
+            Err(message) => self.start_failed(origin, serial, &message),
+        }
+        Ok(None)
+    }
+
+    fn create(&mut self, serial: u32, stdio: Stdio) -> Result<runtime::Pending, String> {
+        let container = self.container(serial).ok_or("the container is gone")?;
+        let request = CreateRequest {
+            id: &container.id,
+            bundle: &container.bundle,
+            stdio,
+            seccomp_filter: container.seccomp_filter.as_deref(),
+        };
+        container
+            .handler
+            .create(&request)
+            .map_err(|failure| failure.to_string())
+    }
+
+    fn create_with_pipes(&mut self, serial: u32, stdin: bool) -> Result<runtime::Pending, String> {
+        let failed = |failure: std::io::Error| format!("make the container's standard streams: {failure}");
+        let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()));
+        let input: OwnedFd = if stdin {
+            let (theirs, ours) = pipe()?;
+            if let Some(container) = self.container(serial) {
+                container.stdin = Some(ours);
+            }
+            theirs
+        } else {
+            File::open("/dev/null").map_err(failed)?.into()
+        };
+        let (out, their_out) = pipe()?;
+        let (err, their_err) = pipe()?;
+        for (index, source, name) in [(0, out, "stdout"), (1, err, "stderr")] {
+            sys::set_nonblocking(source.as_fd()).map_err(failed)?;
+            self.poll.add(&source, Source::Stream(serial, index)).map_err(failed)?;
+            if let Some(container) = self.container(serial) {
+                container.outputs[index] = Some(Output {
+                    source: source.into(),
+                    lines: Lines::new(name, container.line_limit),
+                });
+            }
+        }
+        self.create(
+            serial,
+            Stdio::Streams([input.as_fd(), their_out.as_fd(), their_err.as_fd()]),
+        )
+    }
+
+    fn kill(&mut self, origin: Origin, kill: &proto::Kill) -> Outcome {
+        let container = self.find(&kill.container_id)?;
+        if container.init_pid == 0 {
+            let message = format!("container {} does not run", container.id);
+            return Err(error(ErrorKind::WrongState, message));
+        }
+        let serial = container.serial;
+        match container.handler.kill(&container.reference(), kill.signal, kill.all) {
+            Ok(None) => Ok(Some(Answer::Done(Done {}))),
+            Ok(Some(pending)) => {
+                let origin = Some(origin);
+                self.add_job(pending, Work::Kill { origin, serial });
+                Ok(None)
+            }
+            Err(failure) => Err(error(ErrorKind::Failed, failure.to_string())),
+        }
+    }
+
+    fn exec(&mut self, origin: Origin, exec: proto::Exec, mut descriptors: Vec<OwnedFd>) -> Outcome {
+        let wrong = |message: String| Err(error(ErrorKind::WrongState, message));
+        let known = self.execs.iter().any(|e| e.id == exec.exec_id) || self.starting_exec(&exec.exec_id).is_some();
+        let container = self.find(&exec.container_id)?;
+        if known {
+            return wrong(format!("exec {} exists", exec.exec_id));
+        }
+        if !container.is_running() {
+            return wrong(format!("container {} does not run", container.id));
+        }
+        let (stdio, console) = match (exec.terminal, descriptors.as_slice()) {
+            (true, [_]) => (Stdio::Terminal, true),
+            (false, [input, output, errors]) => {
+                (Stdio::Streams([input.as_fd(), output.as_fd(), errors.as_fd()]), false)
+            }
+            (_, found) => {
+                let message = format!("exec came with {} descriptors", found.len());
+                return Err(error(ErrorKind::Failed, message));
+            }
+        };
+        let serial = container.serial;
+        let request = ExecRequest {
+            id: &container.id,
+            bundle: &container.bundle,
+            init_pid: container.init_pid,
+            process_json: &exec.process,
+            stdio,
+            seccomp_filter: container.seccomp_filter.as_deref(),
+        };
+        let pending = match container.handler.exec(&request) {
+            Ok(pending) => pending,
+            Err(failure) => return Err(error(ErrorKind::StartFailed, failure.to_string())),
+        };
+        let console = if console { descriptors.pop() } else { None };
+        self.add_job(
+            pending,
+            Work::Exec {
+                origin,
+                serial,
+                exec_id: exec.exec_id,
+                console,
+                unwanted: false,
+            },
+        );
+        Ok(None)
+    }
+
+    fn kill_exec(&mut self, exec_id: &str) -> Answer {
+        if let Some(exec) = self.execs.iter().find(|exec| exec.id == exec_id) {
+            tree::kill(exec.pid);
+        } else if let Some(unwanted) = self.starting_exec(exec_id) {
+            *unwanted = true;
+        }
+        Answer::Done(Done {})
+    }
+
+    fn reopen_log(&mut self, id: &str) -> Outcome {
+        let serial = self.find(id)?.serial;
+        let wrong = |what: &str| Err(error(ErrorKind::WrongState, format!("container {id} {what}")));
+        match self.container(serial) {
+            Some(container) if container.is_running() => match container.log.reopen() {
+                Ok(()) => Ok(Some(Answer::Done(Done {}))),
+                Err(failure) => Err(error(
+                    ErrorKind::Failed,
+                    format!("reopen log of container {id}: {failure}"),
+                )),
+            },
+            _ => wrong("does not run"),
+        }
+    }
+
+    fn delete(&mut self, origin: Origin, id: &str) -> Outcome {
+        let Ok(container) = self.find(id) else {
+            return Ok(Some(Answer::Done(Done {})));
+        };
+        if !container.has_exited() {
+            return Err(error(ErrorKind::WrongState, format!("container {id} runs")));
+        }
+        let serial = container.serial;
+        match container.handler.delete(&container.reference()) {
+            Ok(None) => self.deleted(Some(origin), serial, Answer::Done(Done {})),
+            Ok(Some(pending)) => {
+                let origin = Some(origin);
+                self.add_job(pending, Work::Delete { origin, serial });
+            }
+            Err(failure) => return Err(error(ErrorKind::Failed, failure.to_string())),
+        }
+        Ok(None)
+    }
+
+    fn shutdown(&mut self) -> Outcome {
+        if let Some(container) = self.containers.iter().find(|c| !c.has_exited()) {
+            return Err(error(ErrorKind::WrongState, format!("container {} runs", container.id)));
+        }
+        self.ended = true;
+        Ok(Some(Answer::Done(Done {})))
+    }
+}
