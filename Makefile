@@ -1,0 +1,72 @@
+# What a developer can do here. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+# Handlers that the end-to-end tests run on.
+HANDLERS ?= builtin runc crun
+IMAGE ?=
+export CARGO_TERM_COLOR ?= auto
+
+.PHONY: help
+help: ## List what make can do
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+.PHONY: setup
+setup: ## Install the Debian packages that building and testing need (only missing ones)
+	@scripts/setup.sh
+
+.PHONY: build
+build: ## Build the release binary: static, at target/wharf
+	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" cargo build --locked --release --bin wharf --target $(HOST)
+	@install -m 0755 target/$(HOST)/release/wharf target/wharf
+	@ls -l target/wharf
+
+.PHONY: run
+run: setup build ## Tour: pull an image, run a pod, look at it, remove all (IMAGE=docker.io/library/busybox for a public one)
+	@scripts/run-demo.sh target/wharf $(IMAGE)
+
+.PHONY: install
+install: build ## Install the binary, the systemd unit and the example configuration (DESTDIR is honoured)
+	install -D -m 0755 target/wharf $(DESTDIR)/usr/local/bin/wharf
+	install -D -m 0644 deploy/wharf.service $(DESTDIR)/etc/systemd/system/wharf.service
+	@test -e $(DESTDIR)/etc/wharf/wharf.toml || install -D -m 0644 deploy/wharf.toml $(DESTDIR)/etc/wharf/wharf.toml
+
+.PHONY: test
+test: fmt lint unit e2e deny shellcheck ## Everything that CI checks
+
+.PHONY: fmt
+fmt: ## Check the format
+	cargo fmt --all --check
+
+.PHONY: lint
+lint: ## Run clippy, warnings are errors
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: unit
+unit: ## Run unit tests, the floor check and the file-length check (as root: some make namespaces)
+	@scripts/cargo-test.sh --workspace --exclude wharf-e2e
+	@scripts/cargo-test.sh -p wharf-e2e --lib
+
+.PHONY: e2e
+e2e: ## Run the end-to-end tests as root with real containers, on each handler (HANDLERS="builtin runc crun")
+	cargo build --locked --workspace --bins
+	WHARF_HANDLERS="$(HANDLERS)" scripts/cargo-test.sh -p wharf-e2e --test promises
+
+.PHONY: deny
+deny: ## Check licences, advisories and sources of dependencies with cargo-deny
+	@scripts/deny.sh
+
+.PHONY: shellcheck
+shellcheck: ## Check the shell scripts
+	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh .ci/run critest.sh; else echo "shellcheck is NOT installed: scripts were not checked"; fi
+
+.PHONY: bench
+bench: build ## Measure Wharf beside Debian's containerd and runc, one client, one run
+	cargo build --locked --release -p wharf-e2e --bins
+	@scripts/bench.sh target/wharf
+
+.PHONY: clean
+clean: ## Remove what was built
+	cargo clean
