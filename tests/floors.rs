@@ -135,6 +135,7 @@ fn imports(line: &str) -> Vec<String> {
             None => found.push(word(rest)),
         }
     }
+    found.retain(|room| !room.is_empty());
     found
 }
 
