@@ -106,7 +106,7 @@ impl Error {
         if self.silent {
             return ExitCode::SUCCESS;
         }
-        eprintln!("wharf: {self}");
+        super::output::note(format_args!("wharf: {self}"));
         ExitCode::from(self.code)
     }
 }

@@ -10,6 +10,7 @@
 //! (tables, JSON, YAML), `units` (ages and sizes), `logfile` (the CRI log format) and `error` (messages, exit codes).
 
 mod client;
+mod command;
 mod completions;
 mod doctor;
 mod error;
@@ -35,80 +36,13 @@ mod version;
 mod wait;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::Parser as _;
 
 use client::Client;
+use command::{Cli, Command, Global};
 use error::{Error, Outcome};
-
-/// Runs containers on this node.
-#[derive(Parser)]
-#[command(
-    name = "wharf",
-    version,
-    max_term_width = 100,
-    subcommand_required = true,
-    arg_required_else_help = true
-)]
-struct Cli {
-    #[command(flatten)]
-    global: Global,
-    #[command(subcommand)]
-    command: Command,
-}
-
-/// Options of every command.
-#[derive(Args)]
-struct Global {
-    /// Socket of the daemon, or of any CRI runtime [env: WHARF_ENDPOINT] [default: the configuration's socket]
-    #[arg(long, global = true, value_name = "unix:///PATH")]
-    endpoint: Option<String>,
-    /// Configuration file [default: /etc/wharf/wharf.toml]
-    #[arg(long, global = true, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// How long a call may take, for example 90s or 5m [default: 1m for quick calls, no limit for others]
-    #[arg(long, global = true, value_name = "TIME", value_parser = units::parse_duration)]
-    timeout: Option<Duration>,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Run the daemon
-    Serve(serve::Arguments),
-    /// Run a command in a new container
-    Run(Box<run::Arguments>),
-    /// List containers
-    Ps(ps::Arguments),
-    /// List pods
-    Pods(pods::Arguments),
-    /// Show what a container has written
-    Logs(logs::Arguments),
-    /// Run a command in a running container
-    Exec(exec::Arguments),
-    /// Stop containers or pods
-    Stop(stop::Arguments),
-    /// Remove containers or pods
-    Rm(rm::Arguments),
-    /// Fetch an image from a registry
-    Pull(pull::Arguments),
-    /// List images
-    Images(images::Arguments),
-    /// Remove images
-    Rmi(rmi::Arguments),
-    /// Show all about a container, a pod or an image
-    Inspect(inspect::Arguments),
-    /// Show the state of the daemon
-    Info(info::Arguments),
-    /// Show the versions of this command and of the daemon
-    Version(version::Arguments),
-    /// Say what the machine lacks for running containers, and what to do
-    Doctor(doctor::Arguments),
-    /// Print a completion script for a shell
-    Completions(completions::Arguments),
-}
 
 /// Parses the command line, does what it says, and returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {

@@ -97,6 +97,11 @@ pub fn line(line: &str) -> Result<()> {
     text(&format!("{line}\n"))
 }
 
+/// Writes one line to stderr. If nobody reads it there is nobody to tell.
+pub fn note(line: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
 /// Writes a message, whose protobuf name is `name`, with defaults as crictl does; `format` must not be a table.
 pub fn message<M: Message>(format: Format, name: &str, message: &M) -> Result<()> {
     value(format, &to_json(name, message)?)

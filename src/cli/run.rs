@@ -195,7 +195,9 @@ async fn attend(client: &Client, id: &str, name: &str, interrupts: &mut Interrup
         return Err(Error::new(format!("container {name} was removed while it ran")).code(DAEMON_FAILED));
     };
     if status.reason == "OOMKilled" {
-        eprintln!("wharf: container {name} was killed: it needed more memory than its limit");
+        output::note(format_args!(
+            "wharf: container {name} was killed: it needed more memory than its limit"
+        ));
     }
     Ok(Attended::Ended(exit_code(status.exit_code)))
 }

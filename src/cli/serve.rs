@@ -1,6 +1,7 @@
 //! `wharf serve`: the daemon, in this process.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::error::{Error, Outcome};
 use super::{Global, logging};
@@ -43,8 +44,10 @@ pub fn run(global: &Global, arguments: &Arguments) -> Outcome {
         .thread_name("wharf")
         .build()
         .map_err(|source| Error::new(format!("start the event loop: {source}")))?;
-    runtime.block_on(serve(config))?;
-    Ok(0)
+    let result = runtime.block_on(serve(config));
+    // The daemon has waited for its own tasks; a thread stuck in the kernel must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result.map(|()| 0)
 }
 
 /// The hook for the daemon: everything above is set up, everything below is the daemon's.

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal as _};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use wharf_proto::api::{LayerProgress, LayerState, PullResolved};
 
+use crate::cli::output::note;
 use crate::cli::units::{short_id, size};
 
 /// What is shown of one pull.
@@ -44,7 +45,7 @@ impl Progress {
         let text = format!("Pulling {} ({} layers)", resolved.reference, resolved.layers.len());
         match &self.shows {
             Shows::Nothing => {}
-            Shows::Lines => eprintln!("{text}"),
+            Shows::Lines => note(text),
             Shows::Bars(bars) => {
                 let _ = bars.println(text);
             }
@@ -131,6 +132,10 @@ fn words(state: LayerState, total: u64) -> String {
 /// Without a terminal only the end of a layer is worth a line.
 fn line(now: &LayerProgress) {
     if matches!(now.state(), LayerState::LayerDone | LayerState::LayerExists) {
-        eprintln!("{}  {}", short_id(&now.digest), words(now.state(), now.total));
+        note(format_args!(
+            "{}  {}",
+            short_id(&now.digest),
+            words(now.state(), now.total)
+        ));
     }
 }

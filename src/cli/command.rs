@@ -1,0 +1,77 @@
+//! The command line: global options and the list of commands.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::{
+    completions, doctor, exec, images, info, inspect, logs, pods, ps, pull, rm, rmi, run, serve, stop, units, version,
+};
+
+/// Runs containers on this node.
+#[derive(Parser)]
+#[command(
+    name = "wharf",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Args)]
+pub struct Global {
+    /// Socket of the daemon, or of any CRI runtime [env: WHARF_ENDPOINT] [default: the configuration's socket]
+    #[arg(long, global = true, value_name = "unix:///PATH")]
+    pub endpoint: Option<String>,
+    /// Configuration file [default: /etc/wharf/wharf.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How long a call may take, for example 90s or 5m [default: 1m for quick calls, no limit for others]
+    #[arg(long, global = true, value_name = "TIME", value_parser = units::parse_duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// What can be done.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run the daemon
+    Serve(serve::Arguments),
+    /// Run a command in a new container
+    Run(Box<run::Arguments>),
+    /// List containers
+    Ps(ps::Arguments),
+    /// List pods
+    Pods(pods::Arguments),
+    /// Show what a container has written
+    Logs(logs::Arguments),
+    /// Run a command in a running container
+    Exec(exec::Arguments),
+    /// Stop containers or pods
+    Stop(stop::Arguments),
+    /// Remove containers or pods
+    Rm(rm::Arguments),
+    /// Fetch an image from a registry
+    Pull(pull::Arguments),
+    /// List images
+    Images(images::Arguments),
+    /// Remove images
+    Rmi(rmi::Arguments),
+    /// Show all about a container, a pod or an image
+    Inspect(inspect::Arguments),
+    /// Show the state of the daemon
+    Info(info::Arguments),
+    /// Show the versions of this command and of the daemon
+    Version(version::Arguments),
+    /// Say what the machine lacks for running containers, and what to do
+    Doctor(doctor::Arguments),
+    /// Print a completion script for a shell
+    Completions(completions::Arguments),
+}
