@@ -71,6 +71,15 @@ impl Hierarchies {
         }
     }
 
+    /// True if `name` is among the controllers of the hierarchies in charge; the v2 side of a hybrid machine does not
+    /// count.
+    pub fn has_controller(&self, name: &str) -> bool {
+        match &*self.0 {
+            Layout::V1 { .. } => self.v1_root(name).is_some(),
+            Layout::V2 { .. } => self.controllers().iter().any(|c| c == name),
+        }
+    }
+
     /// True if memory and swap together can be limited. On v2 asks for a `memory.swap.max` somewhere below the root,
     /// because the root itself has no such file.
     pub fn has_swap_limit(&self) -> bool {

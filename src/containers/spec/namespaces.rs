@@ -1,0 +1,87 @@
+//! Which namespaces are new, joined, or the host's.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+use wharf_proto::cri::{self, NamespaceMode};
+
+use super::{Error, Result, SpecInput, invalid};
+
+fn options<'a>(input: &SpecInput<'a>) -> Option<&'a cri::NamespaceOption> {
+    input
+        .config
+        .linux
+        .as_ref()?
+        .security_context
+        .as_ref()?
+        .namespace_options
+        .as_ref()
+}
+
+fn mode(value: i32, what: &str) -> Result<NamespaceMode> {
+    NamespaceMode::try_from(value).or_else(|_| invalid(format!("{what} namespace mode {value} does not exist")))
+}
+
+/// True if the container shares the host's IPC objects.
+pub(super) fn host_ipc(input: &SpecInput) -> bool {
+    options(input).is_some_and(|o| o.ipc == NamespaceMode::Node as i32)
+}
+
+pub(super) fn generate(input: &SpecInput) -> Result<Vec<LinuxNamespace>> {
+    let none = cri::NamespaceOption::default();
+    let options = options(input).unwrap_or(&none);
+    if let Some(userns) = options
+        .userns_options
+        .as_ref()
+        .filter(|u| u.mode != NamespaceMode::Node as i32)
+    {
+        return Err(Error::Unsupported(format!(
+            "user namespace mode {}: user namespaces are not supported yet",
+            mode(userns.mode, "user")?.as_str_name()
+        )));
+    }
+    let mut out = vec![new(LinuxNamespaceType::Mount)];
+    let shared = |out: &mut Vec<_>, kind, name, value, pin: &Option<PathBuf>| -> Result<()> {
+        match mode(value, name)? {
+            NamespaceMode::Node => {}
+            NamespaceMode::Pod => out.push(join(kind, name, pin)?),
+            other => return invalid(format!("{name} namespace mode {} is not possible", other.as_str_name())),
+        }
+        Ok(())
+    };
+    let pins = input.namespaces;
+    shared(
+        &mut out,
+        LinuxNamespaceType::Network,
+        "network",
+        options.network,
+        &pins.net,
+    )?;
+    shared(&mut out, LinuxNamespaceType::Ipc, "IPC", options.ipc, &pins.ipc)?;
+    // With the host's network goes the host's name.
+    shared(&mut out, LinuxNamespaceType::Uts, "UTS", options.network, &pins.uts)?;
+    match mode(options.pid, "PID")? {
+        NamespaceMode::Node => {}
+        NamespaceMode::Container => out.push(new(LinuxNamespaceType::Pid)),
+        NamespaceMode::Pod | NamespaceMode::Target => out.push(join(LinuxNamespaceType::Pid, "PID", &pins.pid)?),
+    }
+    if input.host.cgroup_v2 && !input.privileged() {
+        out.push(new(LinuxNamespaceType::Cgroup));
+    }
+    Ok(out)
+}
+
+fn new(kind: LinuxNamespaceType) -> LinuxNamespace {
+    let mut namespace = LinuxNamespace::default();
+    namespace.set_typ(kind);
+    namespace
+}
+
+fn join(kind: LinuxNamespaceType, name: &str, pin: &Option<PathBuf>) -> Result<LinuxNamespace> {
+    let Some(path) = pin else {
+        return invalid(format!("the pod has no {name} namespace to share"));
+    };
+    let mut namespace = new(kind);
+    namespace.set_path(Some(path.clone()));
+    Ok(namespace)
+}
