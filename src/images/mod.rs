@@ -21,6 +21,8 @@ mod registry;
 mod room;
 pub mod rootfs;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 pub mod unpack;
 

@@ -45,6 +45,11 @@ impl Host {
         Self::new(architecture, variant)
     }
 
+    #[cfg(test)]
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
     /// The best of `entries`; among equals the first.
     pub fn choose<'a>(&self, entries: &'a [Entry]) -> Option<&'a Entry> {
         let mut best: Option<(u32, &Entry)> = None;

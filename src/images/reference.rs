@@ -326,7 +326,7 @@ mod tests {
             usize::try_from(seed % below as u64).unwrap()
         };
         let mut accepted = 0;
-        for _ in 0..200_000 {
+        for _ in 0..50_000 {
             let mut text = String::new();
             for _ in 0..=next(7) {
                 if next(4) == 0 {
@@ -341,6 +341,6 @@ mod tests {
                 assert_eq!(Reference::parse(&once).unwrap(), reference, "{text:?} became {once:?}");
             }
         }
-        assert!(accepted > 1000, "only {accepted} random texts were references");
+        assert!(accepted > 250, "only {accepted} random texts were references");
     }
 }

@@ -43,7 +43,7 @@ impl Images {
         Self::open_with(cfg, registry::Client::new(cfg)).await
     }
 
-    async fn open_with(cfg: &Config, client: registry::Client) -> Result<Self> {
+    pub(super) async fn open_with(cfg: &Config, client: registry::Client) -> Result<Self> {
         let root = cfg.state_dir.join("images");
         let parallel_layers = cfg.pull.max_parallel_layers.max(1);
         let room = pull::blocking(move || {

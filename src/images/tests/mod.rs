@@ -1,0 +1,5 @@
+//! The room as a whole, against a registry in this process.
+
+mod auth;
+mod life;
+mod transfer;
