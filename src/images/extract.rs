@@ -103,7 +103,6 @@ fn decompress(source: &mut Source, layer: &Layer, files: &Path) -> Result<(Strin
     };
     let options = unpack::Options {
         layer: layer.digest.clone(),
-        ..Default::default()
     };
     let (full, pieces) = threads::sync_channel::<Option<Vec<u8>>>(PIECES);
     let (recycle, empties) = threads::sync_channel::<Vec<u8>>(PIECES);

@@ -173,7 +173,6 @@ pub struct Fixture {
     pub id: String,
     pub digest: String,
     pub manifest: Vec<u8>,
-    pub config: Vec<u8>,
     /// Digests, bottom first.
     pub layers: Vec<String>,
     /// Layers and configuration by digest.
@@ -199,7 +198,8 @@ pub fn image(layers: &[(Vec<u8>, String)], mark: &str) -> Fixture {
     .into_bytes();
     let mut blobs: HashMap<String, Vec<u8>> = HashMap::new();
     let id = digest_of(&config);
-    blobs.insert(id.clone(), config.clone());
+    let config_size = config.len();
+    blobs.insert(id.clone(), config);
     let mut descriptors = Vec::new();
     let mut digests = Vec::new();
     for (blob, _) in layers {
@@ -212,7 +212,7 @@ pub fn image(layers: &[(Vec<u8>, String)], mark: &str) -> Fixture {
     }
     let manifest = serde_json::json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": id, "size": config.len()},
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": id, "size": config_size},
         "layers": descriptors,
     })
     .to_string()
@@ -221,7 +221,6 @@ pub fn image(layers: &[(Vec<u8>, String)], mark: &str) -> Fixture {
         id,
         digest: digest_of(&manifest),
         manifest,
-        config,
         layers: digests,
         blobs,
     }
