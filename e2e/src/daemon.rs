@@ -28,6 +28,10 @@ pub struct Options {
     pub private_registry: bool,
     /// Hide a cgroup2 mount beside version 1 (crun).
     pub hide_cgroup2: bool,
+    /// Write the daemon's log as JSON.
+    pub json_log: bool,
+    /// Put the state directory on a file system of 1 MiB.
+    pub small_state: bool,
 }
 
 impl Options {
@@ -89,6 +93,12 @@ impl Daemon {
         registry::start(&lab, dir.path(), &storage, registry::ADDRESS).await?;
         if options.private_registry {
             registry::start(&lab, dir.path(), &storage, registry::PRIVATE).await?;
+        }
+        if options.small_state {
+            std::fs::create_dir(at("state"))?;
+            let state = at("state").to_string_lossy().into_owned();
+            lab.output("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs", &state])
+                .await?;
         }
         let config = at("wharf.toml");
         std::fs::write(&config, settings(dir.path(), options))?;
@@ -276,9 +286,10 @@ fn settings(dir: &Path, options: &Options) -> String {
     };
     format!(
         "state_dir = '{dir}/state'\nrun_dir = '{dir}/run'\ndefault_runtime = '{handler}'\n{settings}\n\
-         [log]\nlevel = 'debug'\n\
+         [log]\nlevel = 'debug'\nformat = '{format}'\n\
          [runtimes.runc]\npath = '/usr/sbin/runc'\n[runtimes.crun]\npath = '/usr/bin/crun'\n{tables}\n",
         dir = dir.display(),
+        format = if options.json_log { "json" } else { "text" },
         settings = options.settings,
         tables = options.tables,
     )

@@ -37,7 +37,11 @@ async fn leftovers(daemon: &Daemon) -> Vec<String> {
         }
     }
     for dir in [&daemon.state_dir, &daemon.run_dir] {
-        left.extend(lab.mounts_below(dir).into_iter().map(|point| format!("mount {point}")));
+        let mounts = lab
+            .mounts_below(dir)
+            .into_iter()
+            .filter(|point| Path::new(point) != dir);
+        left.extend(mounts.map(|point| format!("mount {point}")));
     }
     for link in lab.links().await.unwrap_or_default() {
         if !["lo", "wharf0", "outside", "cni0"].contains(&link.as_str()) {

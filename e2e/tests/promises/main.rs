@@ -1,0 +1,27 @@
+//! What Wharf promises, one test each. The modules follow the parts of the house; `rule_NN_` names a rule of the behaviour
+//! contract between kubelet and a runtime.
+//!
+//! `WHARF_HANDLERS="builtin runc crun"` says on which runtime handlers the pod's life is tested (default: all).
+
+mod bad_input;
+mod cli;
+mod compare;
+mod crash;
+mod daemon;
+mod exec;
+mod images;
+mod life;
+mod network;
+mod rules;
+mod security;
+
+/// Runs a test's body on each runtime handler that was asked for.
+///
+/// A daemon is started for each; the body gets it and ends it with `finish()`.
+async fn on_each_handler<F: AsyncFn(wharf_e2e::Daemon)>(body: F) {
+    let names = std::env::var("WHARF_HANDLERS").unwrap_or_else(|_| "builtin runc crun".into());
+    for name in names.split_whitespace() {
+        println!("---- handler {name}");
+        body(wharf_e2e::Daemon::with(wharf_e2e::Options::handler(name)).await).await;
+    }
+}
