@@ -142,3 +142,9 @@ fn sizes_are_powers_of_1024() {
         assert_eq!(parse_size(wrong), None, "{wrong}");
     }
 }
+
+#[test]
+fn the_example_shows_the_defaults() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/wharf.toml");
+    assert_eq!(load(Some(Path::new(example))).unwrap(), Config::default());
+}
