@@ -1,0 +1,29 @@
+//! Memory of processes: proportional set size, which counts shared pages once.
+
+use std::collections::BTreeSet;
+
+/// KiB of PSS of one process.
+pub fn pss(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+}
+
+/// Every process that there is.
+pub fn all() -> BTreeSet<i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// KiB of PSS of all processes that came since, without the workload (`sleep`) and the daemon.
+pub fn helpers_since(before: &BTreeSet<i32>, daemon: Option<i32>) -> u64 {
+    all()
+        .into_iter()
+        .filter(|pid| !before.contains(pid) && Some(*pid) != daemon)
+        .filter(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.starts_with(b"/bin/sleep")))
+        .filter_map(pss)
+        .sum()
+}

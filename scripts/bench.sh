@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Measures Wharf beside Debian's containerd and runc: same machine, same client, same images, turn by turn.
+#   scripts/bench.sh WHARF [arguments of the bench program, for example --rounds 5]
+# Each daemon has its own state; both live in a network and mount namespace of their own, so that the machine's network
+# stays as it is. BENCH_CNI=1 gives Wharf the same CNI plugins as containerd instead of its built-in network.
+set -euo pipefail
+
+if [ "${BENCH_INSIDE:-}" != 1 ]; then
+  wharf=$(readlink -f "${1:?usage: bench.sh WHARF [arguments]}")
+  shift
+  here=$(cd "$(dirname "$0")/.." && pwd)
+  "$here/scripts/setup.sh" bench >/dev/null
+  export BENCH_INSIDE=1 BENCH_PROGRAM="$here/target/release/bench"
+  exec unshare --net --mount --pid --fork --mount-proc --propagation private "$(readlink -f "$0")" "$wharf" "$@"
+fi
+
+wharf=$1
+shift
+dir=$(mktemp -d /tmp/wb.XXXXXX)
+trap 'umount "$dir/work" 2>/dev/null; rm -rf "$dir"' EXIT
+ip link set lo up
+mkdir -p "$dir/work" "$dir/cni" "$dir/storage"
+
+"$BENCH_PROGRAM" make-images "$dir/storage" "${BENCH_LAYERS:-6}" "${BENCH_MIB:-100}"
+cat >"$dir/registry.yml" <<YML
+version: 0.1
+log: { level: error }
+storage: { filesystem: { rootdirectory: $dir/storage }, maintenance: { readonly: { enabled: true } } }
+http: { addr: "127.0.0.1:5000" }
+YML
+OTEL_TRACES_EXPORTER=none docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
+
+cat >"$dir/cni/10-bench.conflist" <<JSON
+{ "cniVersion": "1.0.0", "name": "bench", "plugins": [
+  { "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true,
+    "ipam": { "type": "host-local", "dataDir": "$dir/ipam",
+              "ranges": [[{ "subnet": "10.89.0.0/16" }]], "routes": [{ "dst": "0.0.0.0/0" }] } } ] }
+JSON
+cat >"$dir/containerd.toml" <<TOML
+version = 2
+root = "$dir/containerd/root"
+state = "$dir/containerd/state"
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"]
+[grpc]
+address = "$dir/containerd.sock"
+[ttrpc]
+address = "$dir/containerd.sock.ttrpc"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "127.0.0.1:5000/pause:latest"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "$dir/cni"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".registry.mirrors."127.0.0.1:5000"]
+endpoint = ["http://127.0.0.1:5000"]
+TOML
+cat >"$dir/wharf.toml" <<TOML
+state_dir = "$dir/wharf"
+run_dir = "$dir/run"
+network = "$([ "${BENCH_CNI:-}" = 1 ] && echo cni || echo builtin)"
+[cni]
+conf_dir = "$dir/cni"
+bin_dirs = ["/usr/lib/cni"]
+TOML
+
+containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 &
+containerd=$!
+"$wharf" serve --config "$dir/wharf.toml" >"$dir/wharf.log" 2>&1 &
+daemon=$!
+for socket in "$dir/containerd.sock" "$dir/run/wharf.sock"; do
+  for _ in $(seq 200); do
+    "$wharf" --endpoint "unix://$socket" version >/dev/null 2>&1 && continue 2
+    sleep 0.1
+  done
+  echo "nothing answers at $socket" >&2
+  tail -n 20 "$dir"/*.log >&2
+  exit 1
+done
+
+status=0
+"$BENCH_PROGRAM" --endpoint "wharf=unix://$dir/run/wharf.sock" --endpoint "containerd=unix://$dir/containerd.sock" \
+  --daemon-pid "wharf=$daemon" --daemon-pid "containerd=$containerd" \
+  --image 127.0.0.1:5000/busybox:latest --pull 127.0.0.1:5000/big:latest "$@" || status=$?
+[ $status = 0 ] || tail -n 30 "$dir/wharf.log" "$dir/containerd.log" >&2
+kill "$daemon" "$containerd" 2>/dev/null || true
+wait "$daemon" "$containerd" 2>/dev/null || true
+exit $status
