@@ -5,15 +5,27 @@
 //! it has not made, and never block a tokio thread. It asks `config` for its settings and no other room; what it must
 //! remember about a pod goes to the caller as a [`record::Network`].
 
+mod builtin;
+mod cni;
 mod error;
+mod link;
+mod namespaces;
+mod nft;
+mod socket;
+mod subnet;
+mod sysctl;
+mod thread;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use error::{Error, Result};
 use wharf_proto::{cri, record};
 
-use crate::config::Config;
+use crate::config::{Config, NetworkMode};
+use builtin::Builtin;
+use cni::Cni;
 
 /// Which namespaces a pod gets of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,15 +78,29 @@ pub struct NetworkStatus {
 
 /// The networks of this node; a clone is another handle to the same ones.
 #[derive(Debug, Clone)]
-pub struct Networks;
+pub struct Networks(Arc<Kinds>);
+
+/// Both kinds are there always: a pod is detached from what it was attached to, even if the configuration has changed.
+#[derive(Debug)]
+struct Kinds {
+    mode: NetworkMode,
+    builtin: Builtin,
+    cni: Cni,
+}
 
 impl Networks {
     /// Reads the settings and what earlier runs left on disk; changes nothing on the machine.
     ///
     /// # Errors
     /// When a setting can't be used or the state directory can't be read.
-    pub async fn open(_cfg: &Config) -> Result<Self> {
-        todo!()
+    pub async fn open(cfg: &Config) -> Result<Self> {
+        let builtin = Builtin::open(&cfg.builtin_network, &cfg.state_dir).await?;
+        let cni = Cni::open(&cfg.cni, cfg.network == NetworkMode::Cni).await?;
+        Ok(Self(Arc::new(Kinds {
+            mode: cfg.network,
+            builtin,
+            cni,
+        })))
     }
 
     /// Makes the wanted namespaces and pins them as `dir/net`, `dir/ipc` and `dir/uts`.
@@ -83,47 +109,59 @@ impl Networks {
     /// When the kernel refuses, or a sysctl is not one that a pod may set; nothing stays pinned then.
     pub async fn create_namespaces(
         &self,
-        _dir: &Path,
-        _want: Want,
-        _hostname: &str,
-        _sysctls: &[(String, String)],
+        dir: &Path,
+        want: Want,
+        hostname: &str,
+        sysctls: &[(String, String)],
     ) -> Result<()> {
-        todo!()
+        namespaces::create(dir, want, hostname, sysctls).await
     }
 
-    /// Removes the pins below `dir`; those that are gone already are no error.
+    /// Removes the pins below `dir`, and `dir` when it is empty then; what is gone already is no error.
     ///
     /// # Errors
     /// When a pin can't be unmounted or its file can't be removed.
-    pub async fn remove_namespaces(&self, _dir: &Path) -> Result<()> {
-        todo!()
+    pub async fn remove_namespaces(&self, dir: &Path) -> Result<()> {
+        namespaces::remove(dir).await
     }
 
     /// Attaches the pod to the configured network. `note` gets the record to store before the first operation that
-    /// leaves something behind; the record that is returned replaces it. After an error nothing is left attached as far
-    /// as that could be achieved, and a detach with the noted record stays allowed.
+    /// needs undoing; the record that is returned replaces it. After an error what was done is undone as far as that
+    /// works, and a detach with the noted record stays allowed.
     ///
     /// # Errors
     /// When the network is not ready, addresses or ports are taken, the kernel or a plugin refuses.
-    pub async fn attach(
-        &self,
-        _pod: &PodNetwork,
-        _note: impl FnOnce(record::Network) + Send,
-    ) -> Result<record::Network> {
-        todo!()
+    pub async fn attach(&self, pod: &PodNetwork, note: impl FnOnce(record::Network) + Send) -> Result<record::Network> {
+        match self.0.mode {
+            NetworkMode::Builtin => self.0.builtin.attach(pod, note).await,
+            NetworkMode::Cni => self.0.cni.attach(pod, note).await,
+        }
     }
 
-    /// Detaches the pod: any number of times, after a partial attach, and when its namespace is gone.
+    /// Detaches the pod: any number of times, after a partial attach, when its namespace is gone, and by what the
+    /// record says it was attached to, even if the configuration has changed since.
     ///
     /// # Errors
     /// When something could not be released; call again.
-    pub async fn detach(&self, _pod: &PodNetwork, _network: &record::Network) -> Result<()> {
-        todo!()
+    pub async fn detach(&self, pod: &PodNetwork, network: &record::Network) -> Result<()> {
+        match network.kind.as_str() {
+            builtin::KIND => self.0.builtin.detach(pod, network).await,
+            cni::KIND => self.0.cni.detach(pod, network).await,
+            // Nothing was noted, so nothing was done.
+            _ => Ok(()),
+        }
     }
 
     /// Whether pods can be attached; reads memory only.
     pub fn status(&self) -> NetworkStatus {
-        todo!()
+        match self.0.mode {
+            NetworkMode::Builtin => NetworkStatus {
+                ready: true,
+                reason: String::new(),
+                message: String::new(),
+            },
+            NetworkMode::Cni => self.0.cni.status(),
+        }
     }
 
     /// Releases what belongs to none of the `live` pods and repairs what the live ones need; to be called once, before
@@ -131,7 +169,7 @@ impl Networks {
     ///
     /// # Errors
     /// When the state directory can't be read or the kernel refuses.
-    pub async fn recover(&self, _live: &[(String, record::Network)]) -> Result<()> {
-        todo!()
+    pub async fn recover(&self, live: &[(String, record::Network)]) -> Result<()> {
+        self.0.builtin.recover(live, self.0.mode == NetworkMode::Builtin).await
     }
 }

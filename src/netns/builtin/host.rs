@@ -1,0 +1,134 @@
+//! The machine's side of the built-in network: the bridge, the table, forwarding. Blocking.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+use super::Settings;
+use super::leases::Leases;
+use super::ports;
+use crate::netns::link::{Link, Links};
+use crate::netns::nft::Table;
+use crate::netns::{Error, Result};
+
+/// Where the default route leads is asked for these; nothing is sent there.
+const OUTSIDE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2606, 0x4700, 0x4700, 0, 0, 0, 0, 0x1111)),
+];
+const ETHERNET_MTU: u32 = 1500;
+
+/// Makes or completes the bridge and makes the table anew from the leases. Any number of times.
+///
+/// # Errors
+/// When the kernel refuses a step, or a device of the bridge's name is no bridge.
+pub(super) fn build(settings: &Settings, leases: &Leases, links: &mut Links) -> Result<Link> {
+    let name = &settings.bridge;
+    if links.find(name)?.is_none() {
+        let mtu = mtu(settings, links)?;
+        links.add_bridge(name, mac(settings.subnets[0].gateway()), mtu)?;
+    }
+    let bridge = links
+        .find(name)?
+        .filter(|link| link.is_bridge)
+        .ok_or_else(|| Error::Setting {
+            setting: "builtin_network.bridge",
+            reason: format!("device {name} is no bridge"),
+        })?;
+    links.set_up(name)?;
+    for subnet in &settings.subnets {
+        if subnet.is_v6() {
+            set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+            forward_v6()?;
+        } else {
+            set(&format!("ipv4/conf/{name}/route_localnet"), "1")?;
+            set("ipv4/ip_forward", "1")?;
+        }
+        links.add_address(bridge.index, subnet.gateway(), subnet.prefix())?;
+    }
+    let ports: Vec<_> = leases.all()?.iter().filter_map(ports::from_lease).collect();
+    settings.table().install(&ports)?;
+    Ok(bridge)
+}
+
+/// Takes down what [`build`] made. A bridge that was there before stays. Forwarding stays on: others may rely on it by now.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn tear_down(settings: &Settings, table: &Table) -> Result<()> {
+    let mut links = Links::open()?;
+    let ours = mac(settings.subnets[0].gateway());
+    if links
+        .find(&settings.bridge)?
+        .is_some_and(|link| link.is_bridge && link.mac == ours)
+    {
+        links.delete(&settings.bridge)?;
+    }
+    table.remove()
+}
+
+/// The hardware address that goes with an address: whoever gets the address next has the same, so no neighbour's cache
+/// is wrong.
+pub(super) fn mac(address: IpAddr) -> [u8; 6] {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            [0x0a, 0x58, a, b, c, d]
+        }
+        IpAddr::V6(v6) => {
+            let [.., a, b, c, d] = v6.octets();
+            [0x0a, 0x58, a, b, c, d]
+        }
+    }
+}
+
+fn mtu(settings: &Settings, links: &mut Links) -> Result<u32> {
+    if let Some(mtu) = settings.mtu {
+        return Ok(mtu);
+    }
+    for destination in OUTSIDE {
+        if let Some(mtu) = links.mtu_towards(destination)? {
+            return Ok(mtu);
+        }
+    }
+    Ok(ETHERNET_MTU)
+}
+
+/// A machine that forwards IPv6 no longer listens to routers unless told to: without this, the node could lose its own
+/// default route to its first pod.
+fn forward_v6() -> Result<()> {
+    if get("ipv6/conf/all/forwarding")?.trim() == "1" {
+        return Ok(());
+    }
+    let conf = Path::new("/proc/sys/net/ipv6/conf");
+    for entry in std::fs::read_dir(conf)
+        .map_err(|source| Error::io("list", conf, source))?
+        .flatten()
+    {
+        if let Ok(device) = entry.file_name().into_string() {
+            let name = format!("ipv6/conf/{device}/accept_ra");
+            // A device that disappears meanwhile needs nothing.
+            if device != "all" && get(&name).is_ok_and(|value| value.trim() == "1") {
+                match set(&name, "2") {
+                    Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                    other => other?,
+                }
+            }
+        }
+    }
+    set("ipv6/conf/all/forwarding", "1")
+}
+
+fn get(name: &str) -> Result<String> {
+    let path = Path::new("/proc/sys/net").join(name);
+    std::fs::read_to_string(&path).map_err(|source| Error::io("read", &path, source))
+}
+
+/// Writes only what differs: a file system that is read-only is fine where all is set up.
+fn set(name: &str, value: &str) -> Result<()> {
+    if get(name)?.trim() == value {
+        return Ok(());
+    }
+    let path = Path::new("/proc/sys/net").join(name);
+    std::fs::write(&path, value).map_err(|source| Error::io("write", &path, source))
+}

@@ -1,0 +1,195 @@
+//! What a plugin is told about the pod: environment arguments and the capabilities' part of its configuration.
+
+use serde_json::{Map, Value, json};
+use wharf_proto::cri;
+
+use super::config::Plugin;
+use crate::netns::{Error, PodNetwork, Result};
+
+const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
+const EGRESS: &str = "kubernetes.io/egress-bandwidth";
+/// What kubelet takes for sane, in bits per second.
+const BANDWIDTH: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
+/// No limit of its own on bursts; the largest that plugins take.
+const BURST: i32 = i32::MAX;
+
+/// `CNI_ARGS`.
+pub(super) fn environment(pod: &PodNetwork) -> String {
+    [
+        ("IgnoreUnknown", "1"),
+        ("K8S_POD_NAMESPACE", &pod.namespace),
+        ("K8S_POD_NAME", &pod.name),
+        ("K8S_POD_INFRA_CONTAINER_ID", &pod.pod_id),
+        ("K8S_POD_UID", &pod.uid),
+    ]
+    .into_iter()
+    // A separator in a value would be taken for the next argument.
+    .map(|(key, value)| format!("{key}={}", value.replace([';', '='], "_")))
+    .collect::<Vec<_>>()
+    .join(";")
+}
+
+/// The `runtimeConfig` for `plugin`: what it is configured to be told of, and there is.
+///
+/// # Errors
+/// When a bandwidth annotation is not a bandwidth.
+pub(super) fn runtime_config(plugin: &Plugin, pod: &PodNetwork) -> Result<Map<String, Value>> {
+    let mut config = Map::new();
+    let mut offer = |capability: &str, value: Option<Value>| {
+        config.extend(
+            value
+                .filter(|_| plugin.wants(capability))
+                .map(|value| (capability.to_owned(), value)),
+        );
+    };
+    offer("portMappings", ports(&pod.port_mappings));
+    offer("bandwidth", bandwidth(pod)?);
+    offer(
+        "dns",
+        pod.dns
+            .as_ref()
+            .map(|dns| json!({"servers": dns.servers, "searches": dns.searches, "options": dns.options})),
+    );
+    offer(
+        "cgroupPath",
+        (!pod.cgroup_parent.is_empty()).then(|| pod.cgroup_parent.clone().into()),
+    );
+    offer(
+        "io.kubernetes.cri.pod-annotations",
+        (!pod.annotations.is_empty()).then(|| json!(pod.annotations)),
+    );
+    Ok(config)
+}
+
+fn ports(mappings: &[cri::PortMapping]) -> Option<Value> {
+    let list: Vec<Value> = mappings
+        .iter()
+        .filter(|mapping| mapping.host_port > 0)
+        .map(|mapping| {
+            json!({
+                "hostPort": mapping.host_port,
+                "containerPort": mapping.container_port,
+                "protocol": mapping.protocol().as_str_name().to_ascii_lowercase(),
+                "hostIP": mapping.host_ip,
+            })
+        })
+        .collect();
+    (!list.is_empty()).then_some(Value::Array(list))
+}
+
+fn bandwidth(pod: &PodNetwork) -> Result<Option<Value>> {
+    let mut value = Map::new();
+    for (annotation, rate, burst) in [
+        (INGRESS, "ingressRate", "ingressBurst"),
+        (EGRESS, "egressRate", "egressBurst"),
+    ] {
+        if let Some(text) = pod.annotations.get(annotation) {
+            let bits = quantity(text)
+                .filter(|bits| BANDWIDTH.contains(bits))
+                .ok_or_else(|| Error::Setting {
+                    setting: annotation,
+                    reason: format!("{text:?} is not between 1k and 1P bits per second"),
+                })?;
+            value.insert(rate.to_owned(), bits.into());
+            value.insert(burst.to_owned(), BURST.into());
+        }
+    }
+    Ok((!value.is_empty()).then_some(Value::Object(value)))
+}
+
+/// Reads a Kubernetes quantity such as `10M`, `1.5Gi` or `1000`, rounded up.
+fn quantity(text: &str) -> Option<u64> {
+    let at = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, suffix) = text.split_at(at);
+    let factor: f64 = match suffix {
+        "" => 1.0,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "P" => 1e15,
+        "Ki" => 1024.0,
+        "Mi" => 1024f64.powi(2),
+        "Gi" => 1024f64.powi(3),
+        "Ti" => 1024f64.powi(4),
+        exponent => 10f64.powi(exponent.strip_prefix(['e', 'E'])?.parse().ok()?),
+    };
+    let value = (number.parse::<f64>().ok()? * factor).ceil();
+    (value >= 0.0 && value < 2f64.powi(63)).then_some(value as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netns::cni::config::NetworkList;
+
+    fn plugin(capabilities: &str) -> Plugin {
+        let text =
+            format!(r#"{{"cniVersion":"1.0.0","name":"n","plugins":[{{"type":"x","capabilities":{capabilities}}}]}}"#);
+        NetworkList::parse("test", &text).unwrap().plugins.remove(0)
+    }
+
+    fn pod() -> PodNetwork {
+        let mapping = |host_port| cri::PortMapping {
+            host_port,
+            container_port: 80,
+            protocol: 1,
+            ..Default::default()
+        };
+        PodNetwork {
+            pod_id: "id".into(),
+            name: "a;b=c".into(),
+            port_mappings: vec![mapping(8080), mapping(0)],
+            dns: Some(cri::DnsConfig {
+                servers: vec!["1.1.1.1".into()],
+                ..Default::default()
+            }),
+            annotations: [(INGRESS.to_owned(), "10M".to_owned())].into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_plugin_is_told_what_it_is_configured_to_be_told() {
+        let all = runtime_config(
+            &plugin(r#"{"portMappings":true,"bandwidth":true,"dns":true,"cgroupPath":true}"#),
+            &pod(),
+        );
+        assert_eq!(
+            Value::Object(all.unwrap()),
+            json!({
+                "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": ""}],
+                "bandwidth": {"ingressRate": 10_000_000, "ingressBurst": i32::MAX},
+                "dns": {"servers": ["1.1.1.1"], "searches": [], "options": []},
+            })
+        );
+        assert!(runtime_config(&plugin("{}"), &pod()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn no_value_becomes_two_arguments() {
+        let text = environment(&pod());
+        assert!(
+            text.starts_with("IgnoreUnknown=1;K8S_POD_NAMESPACE=;K8S_POD_NAME=a_b_c;"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_writes_them() {
+        for (text, bits) in [
+            ("1000", 1000),
+            ("10M", 10_000_000),
+            ("1.5Ki", 1536),
+            ("1e3", 1000),
+            ("2G", 2_000_000_000),
+        ] {
+            assert_eq!(quantity(text), Some(bits), "{text}");
+        }
+        for text in ["", "M", "-1", "1x", "1e400", "1.2.3"] {
+            assert_eq!(quantity(text), None, "{text}");
+        }
+    }
+}
