@@ -103,10 +103,11 @@ impl Layer {
     fn entered(&self, now: &LayerProgress) {
         let Some(bar) = &self.bar else { return };
         let template = match self.state {
+            // At most 78 columns: a bar that wraps is drawn wrongly.
             LayerState::LayerDownloading => {
-                "{prefix}  {msg:<11} [{bar:30}] {bytes:>10}/{total_bytes:<10} {bytes_per_sec}"
+                "{prefix}  {msg:<11} [{bar:14}] {decimal_bytes:>9}/{decimal_total_bytes:<9} {decimal_bytes_per_sec}"
             }
-            LayerState::LayerExtracting => "{prefix}  {msg:<11} [{bar:30}]",
+            LayerState::LayerExtracting => "{prefix}  {msg:<11} [{bar:14}]",
             _ => "{prefix}  {msg}",
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
