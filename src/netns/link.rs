@@ -95,11 +95,11 @@ impl Links {
             .map_err(|refusal| refusal.during(format!("create bridge {name}")))
     }
 
-    /// Makes both ends at once: this one up and in the bridge, the other one up in the pod. One request is all: moving
+    /// Makes both ends at once: this one up and in the bridge, the other one in the pod. One request is all: moving
     /// a finished device to another namespace costs the kernel several times as much.
     pub(super) fn add_veth(&mut self, veth: &Veth<'_>) -> Result<()> {
+        // The kernel can't bring the peer up here: it does so before the ends know each other.
         let mut peer = LinkMessage::default();
-        up(&mut peer);
         peer.attributes = vec![
             LinkAttribute::IfName(veth.peer_name.to_owned()),
             LinkAttribute::Address(veth.peer_mac.to_vec()),

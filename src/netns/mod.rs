@@ -16,6 +16,9 @@ mod subnet;
 mod sysctl;
 mod thread;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -61,6 +61,7 @@ impl Inner {
         let device = links
             .find(POD_DEVICE)?
             .ok_or_else(|| Error::Thread(format!("device {POD_DEVICE} vanished from {}", netns.display())))?;
+        links.set_up(POD_DEVICE)?;
         for (address, subnet) in claim.addresses.iter().zip(&self.settings.subnets) {
             links.add_address(device.index, *address, subnet.prefix())?;
             links.add_default_route(device.index, subnet.gateway())?;

@@ -7,8 +7,6 @@ use crate::netns::Result;
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
-/// Fail when the object exists.
-pub(super) const EXCLUSIVE: u16 = 0x200;
 /// Make the object when there is none.
 pub(super) const CREATE: u16 = 0x400;
 /// After the rules that are there.

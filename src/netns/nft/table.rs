@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::batch::{APPEND, Attributes, Batch, CREATE, Command, EXCLUSIVE};
+use super::batch::{APPEND, Attributes, Batch, CREATE, Command};
 use super::expr::{Steps, octets};
 use crate::netns::Result;
 use crate::netns::subnet::Subnet;
@@ -103,11 +103,11 @@ impl Table {
     /// Adds the ports, all or none. Tells whether the table was there.
     ///
     /// # Errors
-    /// When the kernel refuses, `EEXIST` if one of them leads elsewhere already.
+    /// When the kernel refuses, for example if one of them leads elsewhere already.
     pub(in crate::netns) fn add_ports(&self, ports: &[HostPort]) -> Result<bool> {
         let mut batch = Batch::new();
         for port in ports {
-            self.element(&mut batch, Command::NewSetElem, CREATE | EXCLUSIVE, port);
+            self.element(&mut batch, Command::NewSetElem, CREATE, port);
         }
         batch.commit(|refusal| refusal.errno() == libc::ENOENT)
     }

@@ -1,0 +1,280 @@
+//! The built-in network.
+
+use std::time::Instant;
+
+use wharf_proto::cri;
+
+use super::*;
+use crate::netns::link::Veth;
+use std::os::fd::AsFd;
+
+/// A machine beyond the node's own: joined by `uplink`, 192.0.2.1 here and 192.0.2.2 there.
+async fn outside(node: &Node, networks: &Networks) -> PathBuf {
+    node.pod(networks, "outside").await;
+    let netns = node.pins("outside").join("net");
+    let handle = File::open(&netns).unwrap();
+    let mut links = Links::open().unwrap();
+    links.add_bridge("uplink", [2, 0, 0, 0, 0, 1], 1400).unwrap();
+    let uplink = links.find("uplink").unwrap().unwrap();
+    links.add_address(uplink.index, v4("192.0.2.1").into(), 24).unwrap();
+    links.add_default_route(uplink.index, v4("192.0.2.2").into()).unwrap();
+    links
+        .add_veth(&Veth {
+            host_name: "up0",
+            bridge: uplink.index,
+            mtu: 1400,
+            peer_name: "eth0",
+            peer_mac: [2, 0, 0, 0, 0, 2],
+            peer_netns: handle.as_fd(),
+        })
+        .unwrap();
+    inside(&netns, || {
+        let mut links = Links::open().unwrap();
+        let device = links.find("eth0").unwrap().unwrap();
+        links.set_up("eth0").unwrap();
+        links.add_address(device.index, v4("192.0.2.2").into(), 24).unwrap();
+    });
+    netns
+}
+
+fn mapping(host_port: i32, container_port: i32, host_ip: &str) -> cri::PortMapping {
+    cri::PortMapping {
+        host_port,
+        container_port,
+        host_ip: host_ip.into(),
+        ..Default::default()
+    }
+}
+
+fn ip(network: &record::Network, place: usize) -> IpAddr {
+    network.ips[place].parse().unwrap()
+}
+
+#[test]
+fn pods_reach_each_other_and_the_outside_behind_the_nodes_address() {
+    on_a_node(|node| async move {
+        let networks = node.networks().await;
+        let far = outside(&node, &networks).await;
+        let (a, b) = (node.pod(&networks, "a").await, node.pod(&networks, "b").await);
+        let mut noted = None;
+        let at = networks.attach(&a, |network| noted = Some(network)).await.unwrap();
+        let bt = attach(&networks, &b).await;
+        assert_eq!(noted.as_ref(), Some(&at));
+        assert_eq!((at.kind.as_str(), at.attempted, at.ips.len()), ("builtin", true, 2));
+        for place in [0, 1] {
+            tell_callers_who_they_are(&b.netns, 8000 + place as u16);
+            let to = ip(&bt, place);
+            assert_eq!(
+                inside(&a.netns, move || call(to, 8000 + place as u16)).unwrap(),
+                at.ips[place]
+            );
+        }
+        tell_callers_who_they_are(&far, 9000);
+        assert_eq!(inside(&a.netns, || call(v4("192.0.2.2"), 9000)).unwrap(), "192.0.2.1");
+        let mtu = inside(&a.netns, || Links::open().unwrap().find("eth0").unwrap().unwrap().mtu);
+        assert_eq!(mtu, 1400, "the MTU is that of the default route's device");
+        for (pod, network) in [(&a, &at), (&b, &bt), (&a, &at)] {
+            networks.detach(pod, network).await.unwrap();
+        }
+        assert_eq!(node.leases(), Vec::<String>::new());
+        assert_eq!(
+            node.devices()
+                .into_iter()
+                .filter(|d| d != "uplink" && d != "up0")
+                .count(),
+            0
+        );
+    });
+}
+
+#[test]
+fn host_ports_lead_to_the_pod_from_everywhere() {
+    on_a_node(|node| async move {
+        let networks = node.networks().await;
+        let far = outside(&node, &networks).await;
+        let mut a = node.pod(&networks, "a").await;
+        a.port_mappings = vec![
+            mapping(8080, 80, ""),
+            mapping(8081, 80, "192.0.2.1"),
+            mapping(8082, 80, "127.0.0.1"),
+        ];
+        let at = attach(&networks, &a).await;
+        let b = node.pod(&networks, "b").await;
+        let bt = attach(&networks, &b).await;
+        tell_callers_who_they_are(&a.netns, 80);
+        // From outside, with the caller's own address.
+        assert_eq!(inside(&far, || call(v4("192.0.2.1"), 8080)).unwrap(), "192.0.2.2");
+        assert_eq!(inside(&far, || call(v4("192.0.2.1"), 8081)).unwrap(), "192.0.2.2");
+        assert!(
+            inside(&far, || call(v4("192.0.2.1"), 8082)).is_err(),
+            "bound to localhost"
+        );
+        // From the node, on any of its addresses.
+        for address in ["127.0.0.1", "192.0.2.1", "10.77.0.1"] {
+            call(v4(address), 8080).unwrap_or_else(|error| panic!("{address}: {error}"));
+        }
+        call(v4("127.0.0.1"), 8082).unwrap();
+        assert!(call(v4("127.0.0.1"), 8081).is_err(), "bound to the uplink");
+        call("fd77::1".parse::<IpAddr>().unwrap(), 8080).unwrap();
+        // From another pod and from the pod itself.
+        inside(&b.netns, || call(v4("192.0.2.1"), 8080)).unwrap();
+        inside(&a.netns, || call(v4("10.77.0.1"), 8080)).unwrap();
+        // Pods must not reach the node's own localhost by the way that host ports need.
+        let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
+        inside(&b.netns, || {
+            let mut links = Links::open().unwrap();
+            let _ = links.delete("lo");
+        });
+        drop(listener);
+
+        let mut rival = node.pod(&networks, "rival").await;
+        rival.port_mappings = vec![mapping(9999, 1, ""), mapping(8080, 1, "")];
+        let error = networks.attach(&rival, |_| {}).await.unwrap_err().to_string();
+        assert_eq!(error, format!("host port tcp/8080 is held by pod {}", a.pod_id));
+        assert!(
+            !node.leases().iter().any(|name| name.contains("9999")),
+            "{:?}",
+            node.leases()
+        );
+        call(v4("127.0.0.1"), 8080).expect("the rival took nothing away");
+
+        networks.detach(&a, &at).await.unwrap();
+        assert!(call(v4("127.0.0.1"), 8080).is_err(), "the port went with the pod");
+        rival.port_mappings.truncate(2);
+        let rt = attach(&networks, &rival).await;
+        for (pod, network) in [(&b, &bt), (&rival, &rt)] {
+            networks.detach(pod, network).await.unwrap();
+        }
+        assert_eq!(node.leases(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn fifty_at_once_come_and_go_and_leave_nothing() {
+    on_a_node(|node| async move {
+        let networks = node.networks().await;
+        let mut pods = Vec::new();
+        for number in 0..50 {
+            let mut pod = node.pod(&networks, &format!("p{number}")).await;
+            pod.port_mappings = vec![mapping(20_000 + number, 80, "")];
+            pods.push(pod);
+        }
+        for _ in 0..2 {
+            let start = Instant::now();
+            let attached = futures_util::future::join_all(pods.iter().map(|pod| attach(&networks, pod))).await;
+            let up = start.elapsed();
+            let addresses: std::collections::HashSet<_> = attached.iter().flat_map(|network| &network.ips).collect();
+            assert_eq!(addresses.len(), 100);
+            assert_eq!(node.devices().len(), 51);
+            let start = Instant::now();
+            let gone = pods
+                .iter()
+                .zip(&attached)
+                .map(|(pod, network)| networks.detach(pod, network));
+            for result in futures_util::future::join_all(gone).await {
+                result.unwrap();
+            }
+            println!("50 attached in {up:?}, detached in {:?}", start.elapsed());
+            assert_eq!((node.devices(), node.leases()), (vec![], vec![]));
+        }
+    });
+}
+
+#[test]
+fn one_pod_is_attached_in_milliseconds() {
+    on_a_node(|node| async move {
+        let networks = node.networks().await;
+        let keeper = node.pod(&networks, "keeper").await;
+        let kept = attach(&networks, &keeper).await;
+        let (mut made, mut up, mut down, mut unpinned) = (vec![], vec![], vec![], vec![]);
+        for number in 0..30 {
+            let start = Instant::now();
+            let pod = node.pod(&networks, &format!("p{number}")).await;
+            made.push(start.elapsed());
+            let start = Instant::now();
+            let network = attach(&networks, &pod).await;
+            up.push(start.elapsed());
+            let start = Instant::now();
+            networks.detach(&pod, &network).await.unwrap();
+            down.push(start.elapsed());
+            let start = Instant::now();
+            networks
+                .remove_namespaces(&node.pins(&format!("p{number}")))
+                .await
+                .unwrap();
+            unpinned.push(start.elapsed());
+        }
+        for (name, times) in [
+            ("create", &mut made),
+            ("attach", &mut up),
+            ("detach", &mut down),
+            ("unpin", &mut unpinned),
+        ] {
+            times.sort();
+            println!("{name}: median {:?}, largest {:?}", times[15], times[29]);
+        }
+        networks.detach(&keeper, &kept).await.unwrap();
+        let start = Instant::now();
+        let network = attach(&networks, &keeper).await;
+        let first = start.elapsed();
+        let start = Instant::now();
+        networks.detach(&keeper, &network).await.unwrap();
+        println!("first {first:?}, last {:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn recovery_keeps_the_living_and_releases_the_rest() {
+    on_a_node(|node| async move {
+        let networks = node.networks().await;
+        let (mut a, mut b) = (node.pod(&networks, "a").await, node.pod(&networks, "b").await);
+        a.port_mappings = vec![mapping(8080, 80, "")];
+        b.port_mappings = vec![mapping(8081, 80, "")];
+        let (at, bt) = (attach(&networks, &a).await, attach(&networks, &b).await);
+        tell_callers_who_they_are(&a.netns, 80);
+        let state = &node.config.state_dir.join("ipam/wharf0");
+        std::fs::write(state.join("10.77.0.200"), "").unwrap();
+        drop(networks);
+        // Someone flushed the rules meanwhile.
+        crate::netns::nft::Table::new("wharf0", vec![]).remove().unwrap();
+        let networks = node.networks().await;
+        networks.recover(&[(a.pod_id.clone(), at.clone())]).await.unwrap();
+        assert_eq!(
+            node.leases(),
+            [
+                at.ips[0].as_str(),
+                at.ips[1].as_str(),
+                "port-6-8080-0.0.0.0",
+                "port-6-8080-::"
+            ]
+        );
+        assert_eq!(node.devices().len(), 2);
+        call(v4("127.0.0.1"), 8080).unwrap();
+        // Late, and by a record of a pod that was reclaimed.
+        networks.detach(&b, &bt).await.unwrap();
+        networks.remove_namespaces(&node.pins("a")).await.unwrap();
+        networks.detach(&a, &at).await.unwrap();
+        assert_eq!((node.devices(), node.leases()), (vec![], vec![]));
+        networks.recover(&[]).await.unwrap();
+    });
+}
+
+#[test]
+fn a_small_subnet_runs_out_and_recovers() {
+    on_a_node(|mut node| async move {
+        node.config.builtin_network.subnet = "10.77.0.0/29".into();
+        node.config.builtin_network.subnet_v6 = None;
+        let networks = node.networks().await;
+        let mut pods = Vec::new();
+        for number in 0..5 {
+            let pod = node.pod(&networks, &format!("p{number}")).await;
+            let network = attach(&networks, &pod).await;
+            pods.push((pod, network));
+        }
+        let late = node.pod(&networks, "late").await;
+        let error = networks.attach(&late, |_| {}).await.unwrap_err().to_string();
+        assert_eq!(error, "no free address in 10.77.0.0/29");
+        networks.detach(&pods[2].0, &pods[2].1).await.unwrap();
+        assert_eq!(attach(&networks, &late).await.ips, pods[2].1.ips);
+    });
+}
