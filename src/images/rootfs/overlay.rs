@@ -267,3 +267,15 @@ fn open_path(path: &Path) -> Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     open(path, flags, Mode::empty()).map_err(io_at("open", path))
 }
+
+/// The way of Linux before 6.7, for tests on newer ones.
+#[cfg(test)]
+pub fn mount_as_before_6_7(lower: &[PathBuf], container_dir: &Path) -> Result<()> {
+    let (upper, work) = (container_dir.join("upper"), container_dir.join("work"));
+    Plan {
+        lower,
+        upper: &upper,
+        work: &work,
+    }
+    .mount_by_options(&container_dir.join("rootfs"))
+}

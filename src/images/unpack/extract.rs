@@ -191,6 +191,7 @@ impl Extractor {
         } else {
             Some(sys::open_in_root(self.dirs.root(), &target_parents.join(&b'/')).map_err(missing)?)
         };
+        let mut freed = false;
         loop {
             self.dirs.touch();
             let here = self.dirs.here();
@@ -204,6 +205,10 @@ impl Extractor {
                         && (old.st_dev, old.st_ino) == (new.st_dev, new.st_ino)
                     {
                         return Ok(());
+                    }
+                    // Through a symlink the name can be one of its own parents, which then comes back.
+                    if std::mem::replace(&mut freed, true) {
+                        return Err(Fault::Refused("its name is one of its parents".into()));
                     }
                     self.make_way(parents, name)?;
                 }
