@@ -47,7 +47,7 @@ pub enum ReadError {
     Format(#[from] FormatError),
 }
 
-/// The reader. After `next` gave an entry, `data` gives its bytes; what is not taken is skipped.
+/// The reader. After `next_entry` gave an entry, `data` gives its bytes; what is not taken is skipped.
 pub struct TarReader<R> {
     source: R,
     buffer: Box<[u8]>,
@@ -82,7 +82,7 @@ impl<R: Read> TarReader<R> {
     }
 
     /// The next entry, or `None` at the end of the stream, which is then read to its last byte.
-    pub fn next(&mut self) -> Result<Option<Entry>, ReadError> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, ReadError> {
         let mut long_name = None;
         let mut long_link = None;
         let mut extended = Pax::default();

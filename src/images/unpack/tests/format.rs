@@ -7,7 +7,7 @@ use super::{Head, Random, Tar, pax_record, seal};
 fn names(bytes: &[u8]) -> Result<Vec<String>, ReadError> {
     let mut reader = TarReader::new(bytes);
     let mut names = Vec::new();
-    while let Some(entry) = reader.next()? {
+    while let Some(entry) = reader.next_entry()? {
         names.push(String::from_utf8(entry.name).unwrap());
     }
     Ok(names)
@@ -45,14 +45,14 @@ fn pax_gives_owner_size_time_and_xattrs() {
         .file("f", b"hello");
     let bytes = tar.bytes();
     let mut reader = TarReader::new(bytes.as_slice());
-    let entry = reader.next().unwrap().unwrap();
+    let entry = reader.next_entry().unwrap().unwrap();
     assert_eq!(
         (entry.uid, entry.gid, entry.size, entry.mtime),
         (3_000_000, 7, 5, (-2, 750_000_000))
     );
     assert_eq!(entry.xattrs, [(b"user.a".to_vec(), b"\0=\n".to_vec())]);
     assert_eq!(reader.data().unwrap(), b"hello");
-    assert!(reader.next().unwrap().is_none());
+    assert!(reader.next_entry().unwrap().is_none());
 }
 
 #[test]
@@ -161,8 +161,8 @@ fn the_stream_is_read_to_its_last_byte() {
     bytes.resize(bytes.len() + 9_999, 0);
     let mut source = Counting(&bytes, 0);
     let mut reader = TarReader::new(&mut source);
-    assert_eq!(reader.next().unwrap().unwrap().kind, Kind::File);
-    assert!(reader.next().unwrap().is_none());
+    assert_eq!(reader.next_entry().unwrap().unwrap().kind, Kind::File);
+    assert!(reader.next_entry().unwrap().is_none());
     drop(reader);
     assert_eq!(source.1, bytes.len());
 }
@@ -217,7 +217,7 @@ fn no_bytes_make_the_parsers_panic_or_loop() {
         bytes.truncate(bytes.len() - random.below(2) * random.below(3000));
         let mut reader = TarReader::new(bytes.as_slice());
         let mut entries = 0;
-        while let Ok(Some(entry)) = reader.next() {
+        while let Ok(Some(entry)) = reader.next_entry() {
             entries += 1;
             assert!(entry.mode <= 0o7777 && entry.mtime.1 < 1_000_000_000);
             while !matches!(reader.data(), Ok([]) | Err(_)) {}
