@@ -11,4 +11,5 @@ pub mod netns;
 pub mod node;
 pub mod runtime;
 pub mod sandbox;
+pub mod serve;
 pub mod store;

@@ -1,7 +1,6 @@
 //! `wharf serve`: the daemon, in this process.
 
 use std::path::Path;
-use std::time::Duration;
 
 use super::error::{Error, Outcome};
 use super::{Global, logging};
@@ -39,21 +38,6 @@ pub fn run(global: &Global, arguments: &Arguments) -> Outcome {
         );
     }
     logging::start(&config.log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("wharf")
-        .build()
-        .map_err(|source| Error::new(format!("start the event loop: {source}")))?;
-    let result = runtime.block_on(serve(config));
-    // The daemon has waited for its own tasks; a thread stuck in the kernel must not keep the process.
-    runtime.shutdown_timeout(Duration::from_secs(2));
-    result.map(|()| 0)
-}
-
-/// The hook for the daemon: everything above is set up, everything below is the daemon's.
-async fn serve(config: Config) -> Result<(), Error> {
-    Err(Error::new(format!(
-        "this build has no daemon to serve {}",
-        config.socket.display()
-    )))
+    crate::serve::run(config).map_err(|problem| Error::new(problem.to_string()))?;
+    Ok(0)
 }

@@ -6,6 +6,7 @@
 //! `/etc/wharf/wharf.toml` is read first, then `/etc/wharf/wharf.toml.d/*.toml` in the order of their names; a later
 //! file overrides single keys of an earlier one, arrays are replaced as a whole.
 
+mod handlers;
 mod model;
 mod source;
 mod validate;

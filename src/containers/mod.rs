@@ -1,6 +1,239 @@
+//! Containers: the record of a container, its bundle, and what happens to it from create to remove.
+//!
+//! The room turns a CRI config into an OCI bundle (a pure function, `spec`) and asks the pod's monitor to run it. It
+//! knows no requests and no lists. It asks `sandbox`, `images`, `monitor`, `runtime`, `cgroups` and `store`.
+
 pub mod caps;
+mod create;
+mod ending;
+mod exec;
 pub mod host;
 pub mod process;
 pub mod seccomp;
+pub mod signals;
 pub mod spec;
+mod start;
 pub mod users;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI32, Ordering},
+    },
+};
+
+pub use create::{create, undo};
+pub use ending::{ended, lost, remove, stop};
+pub use exec::{Output, exec_sync};
+pub use start::{reopen_log, start};
+use wharf_proto::{monitor::ErrorKind, record};
+
+use crate::{
+    images::{self, Images},
+    monitor,
+    monitor::client::Client,
+    sandbox::{Mechanisms, Sandbox, container_exit, container_record},
+    store,
+    store::Published,
+};
+
+/// Why an operation on a container failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What was asked for can't be.
+    #[error("{0}")]
+    Invalid(String),
+    /// Valid in CRI and not built yet.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The container, its pod or its image is not in the state that the operation needs.
+    #[error("{0}")]
+    State(String),
+    /// The image is not on this node.
+    #[error("image {0:?} is not on this node")]
+    NoImage(String),
+    /// The process could not be started; the container is EXITED with code 128 and reason StartError.
+    #[error("start container {id}: {message}")]
+    Start {
+        /// The container's id.
+        id: String,
+        /// What the runtime said.
+        message: String,
+    },
+    /// The command in the container could not be run.
+    #[error("exec in container {id}: {message}")]
+    Exec {
+        /// The container's id.
+        id: String,
+        /// What the runtime said.
+        message: String,
+    },
+    /// The time given is over.
+    #[error("{0}")]
+    Deadline(String),
+    /// A record or directory of the container.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// Root filesystem.
+    #[error("root filesystem of container {id}: {source}")]
+    Rootfs {
+        /// The container's id.
+        id: String,
+        /// What the images room said.
+        source: images::Error,
+    },
+    /// The pod's monitor.
+    #[error("container {id}: {source}")]
+    Monitor {
+        /// The container's id.
+        id: String,
+        /// What the client said.
+        source: monitor::Error,
+    },
+    /// A file of the container.
+    #[error("{attempt} for container {id}: {source}")]
+    Io {
+        /// What was tried.
+        attempt: String,
+        /// The container's id.
+        id: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Result of this room.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What containers are made with. One for the whole daemon.
+#[derive(Debug)]
+pub struct Tools {
+    /// What pods are made with.
+    pub mechanisms: Arc<Mechanisms>,
+    /// Images and root filesystems.
+    pub images: Images,
+    /// What the machine has, read once.
+    pub host: host::Host,
+}
+
+/// One container.
+#[derive(Debug)]
+pub struct Container {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Its directory, which is also its OCI bundle.
+    pub dir: PathBuf,
+    /// The pod that it belongs to.
+    pub sandbox: Arc<Sandbox>,
+    /// Its record and newest state.
+    pub record: Published<record::Container>,
+    /// Held while the container is started or removed.
+    operation: tokio::sync::Mutex<()>,
+    /// Process id of its init as the node sees it; 0 when it does not run.
+    pid: AtomicI32,
+    /// The stop signal has been sent; it is sent once (contract rule 17).
+    signalled: AtomicBool,
+}
+
+impl Container {
+    /// A container as its record says.
+    #[must_use]
+    pub fn new(sandbox: Arc<Sandbox>, record: record::Container) -> Self {
+        let dir = sandbox.paths.container(&record.id);
+        Self {
+            id: record.id.clone(),
+            record: Published::new(container_record(&dir), record),
+            dir,
+            sandbox,
+            operation: tokio::sync::Mutex::new(()),
+            pid: AtomicI32::new(0),
+            signalled: AtomicBool::new(false),
+        }
+    }
+
+    /// The newest state.
+    pub fn state(&self) -> record::ContainerState {
+        self.record.get().state()
+    }
+
+    /// Process id of its init as the node sees it; 0 when it does not run.
+    pub fn pid(&self) -> i32 {
+        if self.state() == record::ContainerState::ContainerRunning {
+            self.pid.load(Ordering::Relaxed)
+        } else {
+            0
+        }
+    }
+
+    /// Takes over what the monitor says of its init.
+    pub fn set_pid(&self, pid: i32) {
+        self.pid.store(pid, Ordering::Relaxed);
+    }
+
+    fn exit_file(&self) -> PathBuf {
+        container_exit(&self.dir)
+    }
+
+    fn io(&self, attempt: &str) -> impl FnOnce(std::io::Error) -> Error + use<> {
+        let (attempt, id) = (attempt.to_owned(), self.id.clone());
+        move |source| Error::Io { attempt, id, source }
+    }
+
+    fn monitor_error(&self) -> impl FnOnce(monitor::Error) -> Error + '_ {
+        |source| Error::Monitor {
+            id: self.id.clone(),
+            source,
+        }
+    }
+
+    /// The connection to the pod's monitor.
+    fn monitor(&self) -> Result<Arc<Client>> {
+        self.sandbox.monitor().ok_or_else(|| {
+            Error::State(format!(
+                "the pod {} of container {} has ended",
+                self.sandbox.id, self.id
+            ))
+        })
+    }
+
+    /// Runs file work off the runtime's threads.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(error) => Err(self.io("run a step")(std::io::Error::other(error))),
+        }
+    }
+}
+
+/// Whether a monitor's answer means that the container has ended, or is not known any more.
+fn is_gone(error: &monitor::Error) -> bool {
+    matches!(
+        error,
+        monitor::Error::Refused {
+            kind: ErrorKind::NotFound | ErrorKind::WrongState,
+            ..
+        }
+    )
+}
+
+impl From<spec::Error> for Error {
+    fn from(error: spec::Error) -> Self {
+        match error {
+            spec::Error::Unsupported(text) => Self::Unsupported(text),
+            other => Self::Invalid(other.to_string()),
+        }
+    }
+}
+
+/// What a config names and the machine or the image does not have.
+macro_rules! invalid_from {
+    ($($error:ty),*) => {
+        $(impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Self::Invalid(error.to_string())
+            }
+        })*
+    };
+}
+invalid_from!(users::Error, host::Error, process::Error);

@@ -1,1 +1,78 @@
+//! The CRI face: translation between CRI messages and the node, and gRPC status codes. No state, no mechanism.
+//!
+//! One file per group of calls; `status.rs` is the one place where errors become codes; `server.rs` listens.
 
+mod containers;
+mod filters;
+mod image_service;
+mod images;
+mod info;
+mod own;
+mod pods;
+mod server;
+mod service;
+mod status;
+
+use std::sync::{Arc, OnceLock};
+
+pub use server::{Error as ServerError, Server};
+use tonic::{Request, Status};
+use wharf_proto::record::Owner;
+
+use crate::node::Node;
+
+/// Metadata key by which Wharf's own command says for whom it asks. Other runtimes ignore it, and kubelet never sends
+/// it: so kubelet neither sees nor kills pods that a person started (it kills pods that it does not know).
+const OWNER_KEY: &str = "wharf-owner";
+
+/// The services, over a node that may still be recovering. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Face {
+    node: Arc<OnceLock<Node>>,
+}
+
+impl Face {
+    /// A face without a node: it answers Version, and `Unavailable` to all else (contract rule 38).
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Gives the face its recovered node. Only the first call counts.
+    pub fn ready(&self, node: Node) {
+        let _ = self.node.set(node);
+    }
+
+    /// Whether the calls by which kubelet judges a node's health are answered.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.runtime_status(false).is_ok()
+    }
+
+    fn node(&self) -> Result<&Node, Status> {
+        self.node
+            .get()
+            .ok_or_else(|| Status::unavailable("wharf is recovering its pods; try again in a moment"))
+    }
+}
+
+/// For whom a new pod is made.
+fn owner<T>(request: &Request<T>) -> Owner {
+    match header(request) {
+        Some("user") => Owner::User,
+        _ => Owner::Cri,
+    }
+}
+
+/// Whose pods a list shows.
+fn owners<T>(request: &Request<T>) -> &'static [Owner] {
+    match header(request) {
+        Some("all") => &[Owner::Cri, Owner::User],
+        Some("user") => &[Owner::User],
+        _ => &[Owner::Cri],
+    }
+}
+
+fn header<T>(request: &Request<T>) -> Option<&str> {
+    request.metadata().get(OWNER_KEY).and_then(|value| value.to_str().ok())
+}

@@ -1,1 +1,284 @@
+//! The node: the one door for all faces. It owns the pods and containers, joins duplicate requests, keeps the work
+//! going when a caller has gone, recovers at start and ends in order.
+//!
+//! It holds no protocol of a face and touches no mechanism itself: objects (`sandbox`, `containers`) and the image
+//! store do. Read `pods.rs` for a pod's life from top to bottom.
+
+mod containers;
 pub mod doctor;
+mod error;
+mod joined;
+mod pods;
+mod recovery;
+mod watch;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+pub use error::{Error, Result};
+use joined::Joined;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wharf_proto::record::Owner;
+
+use crate::{
+    config::Config,
+    containers::{Container, Tools},
+    images::{FsUsage, Images},
+    netns::NetworkStatus,
+    sandbox::{Mechanisms, Sandbox},
+};
+
+/// How long shutdown waits for work in progress.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+
+/// What identifies a pod to whoever asks for it: two requests with the same key mean the same pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct PodKey {
+    name: String,
+    namespace: String,
+    uid: String,
+    attempt: u32,
+    owner: i32,
+}
+
+/// What identifies a container within its pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct ContainerKey {
+    pod: String,
+    name: String,
+    attempt: u32,
+}
+
+/// All that runs on this node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    tools: Arc<Tools>,
+    pods: RwLock<HashMap<String, Arc<Sandbox>>>,
+    containers: RwLock<HashMap<String, Arc<Container>>>,
+    pod_jobs: Arc<Joined<PodKey, Result<String>>>,
+    container_jobs: Arc<Joined<ContainerKey, Result<String>>>,
+    tasks: TaskTracker,
+    ending: CancellationToken,
+}
+
+impl Node {
+    /// Opens the node's state, takes over what still runs and takes down what is unfinished.
+    ///
+    /// # Errors
+    /// When a room can't be opened. A single broken pod is logged and taken down, never an error.
+    pub async fn open(tools: Tools) -> Result<Self> {
+        let tasks = TaskTracker::new();
+        let node = Self {
+            inner: Arc::new(Inner {
+                tools: Arc::new(tools),
+                pods: RwLock::default(),
+                containers: RwLock::default(),
+                pod_jobs: Arc::new(Joined::new(tasks.clone())),
+                container_jobs: Arc::new(Joined::new(tasks.clone())),
+                tasks,
+                ending: CancellationToken::new(),
+            }),
+        };
+        node.recover().await?;
+        Ok(node)
+    }
+
+    /// Ends the node's work in order. Pods keep running.
+    pub async fn shut_down(&self) {
+        self.inner.ending.cancel();
+        self.inner.tasks.close();
+        if tokio::time::timeout(SHUTDOWN_LIMIT, self.inner.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                unfinished = self.inner.tasks.len(),
+                "work did not end in time; the next start finishes it"
+            );
+        }
+    }
+
+    /// The image store.
+    #[must_use]
+    pub fn images(&self) -> &Images {
+        &self.inner.tools.images
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.mechanisms().config
+    }
+
+    /// Whether pods can get a network.
+    #[must_use]
+    pub fn network_status(&self) -> NetworkStatus {
+        self.mechanisms().networks.status()
+    }
+
+    /// Every complete pod of the given owners. Waits for nothing.
+    #[must_use]
+    pub fn pods(&self, owners: &[Owner]) -> Vec<Arc<Sandbox>> {
+        let pods = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);
+        pods.values()
+            .filter(|pod| {
+                let record = pod.record.get();
+                pods::is_visible(&record) && owners.contains(&record.owner())
+            })
+            .cloned()
+            .collect()
+    }
+
+    /// Every complete container in pods of the given owners. Waits for nothing.
+    #[must_use]
+    pub fn containers(&self, owners: &[Owner]) -> Vec<Arc<Container>> {
+        let containers = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
+        containers
+            .values()
+            .filter(|container| {
+                containers::is_visible(&container.record.get())
+                    && owners.contains(&container.sandbox.record.get().owner())
+            })
+            .cloned()
+            .collect()
+    }
+
+    /// The pod with this id or unambiguous beginning of an id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or [`Error::Invalid`] when several ids begin so.
+    pub fn pod(&self, id: &str) -> Result<Arc<Sandbox>> {
+        by_id(
+            &self.inner.pods.read().unwrap_or_else(PoisonError::into_inner),
+            "pod sandbox",
+            id,
+        )
+    }
+
+    /// The container with this id or unambiguous beginning of an id.
+    ///
+    /// # Errors
+    /// As [`Node::pod`].
+    pub fn container(&self, id: &str) -> Result<Arc<Container>> {
+        by_id(
+            &self.inner.containers.read().unwrap_or_else(PoisonError::into_inner),
+            "container",
+            id,
+        )
+    }
+
+    /// Takes the node's pod CIDR from kubelet. Wharf's networks have their ranges from the configuration (built-in) or
+    /// from the CNI files, so a CIDR that says otherwise is worth a warning: such pods may not be reachable.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is not a list of ranges.
+    pub fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
+        for range in cidr.split(',') {
+            let address = range.split_once('/').and_then(|(address, length)| {
+                length.parse::<u8>().ok()?;
+                address.parse::<std::net::IpAddr>().ok()
+            });
+            if address.is_none() {
+                return Err(Error::Invalid(format!("pod CIDR {range:?} is not an address range")));
+            }
+        }
+        tracing::warn!(
+            cidr,
+            "kubelet gave a pod CIDR; pods get their addresses from the configured network instead"
+        );
+        Ok(())
+    }
+
+    /// Disk that containers' writable layers take.
+    ///
+    /// # Errors
+    /// When their directories can't be read.
+    pub async fn containers_usage(&self) -> Result<FsUsage> {
+        let root = self.mechanisms().roots.pods();
+        self.own(async move {
+            match tokio::task::spawn_blocking(move || crate::images::rootfs::usage(&root)).await {
+                Ok(usage) => Ok(usage.map_err(crate::images::Error::from)?),
+                Err(error) => Err(Error::Internal(format!("measure containers: {error}"))),
+            }
+        })
+        .await
+    }
+
+    fn mechanisms(&self) -> &Mechanisms {
+        &self.inner.tools.mechanisms
+    }
+
+    /// The containers of one pod, complete or not.
+    fn containers_of(&self, pod: &str) -> Vec<Arc<Container>> {
+        let containers = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
+        containers
+            .values()
+            .filter(|container| container.sandbox.id == pod)
+            .cloned()
+            .collect()
+    }
+
+    fn insert_pod(&self, pod: &Arc<Sandbox>) {
+        self.inner
+            .pods
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(pod.id.clone(), Arc::clone(pod));
+    }
+
+    fn forget_pod(&self, id: &str) {
+        self.inner
+            .pods
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
+    }
+
+    fn insert_container(&self, container: &Arc<Container>) {
+        let mut containers = self.inner.containers.write().unwrap_or_else(PoisonError::into_inner);
+        containers.insert(container.id.clone(), Arc::clone(container));
+    }
+
+    fn forget_container(&self, id: &str) {
+        self.inner
+            .containers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
+    }
+
+    /// Runs `work` as the node's own: a caller that goes away does not end it (contract rule 37).
+    async fn own<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+        match self.inner.tasks.spawn(work).await {
+            Ok(result) => result,
+            Err(error) => Err(Error::Internal(format!("the operation's task ended: {error}"))),
+        }
+    }
+}
+
+fn by_id<T>(objects: &HashMap<String, Arc<T>>, what: &'static str, id: &str) -> Result<Arc<T>> {
+    if let Some(object) = objects.get(id) {
+        return Ok(Arc::clone(object));
+    }
+    let absent = || Error::NotFound {
+        what,
+        id: id.to_owned(),
+    };
+    if id.is_empty() {
+        return Err(absent());
+    }
+    let mut matches = objects.iter().filter(|(full, _)| full.starts_with(id));
+    let (_, object) = matches.next().ok_or_else(absent)?;
+    if matches.next().is_some() {
+        return Err(Error::Invalid(format!("several {what} ids begin with {id:?}")));
+    }
+    Ok(Arc::clone(object))
+}

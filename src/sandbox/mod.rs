@@ -1,1 +1,261 @@
+//! Pod sandboxes: the record of a pod, its namespaces, its files, its network and its monitor, from the first
+//! directory to the last unmount.
+//!
+//! The room knows nothing of containers, requests or owners' rights. It asks the mechanisms (`netns`, `monitor`,
+//! `store`, `config`) and is asked by `containers` and `node`.
+
 pub mod files;
+mod paths;
+mod start;
+mod teardown;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+pub use paths::{PodPaths, Roots, container_exit, container_record};
+pub use start::{bring_up, visible_hostname};
+pub use teardown::{remove, tear_down};
+use tokio::sync::oneshot;
+use wharf_proto::{
+    cri::{NamespaceMode, NamespaceOption, PodSandboxConfig},
+    monitor::HelloReply,
+    record,
+};
+
+use crate::{
+    config::Config,
+    monitor,
+    monitor::client::{Client, Program},
+    netns,
+    netns::Networks,
+    store,
+    store::Published,
+};
+
+/// Why a pod could not be made or taken down.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What was asked for can't be.
+    #[error("{0}")]
+    Invalid(String),
+    /// Valid in CRI and not built yet.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A record or directory of the pod.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// Namespaces or network.
+    #[error("network of pod {pod}: {source}")]
+    Network {
+        /// The pod's id.
+        pod: String,
+        /// What the network room said.
+        source: netns::Error,
+    },
+    /// The pod's monitor.
+    #[error("monitor of pod {pod}: {source}")]
+    Monitor {
+        /// The pod's id.
+        pod: String,
+        /// What the client said.
+        source: monitor::Error,
+    },
+    /// A file or mount of the pod.
+    #[error("{attempt} for pod {pod}: {source}")]
+    Io {
+        /// What was tried.
+        attempt: String,
+        /// The pod's id.
+        pod: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Result of this room.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What pods are made with. One for the whole daemon.
+#[derive(Debug)]
+pub struct Mechanisms {
+    /// The daemon's configuration.
+    pub config: Config,
+    /// Where state lives.
+    pub roots: Roots,
+    /// Namespaces and networks.
+    pub networks: Networks,
+    /// What monitors run.
+    pub monitor_program: Program,
+    /// This boot of the kernel.
+    pub boot_id: String,
+}
+
+/// Process ids of what runs for a pod beside its containers.
+#[derive(Debug, Clone, Copy)]
+pub struct Processes {
+    /// The monitor.
+    pub monitor: i32,
+    /// The init of a shared PID namespace; 0 when the containers have their own.
+    pub init: i32,
+}
+
+/// One pod.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Where it is on disk.
+    pub paths: PodPaths,
+    /// Its record and newest state.
+    pub record: Published<record::Pod>,
+    /// Held while the pod is stopped or removed, so that only one teardown runs.
+    pub teardown: tokio::sync::Mutex<()>,
+    monitor: RwLock<Option<(Arc<Client>, Processes)>>,
+    /// Commands that run in the pod's containers, and who waits for their exit code.
+    execs: Mutex<HashMap<String, oneshot::Sender<i32>>>,
+}
+
+impl Sandbox {
+    /// A pod as its record says, without a monitor yet.
+    #[must_use]
+    pub fn new(roots: &Roots, record: record::Pod) -> Self {
+        let paths = roots.pod(&record.id);
+        Self {
+            id: record.id.clone(),
+            record: Published::new(paths.record(), record),
+            paths,
+            teardown: tokio::sync::Mutex::new(()),
+            monitor: RwLock::new(None),
+            execs: Mutex::default(),
+        }
+    }
+
+    /// The connection to the pod's monitor, while it has one.
+    pub fn monitor(&self) -> Option<Arc<Client>> {
+        self.monitor
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map(|(client, _)| Arc::clone(client))
+    }
+
+    /// Remembers the connection to the pod's monitor and what it said of itself.
+    pub fn set_monitor(&self, client: Arc<Client>, hello: &HelloReply) {
+        let processes = Processes {
+            monitor: hello.pid,
+            init: hello.pod_init,
+        };
+        *self.monitor.write().unwrap_or_else(PoisonError::into_inner) = Some((client, processes));
+    }
+
+    /// Forgets the monitor, which has ended.
+    pub fn forget_monitor(&self) {
+        *self.monitor.write().unwrap_or_else(PoisonError::into_inner) = None;
+        // Nobody will tell of their end any more.
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// The pod's own processes, while it has a monitor.
+    pub fn processes(&self) -> Option<Processes> {
+        self.monitor
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map(|(_, processes)| *processes)
+    }
+
+    /// Announces a command, before it is started: the receiver gets its exit code, or nothing if the monitor ends.
+    pub fn expect_exec(&self, exec_id: &str) -> oneshot::Receiver<i32> {
+        let (sender, receiver) = oneshot::channel();
+        self.execs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(exec_id.to_owned(), sender);
+        receiver
+    }
+
+    /// Passes on the end of a command. One that nobody waits for any more is forgotten.
+    pub fn exec_ended(&self, exec_id: &str, code: i32) {
+        if let Some(waiting) = self
+            .execs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(exec_id)
+        {
+            let _ = waiting.send(code);
+        }
+    }
+
+    /// Forgets a command that could not be started.
+    pub fn forget_exec(&self, exec_id: &str) {
+        self.execs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(exec_id);
+    }
+
+    /// READY in CRI's sense: complete and not stopped.
+    pub fn is_ready(&self) -> bool {
+        self.record.get().state() == record::PodState::PodReady
+    }
+
+    fn io<'a>(&'a self, attempt: impl Into<String> + 'a) -> impl FnOnce(std::io::Error) -> Error + 'a {
+        move |source| Error::Io {
+            attempt: attempt.into(),
+            pod: self.id.clone(),
+            source,
+        }
+    }
+
+    fn network_error(&self) -> impl FnOnce(netns::Error) -> Error + '_ {
+        |source| Error::Network {
+            pod: self.id.clone(),
+            source,
+        }
+    }
+
+    /// What the network room needs to know of the pod.
+    fn pod_network(&self) -> netns::PodNetwork {
+        let record = self.record.get();
+        let config = record.config.clone().unwrap_or_default();
+        let metadata = config.metadata.unwrap_or_default();
+        netns::PodNetwork {
+            pod_id: self.id.clone(),
+            name: metadata.name,
+            namespace: metadata.namespace,
+            uid: metadata.uid,
+            netns: self.paths.namespaces().join("net"),
+            hostname: config.hostname,
+            port_mappings: config.port_mappings,
+            dns: config.dns_config,
+            annotations: config.annotations,
+            labels: config.labels,
+            cgroup_parent: config.linux.map(|linux| linux.cgroup_parent).unwrap_or_default(),
+        }
+    }
+}
+
+/// The namespace options of a pod; CRI's defaults (all per pod) when none are given.
+#[must_use]
+pub fn namespace_options(config: &PodSandboxConfig) -> NamespaceOption {
+    config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref())
+        .and_then(|context| context.namespace_options.clone())
+        .unwrap_or_default()
+}
+
+/// The pod uses the node's network.
+#[must_use]
+pub fn host_network(config: &PodSandboxConfig) -> bool {
+    namespace_options(config).network() == NamespaceMode::Node
+}
+
+/// The pod uses the node's IPC namespace and /dev/shm.
+#[must_use]
+pub fn host_ipc(config: &PodSandboxConfig) -> bool {
+    namespace_options(config).ipc() == NamespaceMode::Node
+}

@@ -5,6 +5,7 @@
 //! durable by its owner with one `syncfs`. The room knows files and messages and asks no other room.
 
 mod lock;
+mod published;
 
 use std::{
     fs, io,
@@ -15,6 +16,7 @@ use std::{
 
 pub use lock::StateLock;
 use prost::Message;
+pub use published::Published;
 
 /// The schema number that this version writes; see `record.proto`.
 pub const SCHEMA: u32 = 1;

@@ -58,7 +58,7 @@ pub fn unpack_tar(reader: impl Read, dest: &Path, opts: &Options) -> Result<Stat
     let mut reader = TarReader::new(reader);
     loop {
         let next = reader
-            .next()
+            .next_entry()
             .map_err(|e| fault::Fault::Read(e).at(layer, b"", reader.header_at()))?;
         let Some(entry) = next else { break };
         let name = entry.name.clone();

@@ -1,0 +1,31 @@
+//! Runtime handlers by name, as RuntimeClass refers to them.
+
+use super::{BUILTIN_RUNTIME as BUILTIN, Config, RuntimeHandler};
+
+impl Config {
+    /// The name behind a request's handler: the empty one stands for the default.
+    #[must_use]
+    pub fn resolve_handler<'a>(&'a self, name: &'a str) -> &'a str {
+        if name.is_empty() { &self.default_runtime } else { name }
+    }
+
+    /// Whether `name` (empty for the default) is a configured handler.
+    #[must_use]
+    pub fn has_handler(&self, name: &str) -> bool {
+        let name = self.resolve_handler(name);
+        name == BUILTIN || self.runtimes.contains_key(name)
+    }
+
+    /// The OCI runtime command of handler `name`; `None` for the built-in one.
+    #[must_use]
+    pub fn handler(&self, name: &str) -> Option<&RuntimeHandler> {
+        self.runtimes.get(self.resolve_handler(name))
+    }
+
+    /// Names of all handlers, the built-in one first.
+    #[must_use]
+    pub fn handler_names(&self) -> Vec<&str> {
+        let commands = self.runtimes.keys().map(String::as_str).filter(|name| *name != BUILTIN);
+        std::iter::once(BUILTIN).chain(commands).collect()
+    }
+}

@@ -1,0 +1,268 @@
+//! Creating a container: image, root filesystem, spec. Nothing runs yet.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use wharf_proto::{
+    cri::{ContainerConfig, LinuxContainerUser, NamespaceMode, PodSandboxConfig},
+    record::ContainerState,
+};
+
+use super::{Container, Error, Result, Tools, ending, host, signals, spec, users};
+use crate::{
+    images::Image,
+    sandbox::{PodPaths, host_ipc, host_network},
+    store,
+};
+
+/// Parent of the cgroups of containers whose pod names none.
+pub(super) const DEFAULT_CGROUP_PARENT: &str = "/wharf";
+
+/// Creates the container whose record (state CREATING) is published, and makes it CREATED.
+///
+/// `others` are the pod's other containers. `pod_config` is what the caller says of the pod; it must name the same pod as the one on record, which counts.
+///
+/// # Errors
+/// When the pod is not ready, the image is not on the node, or the config can't be met; what was made by then is for
+/// [`undo`].
+pub async fn create(
+    tools: &Arc<Tools>,
+    container: &Arc<Container>,
+    pod_config: Option<PodSandboxConfig>,
+    others: &[Arc<Container>],
+) -> Result<()> {
+    let pod = container.sandbox.record.get();
+    if !container.sandbox.is_ready() {
+        return Err(Error::State(format!(
+            "pod sandbox {} is not ready",
+            container.sandbox.id
+        )));
+    }
+    let config = container.record.get().config.clone().unwrap_or_default();
+    let on_record = pod.config.clone().unwrap_or_default();
+    if let Some(given) = pod_config
+        && given.metadata.is_some()
+        && given.metadata != on_record.metadata
+    {
+        return Err(Error::Invalid(format!(
+            "the given sandbox config is not that of pod sandbox {}",
+            pod.id
+        )));
+    }
+    let named = config
+        .image
+        .as_ref()
+        .map(|image| image.image.clone())
+        .unwrap_or_default();
+    let image = tools.images.find(&named).ok_or(Error::NoImage(named))?;
+    let log_path = log_path(&on_record, &config)?;
+    let stop_signal = stop_signal(&config, &image)?;
+
+    let directory = Arc::clone(container);
+    container
+        .blocking(move || {
+            store::create_dir(&directory.dir)?;
+            Ok(store::write_record(
+                &directory.dir.join("record"),
+                &*directory.record.get(),
+            )?)
+        })
+        .await?;
+    let rootfs = tools
+        .images
+        .mount_rootfs(&image, &container.dir)
+        .await
+        .map_err(|source| Error::Rootfs {
+            id: container.id.clone(),
+            source,
+        })?;
+    let cgroup_path = cgroup_path(&on_record, &container.id);
+    let resources = config.linux.as_ref().and_then(|linux| linux.resources.clone());
+    let bundle = Bundle {
+        image: Arc::clone(&image),
+        pod: on_record,
+        pid_namespace: pid_namespace(container, &config, others)?,
+        config,
+        rootfs,
+        cgroup_path: cgroup_path.clone(),
+    };
+    let user = write_bundle(tools, container, bundle).await?;
+    let reference = image.digests.first().cloned().unwrap_or_else(|| image.id.clone());
+    container
+        .record
+        .change(|record| {
+            record.image_id.clone_from(&image.id);
+            record.image_ref = reference;
+            record.log_path = log_path;
+            record.user = Some(user);
+            record.resources = resources;
+            record.stop_signal = stop_signal;
+            record.cgroup_path = cgroup_path;
+            record.state = ContainerState::ContainerCreated.into();
+        })
+        .await?;
+    Ok(())
+}
+
+/// Takes down what [`create`] made of a container that did not become whole, or that was being removed.
+///
+/// # Errors
+/// When a step fails; call again.
+pub async fn undo(tools: &Tools, container: &Arc<Container>) -> Result<()> {
+    ending::release(tools, container).await?;
+    let dir = container.dir.clone();
+    container.blocking(move || Ok(store::remove_dir(&dir)?)).await
+}
+
+/// What a bundle is made from.
+struct Bundle {
+    image: Arc<Image>,
+    pod: PodSandboxConfig,
+    config: ContainerConfig,
+    rootfs: PathBuf,
+    cgroup_path: String,
+    /// The PID namespace to join, if the config asks for one.
+    pid_namespace: Option<PathBuf>,
+}
+
+/// Writes config.json and returns the user that the process will run as.
+async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bundle) -> Result<LinuxContainerUser> {
+    let (tools, owner) = (Arc::clone(tools), Arc::clone(container));
+    container
+        .blocking(move || {
+            let Bundle {
+                image,
+                pod,
+                config,
+                rootfs,
+                cgroup_path,
+                pid_namespace,
+            } = &bundle;
+            let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+            let user = users::resolve(rootfs, context, &image.config.user)?;
+            let facts = host::inspect(config)?;
+            let paths = &owner.sandbox.paths;
+            let daemon = &tools.mechanisms.config;
+            let spec = spec::generate(&spec::SpecInput {
+                pod_id: &owner.sandbox.id,
+                pod,
+                config,
+                image: &image.config,
+                rootfs,
+                user: &user,
+                files: &spec::PodFiles {
+                    hosts: Some(paths.etc("hosts")),
+                    hostname: Some(paths.etc("hostname")),
+                    resolv_conf: Some(paths.etc("resolv.conf")),
+                    shm: (!host_ipc(pod)).then(|| paths.shm()),
+                },
+                namespaces: &pins(paths, pod, pid_namespace.clone()),
+                cgroup_path,
+                facts: &facts,
+                host: &tools.host,
+                default_capabilities: daemon.default_capabilities.as_deref(),
+                unset_seccomp: daemon.unset_seccomp,
+            })?;
+            let json = serde_json::to_vec(&spec).map_err(|error| Error::Invalid(error.to_string()))?;
+            store::write_file(&owner.dir.join("config.json"), &json, 0o600)?;
+            Ok(user.to_cri())
+        })
+        .await
+}
+
+/// The pod's pinned namespaces, where it has its own.
+fn pins(paths: &PodPaths, pod: &PodSandboxConfig, pid: Option<PathBuf>) -> spec::Pins {
+    let pin = |name: &str| Some(paths.namespaces().join(name));
+    let (net, ipc) = (!host_network(pod), !host_ipc(pod));
+    spec::Pins {
+        net: pin("net").filter(|_| net),
+        uts: pin("uts").filter(|_| net),
+        ipc: pin("ipc").filter(|_| ipc),
+        pid,
+    }
+}
+
+/// The PID namespace that the config asks to share: the pod's, or that of another container of the same pod, which must
+/// run (contract rule 45).
+fn pid_namespace(
+    container: &Container,
+    config: &ContainerConfig,
+    others: &[Arc<Container>],
+) -> Result<Option<PathBuf>> {
+    let options = config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref())
+        .and_then(|context| context.namespace_options.clone())
+        .unwrap_or_default();
+    let pid = match options.pid() {
+        NamespaceMode::Pod => container.sandbox.processes().map_or(0, |processes| processes.init),
+        NamespaceMode::Target => {
+            let target = others
+                .iter()
+                .find(|other| other.id == options.target_id)
+                .ok_or_else(|| {
+                    Error::Invalid(format!("target container {:?} is not in this pod", options.target_id))
+                })?;
+            match target.pid() {
+                0 => return Err(Error::State(format!("target container {} does not run", target.id))),
+                pid => pid,
+            }
+        }
+        NamespaceMode::Container | NamespaceMode::Node => return Ok(None),
+    };
+    Ok((pid > 0).then(|| PathBuf::from(format!("/proc/{pid}/ns/pid"))))
+}
+
+/// The log's absolute path; empty when none is wanted.
+fn log_path(pod: &PodSandboxConfig, config: &ContainerConfig) -> Result<String> {
+    if pod.log_directory.is_empty() || config.log_path.is_empty() {
+        return Ok(String::new());
+    }
+    let relative = Path::new(&config.log_path);
+    if relative
+        .components()
+        .any(|part| !matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir))
+    {
+        return Err(Error::Invalid(format!(
+            "log path {:?} leaves the pod's log directory",
+            config.log_path
+        )));
+    }
+    Ok(Path::new(&pod.log_directory).join(relative).display().to_string())
+}
+
+/// The signal that StopContainer sends first: the container's, else the image's, else SIGTERM (feature row B7).
+fn stop_signal(config: &ContainerConfig, image: &Image) -> Result<String> {
+    if let Some(name) = signals::from_cri(config.stop_signal()) {
+        return Ok(name);
+    }
+    let name = image.config.stop_signal.trim();
+    if name.is_empty() {
+        return Ok("SIGTERM".to_owned());
+    }
+    match signals::number(name) {
+        Some(_) => Ok(name.to_owned()),
+        None => Err(Error::Invalid(format!(
+            "image {} has an unknown stop signal {name:?}",
+            image.id
+        ))),
+    }
+}
+
+/// The container's cgroup: below the pod's, which kubelet makes and limits.
+fn cgroup_path(pod: &PodSandboxConfig, id: &str) -> String {
+    let parent = pod
+        .linux
+        .as_ref()
+        .map(|linux| linux.cgroup_parent.as_str())
+        .unwrap_or_default();
+    let parent = if parent.is_empty() {
+        DEFAULT_CGROUP_PARENT
+    } else {
+        parent
+    };
+    format!("{}/{id}", parent.trim_end_matches('/'))
+}

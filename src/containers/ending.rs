@@ -1,0 +1,194 @@
+//! How a container ends: exits seen by the monitor, stop, and remove.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use wharf_proto::{
+    monitor::ContainerExited,
+    record::{self, ContainerState, Exit},
+};
+
+use super::{Container, Error, Result, Tools, is_gone, signals};
+use crate::{cgroups, store};
+
+/// How long a process may take to vanish after SIGKILL before it is reported (it hangs in the kernel).
+const KILL_LIMIT: Duration = Duration::from_secs(60);
+
+/// Exit code of a container whose true end nobody saw (contract rule 15).
+const UNKNOWN_CODE: i32 = 255;
+
+/// Records the end that the monitor tells of, and releases what the runtime and the root filesystem hold.
+///
+/// # Errors
+/// When the record can't be written; the state is published all the same.
+pub async fn ended(tools: &Tools, container: &Container, told: &ContainerExited) -> Result<()> {
+    let path = container.exit_file();
+    let written = container.blocking(move || Ok(store::read_record::<Exit>(&path)?)).await;
+    let exit = written.ok().flatten().unwrap_or_else(|| Exit {
+        code: told.code,
+        reason: reason(told.code, told.oom_killed).into(),
+        finished_at: told.finished_at,
+        ..Default::default()
+    });
+    finish(container, exit).await?;
+    release(tools, container).await
+}
+
+/// Why a process with this exit code ended, in CRI's words.
+fn reason(code: i32, oom_killed: bool) -> &'static str {
+    match code {
+        _ if oom_killed => "OOMKilled",
+        0 => "Completed",
+        _ => "Error",
+    }
+}
+
+/// Records the end of a container whose monitor is gone: as the monitor wrote it, or Unknown. What still runs in its
+/// cgroup is killed.
+///
+/// # Errors
+/// When its processes can't be killed or the record can't be written.
+pub async fn lost(tools: &Tools, container: &Container) -> Result<()> {
+    let cgroup = container.record.get().cgroup_path.clone();
+    let path = container.exit_file();
+    let id = container.id.clone();
+    let written = container
+        .blocking(move || {
+            let io = |error: cgroups::Error| Error::Io {
+                attempt: format!("end the processes in cgroup {cgroup}"),
+                id: id.clone(),
+                source: std::io::Error::other(error),
+            };
+            if !cgroup.is_empty() {
+                let cgroup = cgroups::Cgroup::new(&cgroups::detect().map_err(io)?, &cgroup).map_err(io)?;
+                cgroup.kill_all().map_err(io)?;
+                cgroup.remove().map_err(io)?;
+            }
+            Ok(store::read_record::<Exit>(&path)?)
+        })
+        .await?;
+    let exit = written.unwrap_or_else(|| Exit {
+        code: UNKNOWN_CODE,
+        reason: "Unknown".into(),
+        message: "the pod's monitor ended before it could record how the container ended".into(),
+        finished_at: store::now(),
+        started_at: container.record.get().started_at,
+    });
+    finish(container, exit).await?;
+    unmount(tools, container).await
+}
+
+/// Publishes the end. A container that was never started, or has ended already, is left as it is.
+pub(super) async fn finish(container: &Container, exit: Exit) -> Result<()> {
+    let edit = |record: &mut record::Container| {
+        if matches!(
+            record.state(),
+            ContainerState::ContainerStarting | ContainerState::ContainerRunning
+        ) {
+            record.state = ContainerState::ContainerExited.into();
+            if record.started_at == 0 {
+                record.started_at = exit.started_at;
+            }
+            record.exit = Some(exit.clone());
+        }
+    };
+    if let Err(error) = container.record.change(edit).await {
+        // A full disk must not turn a dead container into a running one.
+        container.record.publish_unwritten(edit);
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+/// Lets the monitor forget the ended container and unmounts its root filesystem.
+pub(super) async fn release(tools: &Tools, container: &Container) -> Result<()> {
+    if let Some(monitor) = container.sandbox.monitor() {
+        match monitor.delete(&container.id).await {
+            Err(error) if !monitor.is_closed() => {
+                return Err(container.monitor_error()(error));
+            }
+            _ => {}
+        }
+    }
+    unmount(tools, container).await
+}
+
+async fn unmount(tools: &Tools, container: &Container) -> Result<()> {
+    tools
+        .images
+        .unmount_rootfs(&container.dir)
+        .await
+        .map_err(|source| Error::Rootfs {
+            id: container.id.clone(),
+            source,
+        })
+}
+
+/// Stops the container: sends its stop signal once, waits for `timeout`, then kills; returns when the end is recorded.
+/// A later call can only shorten the time. Not running: done.
+///
+/// # Errors
+/// When the monitor refuses, or the process is still there a minute after SIGKILL.
+pub async fn stop(container: &Container, timeout: Duration) -> Result<()> {
+    // A start in progress is let finish: before it there is nothing to signal.
+    drop(container.operation.lock().await);
+    let mut changes = container.record.subscribe();
+    if container.state() != ContainerState::ContainerRunning {
+        return Ok(());
+    }
+    if !timeout.is_zero() {
+        if !container.signalled.swap(true, Ordering::SeqCst) {
+            let signal = signals::number(&container.record.get().stop_signal).unwrap_or(libc::SIGTERM);
+            send(container, signal, false).await?;
+        }
+        let gone = changes.wait_for(|record| record.state() != ContainerState::ContainerRunning);
+        if tokio::time::timeout(timeout, gone).await.is_ok() {
+            return Ok(());
+        }
+    }
+    send(container, libc::SIGKILL, true).await?;
+    let gone = changes.wait_for(|record| record.state() != ContainerState::ContainerRunning);
+    match tokio::time::timeout(KILL_LIMIT, gone).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Deadline(format!(
+            "container {} did not end within {} s of SIGKILL; a process of it probably waits in the kernel (state D)",
+            container.id,
+            KILL_LIMIT.as_secs()
+        ))),
+    }
+}
+
+async fn send(container: &Container, signal: i32, all: bool) -> Result<()> {
+    match container.monitor()?.kill(&container.id, signal, all).await {
+        // It ended in between, and the event is on its way.
+        Err(error) if is_gone(&error) => Ok(()),
+        other => other.map_err(container.monitor_error()),
+    }
+}
+
+/// Removes the container, killing it first when it runs. Its log is kubelet's and stays (contract rule 18).
+///
+/// # Errors
+/// When a step fails; the container stays listed and the next call goes on.
+pub async fn remove(tools: &Tools, container: &Arc<Container>) -> Result<()> {
+    stop(container, Duration::ZERO).await?;
+    let _one_at_a_time = container.operation.lock().await;
+    if !container.dir.exists() {
+        return Ok(());
+    }
+    if container.state() == ContainerState::ContainerRunning {
+        return Err(Error::State(format!(
+            "container {} was started while it was being removed",
+            container.id
+        )));
+    }
+    container
+        .record
+        .change(|record| record.state = ContainerState::ContainerRemoving.into())
+        .await?;
+    release(tools, container).await?;
+    let dir = container.dir.clone();
+    container.blocking(move || Ok(store::remove_dir(&dir)?)).await
+}

@@ -1,0 +1,141 @@
+//! Running a command in a running container and collecting its output.
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use nix::fcntl::OFlag;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    net::unix::pipe,
+};
+use wharf_proto::{monitor::Exec, record::ContainerState};
+
+use super::{Container, Error, Result, process};
+use crate::{monitor, store};
+
+/// Most bytes kept per stream; the rest is dropped silently (contract rule 20).
+const OUTPUT_LIMIT: usize = 16 << 20;
+
+/// How long output is awaited after the command has ended, when a process that it left behind holds its pipes.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// What a command wrote and how it ended.
+#[derive(Debug)]
+pub struct Output {
+    /// At most 16 MiB.
+    pub stdout: Vec<u8>,
+    /// At most 16 MiB.
+    pub stderr: Vec<u8>,
+    /// 0..255; 128 + signal when a signal ended it.
+    pub exit_code: i32,
+}
+
+/// Runs `command` in the container. A `timeout` of zero means none.
+///
+/// # Errors
+/// [`Error::State`] when the container does not run, [`Error::Exec`] when the command can't be started,
+/// [`Error::Deadline`] when it takes longer than `timeout`; it is then killed with all its descendants.
+pub async fn exec_sync(container: &Container, command: Vec<String>, timeout: Duration) -> Result<Output> {
+    if command.is_empty() {
+        return Err(Error::Invalid("the command to run is empty".into()));
+    }
+    if container.state() != ContainerState::ContainerRunning {
+        return Err(Error::State(format!("container {} is not running", container.id)));
+    }
+    let monitor = container.monitor()?;
+    let spec_path = container.dir.join("config.json");
+    let failed = container.io("read config.json");
+    let process = container
+        .blocking(move || {
+            let spec =
+                oci_spec::runtime::Spec::load(&spec_path).map_err(|error| failed(std::io::Error::other(error)))?;
+            let process = process::for_exec(&spec, command, false)?;
+            serde_json::to_vec(&process).map_err(|error| Error::Invalid(error.to_string()))
+        })
+        .await?;
+
+    let (stdout, stdout_write) = output_pipe().map_err(container.io("make a pipe"))?;
+    let (stderr, stderr_write) = output_pipe().map_err(container.io("make a pipe"))?;
+    let stdin: OwnedFd = std::fs::File::open("/dev/null")
+        .map_err(container.io("open /dev/null"))?
+        .into();
+    let id = store::new_id()?;
+    let exited = container.sandbox.expect_exec(&id);
+    let request = Exec {
+        exec_id: id.clone(),
+        container_id: container.id.clone(),
+        process,
+        terminal: false,
+    };
+    if let Err(error) = monitor.exec(request, vec![stdin, stdout_write, stderr_write]).await {
+        container.sandbox.forget_exec(&id);
+        return Err(exec_error(container, &error));
+    }
+
+    let output = async {
+        // Both streams are read while the command runs, so that it never blocks on a full pipe.
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let code = {
+            let streams = async { tokio::join!(collect(stdout, &mut out), collect(stderr, &mut err)) };
+            tokio::pin!(streams);
+            tokio::pin!(exited);
+            tokio::select! {
+                code = &mut exited => {
+                    let _ = tokio::time::timeout(DRAIN_LIMIT, streams).await;
+                    code
+                }
+                _ = &mut streams => exited.await,
+            }
+        };
+        code.map(|exit_code| Output {
+            stdout: out,
+            stderr: err,
+            exit_code,
+        })
+    };
+    let result = if timeout.is_zero() {
+        output.await
+    } else if let Ok(result) = tokio::time::timeout(timeout, output).await {
+        result
+    } else {
+        monitor.kill_exec(&id).await.map_err(container.monitor_error())?;
+        return Err(Error::Deadline(format!(
+            "command in container {} took longer than {} s and was killed",
+            container.id,
+            timeout.as_secs()
+        )));
+    };
+    result.map_err(|_| Error::Exec {
+        id: container.id.clone(),
+        message: "the pod's monitor ended".into(),
+    })
+}
+
+fn exec_error(container: &Container, error: &monitor::Error) -> Error {
+    let message = match error {
+        monitor::Error::Refused { message, .. } => message.clone(),
+        other => other.to_string(),
+    };
+    Error::Exec {
+        id: container.id.clone(),
+        message,
+    }
+}
+
+fn output_pipe() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    Ok((pipe::Receiver::from_owned_fd(read)?, write))
+}
+
+/// Reads to the end, keeping the first [`OUTPUT_LIMIT`] bytes.
+async fn collect(mut stream: impl AsyncRead + Unpin, kept: &mut Vec<u8>) {
+    let mut buffer = vec![0u8; 16 << 10];
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(count) => {
+                let room = OUTPUT_LIMIT.saturating_sub(kept.len()).min(count);
+                kept.extend_from_slice(buffer.get(..room).unwrap_or_default());
+            }
+        }
+    }
+}

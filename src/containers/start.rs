@@ -1,0 +1,187 @@
+//! Starting a container, and rotating its log.
+//!
+//! The runtime's create and start both happen here, not in CreateContainer: a command that does not exist must leave
+//! an EXITED container (contract rule 16) with every handler, an update before the start is a change of the spec and
+//! nothing else, and a container that is never started costs no process.
+
+use std::path::PathBuf;
+
+use sha2::Digest as _;
+use wharf_proto::{
+    monitor::{self, ErrorKind},
+    record::{self, ContainerState, Exit},
+};
+
+use super::{Container, Error, Result, Tools, ending};
+use crate::{runtime::seccomp_compile, store};
+
+/// Exit code of a container that could not be started (feature row B3).
+const START_FAILED_CODE: i32 = 128;
+
+/// Starts a created container.
+///
+/// # Errors
+/// [`Error::State`] when it is not in state CREATED or its pod is not ready; [`Error::Start`] when its process could
+/// not be started, after which it is EXITED.
+pub async fn start(tools: &Tools, container: &Container) -> Result<()> {
+    let _one_at_a_time = container.operation.lock().await;
+    let record = container.record.get();
+    if record.state() != ContainerState::ContainerCreated {
+        let state = record.state().as_str_name().trim_start_matches("CONTAINER_");
+        return Err(Error::State(format!(
+            "container {} is {state}, only a created one can be started",
+            container.id
+        )));
+    }
+    if !container.sandbox.is_ready() {
+        return Err(Error::State(format!(
+            "pod sandbox {} is not ready",
+            container.sandbox.id
+        )));
+    }
+    let monitor = container.monitor()?;
+    let request = request(tools, container, &record).await?;
+    container
+        .record
+        .change(|record| record.state = ContainerState::ContainerStarting.into())
+        .await?;
+    match monitor.start(request).await {
+        Ok(started) => {
+            container.set_pid(started.pid);
+            let edit = |record: &mut record::Container| {
+                record.started_at = started.started_at;
+                // A short-lived process may have ended, and been recorded, already.
+                if record.state() == ContainerState::ContainerStarting {
+                    record.state = ContainerState::ContainerRunning.into();
+                }
+            };
+            if let Err(error) = container.record.change(edit).await {
+                container.record.publish_unwritten(edit);
+                return Err(error.into());
+            }
+            Ok(())
+        }
+        Err(error) => {
+            let message = match error {
+                crate::monitor::Error::Refused {
+                    kind: ErrorKind::StartFailed,
+                    message,
+                    ..
+                } => message,
+                other => other.to_string(),
+            };
+            let exit = Exit {
+                code: START_FAILED_CODE,
+                reason: "StartError".into(),
+                message: message.clone(),
+                finished_at: store::now(),
+                started_at: 0,
+            };
+            ending::finish(container, exit).await?;
+            if let Err(error) = ending::release(tools, container).await {
+                tracing::warn!(container = container.id, %error, "could not release all of a container that failed to start");
+            }
+            Err(Error::Start {
+                id: container.id.clone(),
+                message,
+            })
+        }
+    }
+}
+
+async fn request(tools: &Tools, container: &Container, record: &record::Container) -> Result<monitor::Start> {
+    let config = record.config.clone().unwrap_or_default();
+    let handler = match tools.mechanisms.config.handler(&record.runtime_handler) {
+        Some(command) => monitor::Handler {
+            path: command.path.display().to_string(),
+            root: command
+                .root
+                .clone()
+                .unwrap_or_else(|| {
+                    tools
+                        .mechanisms
+                        .roots
+                        .run
+                        .join("runtimes")
+                        .join(&record.runtime_handler)
+                })
+                .display()
+                .to_string(),
+        },
+        None => monitor::Handler::default(),
+    };
+    let seccomp_filter = if handler.path.is_empty() {
+        compiled_filter(tools, container).await?
+    } else {
+        None
+    };
+    let log_path = PathBuf::from(&record.log_path);
+    if let Some(parent) = log_path.parent().map(ToOwned::to_owned)
+        && !record.log_path.is_empty()
+    {
+        let failed = container.io(&format!("create log directory {}", parent.display()));
+        container
+            .blocking(move || std::fs::create_dir_all(&parent).map_err(failed))
+            .await?;
+    }
+    Ok(monitor::Start {
+        container_id: container.id.clone(),
+        bundle: container.dir.display().to_string(),
+        handler: Some(handler),
+        log_path: record.log_path.clone(),
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
+        terminal: config.tty,
+        exit_file: container.exit_file().display().to_string(),
+        max_log_line: tools.mechanisms.config.max_log_line,
+        seccomp_filter: seccomp_filter
+            .map(|path| path.display().to_string())
+            .unwrap_or_default(),
+        cgroup_path: record.cgroup_path.clone(),
+    })
+}
+
+/// The compiled form of the container's seccomp profile: compiled once per profile and kept in the run directory,
+/// because compiling is a large part of a start elsewhere (design decision 3).
+async fn compiled_filter(tools: &Tools, container: &Container) -> Result<Option<PathBuf>> {
+    let spec_path = container.dir.join("config.json");
+    let directory = tools.mechanisms.roots.seccomp();
+    let failed = container.io("read config.json");
+    let id = container.id.clone();
+    container
+        .blocking(move || {
+            let spec =
+                oci_spec::runtime::Spec::load(&spec_path).map_err(|error| failed(std::io::Error::other(error)))?;
+            let Some(profile) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
+                return Ok(None);
+            };
+            let json = serde_json::to_vec(profile).map_err(|error| Error::Invalid(error.to_string()))?;
+            let path = directory.join(format!("{}.bpf", hex::encode(sha2::Sha256::digest(&json))));
+            if !path.exists() {
+                let filter = seccomp_compile::compile(profile)
+                    .map_err(|error| Error::Invalid(format!("seccomp profile of container {id}: {error}")))?;
+                store::create_dir(&directory)?;
+                store::write_file(&path, &filter, 0o600)?;
+            }
+            Ok(Some(path))
+        })
+        .await
+}
+
+/// Makes the monitor continue the log in a new file at the same path (contract rule 22).
+///
+/// # Errors
+/// When the container does not run; no file is then made.
+pub async fn reopen_log(container: &Container) -> Result<()> {
+    if container.state() != ContainerState::ContainerRunning {
+        return Err(Error::State(format!(
+            "container {} is not running, its log can't be reopened",
+            container.id
+        )));
+    }
+    container
+        .monitor()?
+        .reopen_log(&container.id)
+        .await
+        .map_err(container.monitor_error())
+}

@@ -1,0 +1,191 @@
+//! Containers in CRI's words.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Request, Status};
+use wharf_proto::{
+    cri::{
+        Container as Item, ContainerResources, ContainerState, ContainerStatus, ContainerStatusRequest,
+        ContainerStatusResponse, ContainerUser, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse,
+        ListContainersRequest, ReopenContainerLogRequest, StopContainerRequest,
+    },
+    json, record,
+};
+
+use super::{
+    Face,
+    filters::{id_matches, labels_match},
+    owners,
+    status::status,
+};
+use crate::containers::{Container, signals};
+
+impl Face {
+    pub(super) async fn create(&self, request: CreateContainerRequest) -> Result<String, Status> {
+        let config = request
+            .config
+            .ok_or_else(|| Status::invalid_argument("the request has no container config"))?;
+        self.node()?
+            .create_container(&request.pod_sandbox_id, config, request.sandbox_config)
+            .await
+            .map_err(|error| status(&error))
+    }
+
+    pub(super) async fn start(&self, id: &str) -> Result<(), Status> {
+        self.node()?.start_container(id).await.map_err(|error| status(&error))
+    }
+
+    pub(super) async fn stop(&self, request: StopContainerRequest) -> Result<(), Status> {
+        let timeout = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
+        self.node()?
+            .stop_container(&request.container_id, timeout)
+            .await
+            .map_err(|error| status(&error))
+    }
+
+    pub(super) async fn remove(&self, id: &str) -> Result<(), Status> {
+        self.node()?.remove_container(id).await.map_err(|error| status(&error))
+    }
+
+    pub(super) async fn exec(&self, request: ExecSyncRequest) -> Result<ExecSyncResponse, Status> {
+        let timeout = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
+        let output = self
+            .node()?
+            .exec_sync(&request.container_id, request.cmd, timeout)
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(ExecSyncResponse {
+            stdout: output.stdout,
+            stderr: output.stderr,
+            exit_code: output.exit_code,
+        })
+    }
+
+    pub(super) async fn reopen(&self, request: ReopenContainerLogRequest) -> Result<(), Status> {
+        self.node()?
+            .reopen_log(&request.container_id)
+            .await
+            .map_err(|error| status(&error))
+    }
+
+    pub(super) fn list_containers(&self, request: &Request<ListContainersRequest>) -> Result<Vec<Item>, Status> {
+        let filter = request.get_ref().filter.clone().unwrap_or_default();
+        let mut items: Vec<_> = self
+            .node()?
+            .containers(owners(request))
+            .iter()
+            .map(|container| item(container))
+            .filter(|container| {
+                id_matches(&filter.id, &container.id)
+                    && id_matches(&filter.pod_sandbox_id, &container.pod_sandbox_id)
+                    && filter
+                        .state
+                        .as_ref()
+                        .is_none_or(|wanted| wanted.state == container.state)
+                    && labels_match(&filter.label_selector, &container.labels)
+            })
+            .collect();
+        items.sort_unstable_by_key(|container| std::cmp::Reverse(container.created_at));
+        Ok(items)
+    }
+
+    pub(super) async fn container_status(
+        &self,
+        request: &ContainerStatusRequest,
+    ) -> Result<ContainerStatusResponse, Status> {
+        let container = self
+            .node()?
+            .container(&request.container_id)
+            .map_err(|error| status(&error))?;
+        let info = if request.verbose {
+            verbose(&container).await
+        } else {
+            HashMap::new()
+        };
+        Ok(ContainerStatusResponse {
+            status: Some(full(&container.record.get())),
+            info,
+        })
+    }
+}
+
+fn state(record: &record::Container) -> ContainerState {
+    match record.state() {
+        record::ContainerState::ContainerCreating | record::ContainerState::ContainerCreated => {
+            ContainerState::ContainerCreated
+        }
+        // Its process may run already; it is RUNNING when StartContainer returns.
+        record::ContainerState::ContainerStarting => ContainerState::ContainerCreated,
+        record::ContainerState::ContainerRunning => ContainerState::ContainerRunning,
+        record::ContainerState::ContainerExited => ContainerState::ContainerExited,
+        record::ContainerState::ContainerRemoving if record.exit.is_some() => ContainerState::ContainerExited,
+        record::ContainerState::ContainerRemoving => ContainerState::ContainerCreated,
+    }
+}
+
+fn item(container: &Container) -> Item {
+    let record = container.record.get();
+    let config = record.config.clone().unwrap_or_default();
+    Item {
+        id: record.id.clone(),
+        pod_sandbox_id: record.pod_id.clone(),
+        metadata: config.metadata,
+        image: config.image,
+        image_ref: record.image_id.clone(),
+        state: state(&record).into(),
+        created_at: record.created_at,
+        labels: config.labels,
+        annotations: config.annotations,
+        image_id: record.image_id.clone(),
+    }
+}
+
+fn full(record: &record::Container) -> ContainerStatus {
+    let config = record.config.clone().unwrap_or_default();
+    let exit = record.exit.clone().unwrap_or_default();
+    ContainerStatus {
+        id: record.id.clone(),
+        metadata: config.metadata,
+        state: state(record).into(),
+        created_at: record.created_at,
+        started_at: record.started_at,
+        finished_at: exit.finished_at,
+        exit_code: exit.code,
+        image: config.image,
+        image_ref: record.image_ref.clone(),
+        reason: exit.reason,
+        message: exit.message,
+        labels: config.labels,
+        annotations: config.annotations,
+        mounts: config.mounts,
+        log_path: record.log_path.clone(),
+        resources: Some(ContainerResources {
+            linux: record.resources.clone(),
+            windows: None,
+        }),
+        image_id: record.image_id.clone(),
+        user: Some(ContainerUser {
+            linux: record.user.clone(),
+        }),
+        stop_signal: signals::to_cri(&record.stop_signal).into(),
+    }
+}
+
+/// The keys that users of crictl script against.
+async fn verbose(container: &Container) -> HashMap<String, String> {
+    let record = container.record.get();
+    let config = record.config.clone().unwrap_or_default();
+    let config = json::to_value("runtime.v1.ContainerConfig", &config, false).unwrap_or_default();
+    let spec = tokio::fs::read(container.dir.join("config.json"))
+        .await
+        .unwrap_or_default();
+    let info = serde_json::json!({
+        "sandboxID": record.pod_id,
+        "pid": container.pid(),
+        "config": config,
+        "runtimeSpec": serde_json::from_slice::<serde_json::Value>(&spec).unwrap_or_default(),
+        "runtimeHandler": record.runtime_handler,
+        "cgroupPath": record.cgroup_path,
+    });
+    HashMap::from([("info".to_owned(), info.to_string())])
+}

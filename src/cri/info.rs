@@ -1,0 +1,100 @@
+//! Version, Status and runtime configuration.
+
+use std::collections::HashMap;
+
+use tonic::Status;
+use wharf_proto::cri::{
+    CgroupDriver, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigResponse, RuntimeFeatures, RuntimeHandler,
+    RuntimeHandlerFeatures, RuntimeStatus, StatusResponse, UpdateRuntimeConfigRequest, VersionResponse,
+};
+
+use super::Face;
+use crate::config;
+
+/// Version of the kubelet's runtime API, as every peer answers it.
+const KUBELET_API_VERSION: &str = "0.1.0";
+
+pub(super) fn version() -> VersionResponse {
+    VersionResponse {
+        version: KUBELET_API_VERSION.into(),
+        runtime_name: "wharf".into(),
+        runtime_version: env!("CARGO_PKG_VERSION").into(),
+        runtime_api_version: "v1".into(),
+    }
+}
+
+impl Face {
+    /// Conditions, handlers and features. Takes no lock and touches no disk (contract rule 35).
+    pub(super) fn runtime_status(&self, verbose: bool) -> Result<StatusResponse, Status> {
+        let node = self.node()?;
+        let network = node.network_status();
+        let conditions = vec![
+            RuntimeCondition {
+                r#type: "RuntimeReady".into(),
+                status: true,
+                ..Default::default()
+            },
+            RuntimeCondition {
+                r#type: "NetworkReady".into(),
+                status: network.ready,
+                reason: network.reason,
+                message: network.message,
+            },
+        ];
+        // The empty name stands for the default handler. What a command can do is not asked yet, so nothing is claimed.
+        let features = |name: &str| RuntimeHandlerFeatures {
+            recursive_read_only_mounts: node.config().handler(name).is_none(),
+            user_namespaces: false,
+        };
+        let runtime_handlers = std::iter::once("")
+            .chain(node.config().handler_names())
+            .map(|name| RuntimeHandler {
+                name: name.to_owned(),
+                features: Some(features(name)),
+            })
+            .collect();
+        let mut info = HashMap::new();
+        if verbose {
+            let config = serde_json::to_value(node.config()).unwrap_or_default();
+            info.insert("config".to_owned(), config.to_string());
+        }
+        Ok(StatusResponse {
+            status: Some(RuntimeStatus { conditions }),
+            info,
+            runtime_handlers,
+            features: Some(RuntimeFeatures {
+                supplemental_groups_policy: true,
+                ..Default::default()
+            }),
+        })
+    }
+
+    /// The cgroup driver in force.
+    pub(super) fn runtime_config(&self) -> Result<RuntimeConfigResponse, Status> {
+        let driver = match self.node()?.config().cgroup_driver {
+            config::CgroupDriver::Systemd => CgroupDriver::Systemd,
+            config::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+        };
+        Ok(RuntimeConfigResponse {
+            linux: Some(LinuxRuntimeConfiguration {
+                cgroup_driver: driver.into(),
+            }),
+        })
+    }
+
+    /// Kubelet tells the node's pod CIDR. Wharf's networks take their ranges from the configuration (built-in) or from
+    /// the CNI configuration; the CIDR is noted in the log, as an address outside of it will not be routed.
+    pub(super) fn update_runtime_config(&self, request: UpdateRuntimeConfigRequest) -> Result<(), Status> {
+        let node = self.node()?;
+        let cidr = request
+            .runtime_config
+            .and_then(|config| config.network_config)
+            .map(|network| network.pod_cidr)
+            .unwrap_or_default();
+        if !cidr.is_empty() {
+            node.set_pod_cidr(&cidr)
+                .map_err(|error| super::status::status(&error))?;
+        }
+        Ok(())
+    }
+}

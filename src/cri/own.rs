@@ -1,0 +1,77 @@
+//! Wharf's own service beside CRI: pulls with progress, and the doctor.
+
+use futures_util::stream::BoxStream;
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status, async_trait};
+use wharf_proto::api::{
+    DoctorRequest, DoctorResponse, PullDone, PullImageRequest, PullProgress, pull_progress, wharf_server::Wharf,
+};
+
+use super::{Face, status::status};
+use crate::node::doctor;
+
+#[async_trait]
+impl Wharf for Face {
+    type PullImageStream = BoxStream<'static, Result<PullProgress, Status>>;
+
+    async fn pull_image(&self, request: Request<PullImageRequest>) -> Result<Response<Self::PullImageStream>, Status> {
+        let request = request.into_inner();
+        let images = self.node()?.images().clone();
+        let before: Vec<String> = images.list().iter().map(|image| image.id.clone()).collect();
+        let (sender, mut events) = mpsc::unbounded_channel();
+        let stream = async_stream(move |out: mpsc::Sender<Result<PullProgress, Status>>| async move {
+            let pull = images.pull(&request.image, request.auth, Some(sender));
+            tokio::pin!(pull);
+            let result = loop {
+                tokio::select! {
+                    Some(event) = events.recv() => {
+                        if out.send(Ok(event)).await.is_err() {
+                            return;
+                        }
+                    }
+                    result = &mut pull => break result,
+                }
+            };
+            while let Ok(event) = events.try_recv() {
+                if out.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+            let last = result
+                .map_err(|error| status(&error.into()))
+                .map(|image_id| PullProgress {
+                    event: Some(pull_progress::Event::Done(PullDone {
+                        up_to_date: before.contains(&image_id),
+                        image_id,
+                    })),
+                });
+            // The client may have gone; nobody else waits for this message.
+            let _ = out.send(last).await;
+        });
+        Ok(Response::new(stream))
+    }
+
+    async fn doctor(&self, _: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {
+        let config = self.node()?.config().clone();
+        let findings = tokio::task::spawn_blocking(move || doctor::findings(&config))
+            .await
+            .map_err(|error| Status::internal(format!("look at the machine: {error}")))?;
+        Ok(Response::new(DoctorResponse { findings }))
+    }
+}
+
+/// A stream of what `produce` sends, which runs only while the stream is read and ends when it is dropped.
+fn async_stream<T, F, Fut>(produce: F) -> BoxStream<'static, T>
+where
+    T: Send + 'static,
+    F: FnOnce(mpsc::Sender<T>) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    use futures_util::{FutureExt as _, StreamExt as _, stream};
+    let (sender, receiver) = mpsc::channel(16);
+    let producer = produce(sender).into_stream().filter_map(|()| async { None });
+    let items = stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|item| (item, receiver))
+    });
+    stream::select(producer, items).boxed()
+}

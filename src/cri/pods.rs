@@ -1,0 +1,138 @@
+//! Pod sandboxes in CRI's words.
+
+use std::collections::HashMap;
+
+use tonic::{Request, Status};
+use wharf_proto::{
+    cri::{
+        LinuxPodSandboxStatus, ListPodSandboxRequest, Namespace, PodIp, PodSandbox, PodSandboxNetworkStatus,
+        PodSandboxState, PodSandboxStatus, PodSandboxStatusRequest, PodSandboxStatusResponse, RunPodSandboxRequest,
+    },
+    json, record,
+};
+
+use super::{
+    Face,
+    filters::{id_matches, labels_match},
+    owner, owners,
+    status::status,
+};
+use crate::sandbox::{Sandbox, namespace_options};
+
+impl Face {
+    pub(super) async fn run_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Result<String, Status> {
+        let owner = owner(&request);
+        let request = request.into_inner();
+        let config = request
+            .config
+            .ok_or_else(|| Status::invalid_argument("the request has no pod sandbox config"))?;
+        self.node()?
+            .run_sandbox(config, request.runtime_handler, owner)
+            .await
+            .map_err(|error| status(&error))
+    }
+
+    pub(super) fn list_sandboxes(&self, request: &Request<ListPodSandboxRequest>) -> Result<Vec<PodSandbox>, Status> {
+        let filter = request.get_ref().filter.clone().unwrap_or_default();
+        let mut items: Vec<_> = self
+            .node()?
+            .pods(owners(request))
+            .iter()
+            .map(|pod| item(pod))
+            .filter(|pod| {
+                id_matches(&filter.id, &pod.id)
+                    && filter.state.as_ref().is_none_or(|wanted| wanted.state == pod.state)
+                    && labels_match(&filter.label_selector, &pod.labels)
+            })
+            .collect();
+        items.sort_unstable_by_key(|pod| std::cmp::Reverse(pod.created_at));
+        Ok(items)
+    }
+
+    pub(super) fn sandbox_status(&self, request: &PodSandboxStatusRequest) -> Result<PodSandboxStatusResponse, Status> {
+        let pod = self
+            .node()?
+            .pod(&request.pod_sandbox_id)
+            .map_err(|error| status(&error))?;
+        let info = if request.verbose { verbose(&pod) } else { HashMap::new() };
+        Ok(PodSandboxStatusResponse {
+            status: Some(pod_status(&pod)),
+            info,
+            ..Default::default()
+        })
+    }
+}
+
+fn state(record: &record::Pod) -> PodSandboxState {
+    match record.state() {
+        record::PodState::PodReady => PodSandboxState::SandboxReady,
+        _ => PodSandboxState::SandboxNotready,
+    }
+}
+
+fn item(pod: &Sandbox) -> PodSandbox {
+    let record = pod.record.get();
+    let config = record.config.clone().unwrap_or_default();
+    PodSandbox {
+        id: record.id.clone(),
+        metadata: config.metadata,
+        state: state(&record).into(),
+        created_at: record.created_at,
+        labels: config.labels,
+        annotations: config.annotations,
+        runtime_handler: record.runtime_handler.clone(),
+    }
+}
+
+fn pod_status(pod: &Sandbox) -> PodSandboxStatus {
+    let record = pod.record.get();
+    let config = record.config.clone().unwrap_or_default();
+    let options = namespace_options(&config);
+    PodSandboxStatus {
+        id: record.id.clone(),
+        metadata: config.metadata,
+        state: state(&record).into(),
+        created_at: record.created_at,
+        network: Some(network(&record)),
+        linux: Some(LinuxPodSandboxStatus {
+            namespaces: Some(Namespace { options: Some(options) }),
+        }),
+        labels: config.labels,
+        annotations: config.annotations,
+        runtime_handler: record.runtime_handler.clone(),
+    }
+}
+
+/// Addresses of a ready pod; none for a stopped one or for the host's network (contract rules 10 to 12).
+fn network(record: &record::Pod) -> PodSandboxNetworkStatus {
+    let ips = match (&record.network, record.state()) {
+        (Some(network), record::PodState::PodReady) => network.ips.as_slice(),
+        _ => &[],
+    };
+    let mut ips = ips.iter().cloned();
+    PodSandboxNetworkStatus {
+        ip: ips.next().unwrap_or_default(),
+        additional_ips: ips.map(|ip| PodIp { ip }).collect(),
+    }
+}
+
+/// The keys that users of crictl script against (feature row A13).
+fn verbose(pod: &Sandbox) -> HashMap<String, String> {
+    let record = pod.record.get();
+    let config = record.config.clone().unwrap_or_default();
+    let config = json::to_value("runtime.v1.PodSandboxConfig", &config, false).unwrap_or_default();
+    let info = serde_json::json!({
+        "config": config,
+        "runtimeHandler": record.runtime_handler,
+        "pid": pod.processes().map_or(0, |processes| processes.monitor),
+        "namespaces": pod.paths.namespaces(),
+        "network": record.network.as_ref().map(|network| serde_json::json!({
+            "kind": network.kind,
+            "ips": network.ips,
+            "netns": network.netns,
+            "hostDevice": network.host_device,
+            "cniResult": serde_json::from_slice::<serde_json::Value>(&network.cni_result).unwrap_or_default(),
+        })),
+    });
+    HashMap::from([("info".to_owned(), info.to_string())])
+}

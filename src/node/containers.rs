@@ -1,0 +1,174 @@
+//! A container's life: create, start, stop, remove, exec.
+
+use std::{sync::Arc, time::Duration};
+
+use wharf_proto::{
+    cri::{ContainerConfig, PodSandboxConfig},
+    record::{self, ContainerState},
+};
+
+use super::{ContainerKey, Error, Node, Result, pods::absent_is_none};
+use crate::{
+    containers::{self, Container, Output},
+    sandbox::Sandbox,
+    store,
+};
+
+/// Lists show containers that were created whole, until their removal is done.
+pub(super) fn is_visible(record: &record::Container) -> bool {
+    record.state() != ContainerState::ContainerCreating
+}
+
+impl ContainerKey {
+    fn of(record: &record::Container) -> Self {
+        let metadata = record
+            .config
+            .as_ref()
+            .and_then(|config| config.metadata.clone())
+            .unwrap_or_default();
+        Self {
+            pod: record.pod_id.clone(),
+            name: metadata.name,
+            attempt: metadata.attempt,
+        }
+    }
+}
+
+impl Node {
+    /// Creates a container in a ready pod and returns its id. Duplicates join (contract rule 7).
+    ///
+    /// # Errors
+    /// When the pod is not ready, the image is absent, or the config is invalid; what was made is then taken down.
+    pub async fn create_container(
+        &self,
+        pod: &str,
+        config: ContainerConfig,
+        pod_config: Option<PodSandboxConfig>,
+    ) -> Result<String> {
+        let pod = self.pod(pod)?;
+        if config.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty()) {
+            return Err(Error::Invalid(
+                "the container config has no metadata with a name".into(),
+            ));
+        }
+        let record = record::Container {
+            schema: store::SCHEMA,
+            id: store::new_id()?,
+            pod_id: pod.id.clone(),
+            config: Some(config),
+            created_at: store::now(),
+            state: ContainerState::ContainerCreating.into(),
+            runtime_handler: pod.record.get().runtime_handler.clone(),
+            ..Default::default()
+        };
+        let key = ContainerKey::of(&record);
+        let (node, finder, wanted) = (self.clone(), self.clone(), key.clone());
+        self.inner
+            .container_jobs
+            .run(
+                key,
+                move || finder.finished_container(&wanted),
+                move || async move { node.make_container(pod, record, pod_config).await },
+                |why| Err(Error::Internal(format!("create container: {why}"))),
+            )
+            .await
+    }
+
+    fn finished_container(&self, key: &ContainerKey) -> Option<Result<String>> {
+        let container = self
+            .containers_of(&key.pod)
+            .into_iter()
+            .find(|container| ContainerKey::of(&container.record.get()) == *key)?;
+        Some(match container.state() {
+            ContainerState::ContainerCreated => Ok(container.id.clone()),
+            _ => Err(Error::Exists(format!(
+                "container {} has the same name and attempt ({}) in this pod and has been started already",
+                container.id, key.attempt
+            ))),
+        })
+    }
+
+    async fn make_container(
+        &self,
+        pod: Arc<Sandbox>,
+        record: record::Container,
+        pod_config: Option<PodSandboxConfig>,
+    ) -> Result<String> {
+        let container = Arc::new(Container::new(pod, record));
+        let others = self.containers_of(&container.sandbox.id);
+        let made = containers::create(&self.inner.tools, &container, pod_config, &others).await;
+        // Listed even before it is complete, so that a pod stopped meanwhile finds it.
+        self.insert_container(&container);
+        let made = match made {
+            Ok(()) if container.sandbox.is_ready() => return Ok(container.id.clone()),
+            Ok(()) => Error::State(format!("pod sandbox {} was stopped meanwhile", container.sandbox.id)),
+            Err(error) => error.into(),
+        };
+        match containers::undo(&self.inner.tools, &container).await {
+            Ok(()) => self.forget_container(&container.id),
+            Err(error) => {
+                tracing::error!(container = container.id, %error, "container that failed to be created could not be undone");
+            }
+        }
+        Err(made)
+    }
+
+    /// Starts a created container; see [`containers::start`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_container(&self, id: &str) -> Result<()> {
+        let container = self.container(id)?;
+        let node = self.clone();
+        self.own(async move { Ok(containers::start(&node.inner.tools, &container).await?) })
+            .await
+    }
+
+    /// Stops a container; see [`containers::stop`]. An unknown one is stopped already.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
+        let Some(container) = absent_is_none(self.container(id))? else {
+            return Ok(());
+        };
+        self.own(async move { Ok(containers::stop(&container, timeout).await?) })
+            .await
+    }
+
+    /// Removes a container; see [`containers::remove`]. An unknown one is removed already.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn remove_container(&self, id: &str) -> Result<()> {
+        let Some(container) = absent_is_none(self.container(id))? else {
+            return Ok(());
+        };
+        let node = self.clone();
+        self.own(async move {
+            containers::remove(&node.inner.tools, &container).await?;
+            node.forget_container(&container.id);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Runs a command in a container; see [`containers::exec_sync`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn exec_sync(&self, id: &str, command: Vec<String>, timeout: Duration) -> Result<Output> {
+        let container = self.container(id)?;
+        self.own(async move { Ok(containers::exec_sync(&container, command, timeout).await?) })
+            .await
+    }
+
+    /// Makes a container's log continue in a new file; see [`containers::reopen_log`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn reopen_log(&self, id: &str) -> Result<()> {
+        let container = self.container(id)?;
+        Ok(containers::reopen_log(&container).await?)
+    }
+}

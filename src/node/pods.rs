@@ -1,0 +1,194 @@
+//! A pod's life: run, stop, remove.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use wharf_proto::{
+    cri::PodSandboxConfig,
+    record::{self, Owner, PodState},
+};
+
+use super::{Error, Node, PodKey, Result};
+use crate::{containers, sandbox, sandbox::Sandbox, store};
+
+/// Lists show pods that were brought up once, until their removal is done.
+pub(super) fn is_visible(record: &record::Pod) -> bool {
+    record.state() != PodState::PodCreating
+}
+
+impl PodKey {
+    fn of(record: &record::Pod) -> Self {
+        let metadata = record
+            .config
+            .as_ref()
+            .and_then(|config| config.metadata.clone())
+            .unwrap_or_default();
+        Self {
+            name: metadata.name,
+            namespace: metadata.namespace,
+            uid: metadata.uid,
+            attempt: metadata.attempt,
+            owner: record.owner,
+        }
+    }
+}
+
+impl Node {
+    /// Runs a pod sandbox and returns its id once it is ready and has its address. A request for a pod that is being
+    /// made joins that work; for one that is ready, it gets its id (contract rules 6 and 7).
+    ///
+    /// # Errors
+    /// When the config is invalid, the handler is unknown, or a step fails; what was made is then taken down.
+    pub async fn run_sandbox(&self, config: PodSandboxConfig, handler: String, owner: Owner) -> Result<String> {
+        if config.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty()) {
+            return Err(Error::Invalid(
+                "the pod sandbox config has no metadata with a name".into(),
+            ));
+        }
+        self.check_handler(&handler)?;
+        let record = record::Pod {
+            schema: store::SCHEMA,
+            id: store::new_id()?,
+            owner: owner.into(),
+            config: Some(config),
+            runtime_handler: handler,
+            created_at: store::now(),
+            state: PodState::PodCreating.into(),
+            boot_id: self.mechanisms().boot_id.clone(),
+            network: None,
+            teardown_done: false,
+        };
+        let key = PodKey::of(&record);
+        let (node, finder, wanted) = (self.clone(), self.clone(), key.clone());
+        self.inner
+            .pod_jobs
+            .run(
+                key,
+                move || finder.finished_pod(&wanted),
+                move || async move { node.create_sandbox(record).await },
+                |why| Err(Error::Internal(format!("run pod sandbox: {why}"))),
+            )
+            .await
+    }
+
+    fn check_handler(&self, handler: &str) -> Result<()> {
+        if self.config().has_handler(handler) {
+            return Ok(());
+        }
+        let known = self.config().handler_names().join(", ");
+        Err(Error::Invalid(format!(
+            "no runtime handler {handler:?} is configured (known: {known})"
+        )))
+    }
+
+    /// What an earlier request for this pod has made.
+    fn finished_pod(&self, key: &PodKey) -> Option<Result<String>> {
+        let pods = self
+            .inner
+            .pods
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let pod = pods.values().find(|pod| PodKey::of(&pod.record.get()) == *key)?;
+        Some(if pod.is_ready() {
+            Ok(pod.id.clone())
+        } else {
+            Err(Error::Exists(format!(
+                "pod sandbox {} has the same name, namespace, uid and attempt ({}) and is not ready; remove it first",
+                pod.id, key.attempt
+            )))
+        })
+    }
+
+    async fn create_sandbox(&self, record: record::Pod) -> Result<String> {
+        let pod = Arc::new(Sandbox::new(&self.mechanisms().roots, record));
+        match sandbox::bring_up(self.mechanisms(), &pod).await {
+            Ok(events) => {
+                self.insert_pod(&pod);
+                self.watch(&pod, events);
+                tracing::info!(pod = pod.id, "pod sandbox is ready");
+                Ok(pod.id.clone())
+            }
+            Err(error) => {
+                tracing::warn!(pod = pod.id, %error, "pod sandbox could not be brought up");
+                if let Err(leftover) = self.discard(&pod).await {
+                    // Listed as not ready, so that Stop and Remove can finish it (contract rule 6).
+                    tracing::error!(pod = pod.id, error = %leftover, "and could not be taken down whole");
+                    self.insert_pod(&pod);
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn discard(&self, pod: &Arc<Sandbox>) -> Result<()> {
+        sandbox::tear_down(self.mechanisms(), pod).await?;
+        sandbox::remove(pod).await?;
+        Ok(())
+    }
+
+    /// Stops a pod: kills its containers, then releases network and namespaces. An unknown pod is stopped already.
+    ///
+    /// # Errors
+    /// When a container can't be killed or something can't be released; the next call goes on.
+    pub async fn stop_sandbox(&self, id: &str) -> Result<()> {
+        let Some(pod) = absent_is_none(self.pod(id))? else {
+            return Ok(());
+        };
+        let node = self.clone();
+        self.own(async move { node.stop_pod(&pod).await }).await
+    }
+
+    async fn stop_pod(&self, pod: &Arc<Sandbox>) -> Result<()> {
+        let _one_at_a_time = pod.teardown.lock().await;
+        // From here on no container is created or started in it (contract rule 19).
+        if pod.is_ready() {
+            pod.record
+                .change(|record| record.state = PodState::PodNotReady.into())
+                .await?;
+        }
+        let running = self.containers_of(&pod.id);
+        let stops = join_all(
+            running
+                .iter()
+                .map(|container| containers::stop(container, Duration::ZERO)),
+        )
+        .await;
+        stops.into_iter().collect::<containers::Result<()>>()?;
+        sandbox::tear_down(self.mechanisms(), pod).await?;
+        Ok(())
+    }
+
+    /// Removes a pod with all its containers, stopping it first when needed. An unknown pod is removed already.
+    ///
+    /// # Errors
+    /// When a step fails; the pod stays listed and the next call goes on.
+    pub async fn remove_sandbox(&self, id: &str) -> Result<()> {
+        let Some(pod) = absent_is_none(self.pod(id))? else {
+            return Ok(());
+        };
+        let node = self.clone();
+        self.own(async move { node.remove_pod(&pod).await }).await
+    }
+
+    pub(super) async fn remove_pod(&self, pod: &Arc<Sandbox>) -> Result<()> {
+        self.stop_pod(pod).await?;
+        let _one_at_a_time = pod.teardown.lock().await;
+        for container in self.containers_of(&pod.id) {
+            containers::remove(&self.inner.tools, &container).await?;
+            self.forget_container(&container.id);
+        }
+        sandbox::remove(pod).await?;
+        self.forget_pod(&pod.id);
+        tracing::info!(pod = pod.id, "pod sandbox is removed");
+        Ok(())
+    }
+}
+
+/// For operations that succeed on what is not there (contract rule 1).
+pub(super) fn absent_is_none<T>(found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Ok(object) => Ok(Some(object)),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,189 @@
+//! What the daemon finds at its start: pods that run on under their monitors, pods of an earlier boot, and work that
+//! was cut off. One broken pod delays and spoils nothing but itself.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use wharf_proto::{
+    monitor::HelloReply,
+    record::{self, ContainerState, PodState},
+};
+
+use super::{Node, Result};
+use crate::{
+    containers::{self, Container},
+    monitor::{self, client::Client},
+    sandbox::{Sandbox, container_record},
+    store,
+};
+
+/// How long a monitor may take to answer before its pod is taken for lost.
+const MONITOR_LIMIT: Duration = Duration::from_secs(5);
+
+/// What is left of a pod on disk.
+struct Found {
+    pod: Arc<Sandbox>,
+    containers: Vec<Arc<Container>>,
+}
+
+impl Node {
+    /// Takes over the pods on disk. Returns when lists are complete and true.
+    pub(super) async fn recover(&self) -> Result<()> {
+        let found = self.read_records().await?;
+        for Found { pod, containers } in &found {
+            self.insert_pod(pod);
+            for container in containers {
+                self.insert_container(container);
+            }
+        }
+        let directories: Vec<_> = found
+            .iter()
+            .flat_map(|found| &found.containers)
+            .map(|one| one.dir.clone())
+            .collect();
+        self.inner.tools.images.adopt(&directories).await?;
+        let live: Vec<_> = found
+            .iter()
+            .filter(|found| !found.pod.record.get().teardown_done)
+            .filter_map(|found| Some((found.pod.id.clone(), found.pod.record.get().network.clone()?)))
+            .collect();
+        self.mechanisms().networks.recover(&live).await?;
+        join_all(found.iter().map(|found| self.take_over(found))).await;
+        tracing::info!(pods = found.len(), "recovered");
+        Ok(())
+    }
+
+    /// Reads every record. A directory without a readable one belongs to a pod that was never acknowledged: it gets a
+    /// record that says so, and is taken down like the others.
+    async fn read_records(&self) -> Result<Vec<Found>> {
+        let roots = self.mechanisms().roots.clone();
+        let read = move || -> store::Result<Vec<Found>> {
+            let mut ids = store::list_dirs(&roots.pods())?;
+            ids.extend(store::list_dirs(&roots.pods_run())?);
+            ids.sort();
+            ids.dedup();
+            let mut found = Vec::new();
+            for id in ids {
+                let paths = roots.pod(&id);
+                let record = read_or_note::<record::Pod>(&paths.record()).unwrap_or_else(|| record::Pod {
+                    schema: store::SCHEMA,
+                    id: id.clone(),
+                    state: PodState::PodRemoving.into(),
+                    ..Default::default()
+                });
+                store::create_dir(&paths.containers())?;
+                let pod = Arc::new(Sandbox::new(&roots, record));
+                let mut containers = Vec::new();
+                for id in store::list_dirs(&paths.containers())? {
+                    let record = read_or_note::<record::Container>(&container_record(&paths.container(&id)))
+                        .unwrap_or_else(|| record::Container {
+                            schema: store::SCHEMA,
+                            id: id.clone(),
+                            pod_id: pod.id.clone(),
+                            state: ContainerState::ContainerCreating.into(),
+                            ..Default::default()
+                        });
+                    containers.push(Arc::new(Container::new(Arc::clone(&pod), record)));
+                }
+                found.push(Found { pod, containers });
+            }
+            Ok(found)
+        };
+        self.own(async move {
+            match tokio::task::spawn_blocking(read).await {
+                Ok(found) => Ok(found?),
+                Err(error) => Err(super::Error::Internal(format!("read records: {error}"))),
+            }
+        })
+        .await
+    }
+
+    async fn take_over(&self, found: &Found) {
+        let Found { pod, containers } = found;
+        let record = pod.record.get();
+        let same_boot = record.boot_id == self.mechanisms().boot_id;
+        if same_boot && !record.teardown_done {
+            match Client::connect(&pod.paths.monitor(), MONITOR_LIMIT).await {
+                Ok((client, hello, events)) => {
+                    pod.set_monitor(Arc::new(client), &hello);
+                    self.reconcile(containers, &hello).await;
+                    self.watch(pod, events);
+                }
+                // It may be there and not answer: its containers run on, and the next start asks again.
+                Err(error @ monitor::Error::Timeout { .. }) => {
+                    tracing::error!(pod = pod.id, %error, "the pod's monitor does not answer");
+                }
+                Err(error) => {
+                    if pod.is_ready() {
+                        tracing::error!(pod = pod.id, %error, "the pod's monitor is gone");
+                    }
+                    self.monitor_ended(pod).await;
+                }
+            }
+        } else {
+            self.monitor_ended(pod).await;
+        }
+        for container in containers {
+            if matches!(
+                container.state(),
+                ContainerState::ContainerCreating | ContainerState::ContainerRemoving
+            ) {
+                self.finish_container(container).await;
+            }
+        }
+        if matches!(pod.record.get().state(), PodState::PodCreating | PodState::PodRemoving) {
+            let (node, pod) = (self.clone(), Arc::clone(pod));
+            self.inner.tasks.spawn(async move {
+                if let Err(error) = node.remove_pod(&pod).await {
+                    tracing::error!(pod = pod.id, %error, "could not take down an unfinished pod");
+                }
+            });
+        }
+    }
+
+    /// Brings the records in line with what the monitor says.
+    async fn reconcile(&self, containers: &[Arc<Container>], hello: &HelloReply) {
+        for container in containers {
+            let known = hello.containers.iter().find(|known| known.id == container.id);
+            match known {
+                Some(known) if known.running => {
+                    container.set_pid(known.pid);
+                    let edit = |record: &mut record::Container| {
+                        if record.state() == ContainerState::ContainerStarting {
+                            record.state = ContainerState::ContainerRunning.into();
+                            record.started_at = known.started_at;
+                        }
+                    };
+                    if let Err(error) = container.record.change(edit).await {
+                        container.record.publish_unwritten(edit);
+                        tracing::error!(container = container.id, %error, "could not record that the container runs");
+                    }
+                }
+                Some(known) => {
+                    let exit = known.exit.clone().unwrap_or_default();
+                    if let Err(error) = containers::ended(&self.inner.tools, container, &exit).await {
+                        tracing::error!(container = container.id, %error, "could not record how the container ended");
+                    }
+                }
+                None => self.container_lost(container).await,
+            }
+        }
+    }
+
+    async fn finish_container(&self, container: &Arc<Container>) {
+        match containers::undo(&self.inner.tools, container).await {
+            Ok(()) => self.forget_container(&container.id),
+            Err(error) => {
+                tracing::error!(container = container.id, %error, "could not remove an unfinished container");
+            }
+        }
+    }
+}
+
+/// The record at `path`; none when it is absent, or unreadable after a power loss, which is logged.
+fn read_or_note<M: prost::Message + Default>(path: &std::path::Path) -> Option<M> {
+    store::read_record(path).unwrap_or_else(|error| {
+        tracing::error!(%error, "unreadable record: what it stood for is taken down");
+        None
+    })
+}

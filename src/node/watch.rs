@@ -1,0 +1,91 @@
+//! Listening to the monitors: exits, and monitors that end.
+
+use std::sync::Arc;
+
+use wharf_proto::{
+    monitor::ContainerExited,
+    record::{ContainerState, PodState},
+};
+
+use super::Node;
+use crate::{
+    containers,
+    containers::Container,
+    monitor::client::{Event, Events},
+    sandbox::Sandbox,
+};
+
+impl Node {
+    /// Follows the monitor of `pod` until it ends or the node does.
+    pub(super) fn watch(&self, pod: &Arc<Sandbox>, mut events: Events) {
+        let (node, pod) = (self.clone(), Arc::clone(pod));
+        self.inner.tasks.spawn(async move {
+            loop {
+                let event = tokio::select! {
+                    event = events.recv() => event,
+                    () = node.inner.ending.cancelled() => return,
+                };
+                match event {
+                    Some(Event::ContainerExited(exit)) => node.exited(exit),
+                    Some(Event::ExecExited(exec)) => pod.exec_ended(&exec.exec_id, exec.code),
+                    None => break,
+                }
+            }
+            node.monitor_ended(&pod).await;
+        });
+    }
+
+    /// Handles one exit in a task of its own, so that a slow unmount delays no other container's.
+    fn exited(&self, exit: ContainerExited) {
+        let Ok(container) = self.container(&exit.container_id) else {
+            tracing::warn!(
+                container = exit.container_id,
+                "a container ended that is not known here"
+            );
+            return;
+        };
+        let node = self.clone();
+        self.inner.tasks.spawn(async move {
+            tracing::info!(
+                container = container.id,
+                code = exit.code,
+                oom = exit.oom_killed,
+                "container ended"
+            );
+            if let Err(error) = containers::ended(&node.inner.tools, &container, &exit).await {
+                tracing::error!(container = container.id, %error, "could not release all of an ended container");
+            }
+        });
+    }
+
+    /// A monitor that ended while its pod was ready has crashed or was killed: the pod can't go on.
+    pub(super) async fn monitor_ended(&self, pod: &Arc<Sandbox>) {
+        pod.forget_monitor();
+        if pod.is_ready() {
+            tracing::error!(
+                pod = pod.id,
+                "the pod's monitor ended unexpectedly; the pod is not ready any more"
+            );
+            let edit = |record: &mut wharf_proto::record::Pod| record.state = PodState::PodNotReady.into();
+            if let Err(error) = pod.record.change(edit).await {
+                tracing::error!(pod = pod.id, %error, "could not record that the pod is not ready");
+            }
+        }
+        for container in self.containers_of(&pod.id) {
+            self.container_lost(&container).await;
+        }
+    }
+
+    /// Settles a container that was running and has no monitor any more.
+    pub(super) async fn container_lost(&self, container: &Arc<Container>) {
+        if !matches!(
+            container.state(),
+            ContainerState::ContainerStarting | ContainerState::ContainerRunning
+        ) {
+            return;
+        }
+        if let Err(error) = containers::lost(&self.inner.tools, container).await {
+            tracing::error!(container = container.id, %error, "could not settle a container whose monitor ended");
+        }
+    }
+}

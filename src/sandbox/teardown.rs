@@ -1,0 +1,100 @@
+//! Taking a pod down from whatever is found of it (design decision 7). Each step tolerates "already gone".
+
+use std::{sync::Arc, time::Duration};
+
+use nix::mount::{MntFlags, umount2};
+use wharf_proto::record;
+
+use super::{Error, Mechanisms, Result, Sandbox, start::blocking};
+use crate::{monitor::client::Client, store};
+
+/// How long a monitor may take to answer.
+const MONITOR_LIMIT: Duration = Duration::from_secs(5);
+
+/// Releases all that the pod holds but its record and its containers' directories: network, namespaces, monitor,
+/// shared memory. Its containers must have ended. Idempotent.
+///
+/// # Errors
+/// The first step that failed is returned after all others were tried; the next call starts over (contract rule 9).
+pub async fn tear_down(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Result<()> {
+    let record = sandbox.record.get();
+    if record.teardown_done {
+        return Ok(());
+    }
+    if record.state() != record::PodState::PodRemoving {
+        sandbox
+            .record
+            .change(|pod| pod.state = record::PodState::PodNotReady.into())
+            .await?;
+    }
+    let network = detach(mechanisms, sandbox, record.network.as_ref()).await;
+    let namespaces = mechanisms
+        .networks
+        .remove_namespaces(&sandbox.paths.namespaces())
+        .await
+        .map_err(sandbox.network_error());
+    let monitor = end_monitor(sandbox).await;
+    let pod = Arc::clone(sandbox);
+    let files = blocking(sandbox, move || release_files(&pod)).await;
+    network.and(namespaces).and(monitor).and(files)?;
+    sandbox.record.change(|pod| pod.teardown_done = true).await?;
+    Ok(())
+}
+
+async fn detach(mechanisms: &Mechanisms, sandbox: &Sandbox, network: Option<&record::Network>) -> Result<()> {
+    match network {
+        Some(network) if network.attempted => mechanisms
+            .networks
+            .detach(&sandbox.pod_network(), network)
+            .await
+            .map_err(sandbox.network_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Ends the monitor. One that was started before a crash of the daemon but never connected to is found by its socket.
+async fn end_monitor(sandbox: &Sandbox) -> Result<()> {
+    let client = match sandbox.monitor() {
+        Some(client) => client,
+        None => match Client::connect(&sandbox.paths.monitor(), MONITOR_LIMIT).await {
+            Ok((client, _, _)) => Arc::new(client),
+            // Nobody listens: it has ended.
+            Err(_) => return Ok(()),
+        },
+    };
+    match client.shutdown().await {
+        Err(source) if !client.is_closed() => Err(Error::Monitor {
+            pod: sandbox.id.clone(),
+            source,
+        }),
+        _ => {
+            sandbox.forget_monitor();
+            Ok(())
+        }
+    }
+}
+
+fn release_files(sandbox: &Sandbox) -> Result<()> {
+    let shm = sandbox.paths.shm();
+    match umount2(&shm, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        // EINVAL: not a mount point; ENOENT: gone.
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+        Err(errno) => return Err(sandbox.io("unmount /dev/shm")(errno.into())),
+    }
+    store::remove_dir(&sandbox.paths.run)?;
+    Ok(())
+}
+
+/// Removes what [`tear_down`] left: the record and the files. The pod's containers must have been removed.
+///
+/// # Errors
+/// When something can't be removed; the record goes last, so that the pod stays known until then.
+pub async fn remove(sandbox: &Arc<Sandbox>) -> Result<()> {
+    let pod = Arc::clone(sandbox);
+    blocking(sandbox, move || {
+        store::remove_dir(&pod.paths.containers())?;
+        store::remove_dir(&pod.paths.state)?;
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,196 @@
+//! `wharf serve`: build, wire, run, wait, and end in reverse order.
+
+use std::{sync::Arc, time::Duration};
+
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cgroups,
+    config::Config,
+    containers::{
+        Tools,
+        host::{self, Host},
+    },
+    cri::{Face, Server, ServerError},
+    images::{self, Images},
+    monitor::{self, client::Program},
+    netns::{self, Networks},
+    node::{self, Node},
+    sandbox::{Mechanisms, Roots},
+    store::{self, StateLock},
+};
+
+/// Why the daemon could not start, or ended with a failure.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// State directory or records.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The image store.
+    #[error("open images: {0}")]
+    Images(#[from] images::Error),
+    /// The network.
+    #[error("open networks: {0}")]
+    Networks(#[from] netns::Error),
+    /// What starts monitors.
+    #[error("prepare monitors: {0}")]
+    Monitors(#[from] monitor::Error),
+    /// What the machine has could not be read.
+    #[error("look at the machine: {0}")]
+    Host(#[from] host::Error),
+    /// cgroups could not be found.
+    #[error("look for cgroups: {0}")]
+    Cgroups(#[from] cgroups::Error),
+    /// Recovery.
+    #[error("recover: {0}")]
+    Node(#[from] node::Error),
+    /// The CRI socket.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// Signals or the async runtime.
+    #[error("{attempt}: {source}")]
+    System {
+        /// What was tried.
+        attempt: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. Pods keep running afterwards.
+///
+/// # Errors
+/// When it can't start, or the server fails.
+pub fn run(config: Config) -> Result<(), Error> {
+    let system = |attempt| move |source| Error::System { attempt, source };
+    // Held until the process ends.
+    let _lock = lock(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, |count| count.get().min(4)))
+        .thread_name("wharf")
+        .enable_all()
+        .build()
+        .map_err(system("start the async runtime"))?;
+    runtime.block_on(daemon(config))
+}
+
+fn lock(config: &Config) -> Result<StateLock, Error> {
+    store::create_dir(&config.state_dir)?;
+    store::create_dir(&config.run_dir)?;
+    Ok(StateLock::acquire(&config.state_dir)?)
+}
+
+async fn daemon(config: Config) -> Result<(), Error> {
+    let system = |attempt| move |source| Error::System { attempt, source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("watch SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("watch SIGINT"))?;
+
+    // The socket is bound first and answers Version at once; all else waits for recovery (contract rule 38).
+    let server = Server::bind(&config.socket, config.socket_group.as_deref())?;
+    let face = Face::new();
+    let stop = CancellationToken::new();
+    let serving: JoinHandle<_> = tokio::spawn(server.serve(face.clone(), stop.clone().cancelled_owned()));
+
+    let node = match open(config).await {
+        Ok(node) => node,
+        Err(error) => {
+            stop.cancel();
+            let _ = serving.await;
+            return Err(error);
+        }
+    };
+    face.ready(node.clone());
+    notify(&[NotifyState::Ready]);
+    tracing::info!(socket = %node.config().socket.display(), "wharf is ready");
+
+    let result = wait(serving, &face, &stop, &mut terminate, &mut interrupt).await;
+    notify(&[NotifyState::Stopping]);
+    node.shut_down().await;
+    tracing::info!("wharf has ended; pods keep running");
+    result
+}
+
+async fn open(config: Config) -> Result<Node, Error> {
+    let images = Images::open(&config).await?;
+    let networks = Networks::open(&config).await?;
+    let monitor_program = Program::current()?;
+    let look = || -> Result<Host, Error> { Ok(host::host(&cgroups::detect()?)?) };
+    let system = |source| Error::System {
+        attempt: "look at the machine",
+        source,
+    };
+    let host = tokio::task::spawn_blocking(look)
+        .await
+        .map_err(std::io::Error::other)
+        .map_err(system)??;
+    let mechanisms = Arc::new(Mechanisms {
+        roots: Roots {
+            state: config.state_dir.clone(),
+            run: config.run_dir.clone(),
+        },
+        boot_id: store::boot_id()?,
+        networks,
+        monitor_program,
+        config,
+    });
+    Ok(Node::open(Tools {
+        mechanisms,
+        images,
+        host,
+    })
+    .await?)
+}
+
+/// Serves until a signal comes, telling systemd's watchdog meanwhile that the daemon is alive.
+async fn wait(
+    mut serving: JoinHandle<Result<(), ServerError>>,
+    face: &Face,
+    stop: &CancellationToken,
+    terminate: &mut Signal,
+    interrupt: &mut Signal,
+) -> Result<(), Error> {
+    let interval = sd_notify::watchdog_enabled().map_or(Duration::from_secs(3600), |limit| limit / 2);
+    let mut watchdog = tokio::time::interval(interval);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            // The status is what kubelet asks for: if it can't be made, the daemon is not well.
+            _ = watchdog.tick() => if face.is_well() {
+                notify(&[NotifyState::Watchdog]);
+            },
+            ended = &mut serving => return finished(ended),
+        }
+    }
+    stop.cancel();
+    match tokio::time::timeout(Duration::from_secs(5), &mut serving).await {
+        Ok(ended) => finished(ended),
+        Err(_) => {
+            tracing::warn!("calls still running were cut off");
+            serving.abort();
+            Ok(())
+        }
+    }
+}
+
+fn finished(ended: Result<Result<(), ServerError>, tokio::task::JoinError>) -> Result<(), Error> {
+    match ended {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(Error::System {
+            attempt: "serve CRI",
+            source: std::io::Error::other(error),
+        }),
+    }
+}
+
+/// Tells systemd, when it is there.
+fn notify(states: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "could not notify systemd");
+    }
+}
