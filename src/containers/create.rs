@@ -13,12 +13,9 @@ use wharf_proto::{
 use super::{Container, Error, Result, Tools, ending, host, signals, spec, users};
 use crate::{
     images::Image,
-    sandbox::{PodPaths, host_ipc, host_network},
+    sandbox::{DEFAULT_CGROUP_PARENT, PodPaths, host_ipc, host_network},
     store,
 };
-
-/// Parent of the cgroups of containers whose pod names none.
-pub(super) const DEFAULT_CGROUP_PARENT: &str = "/wharf";
 
 /// Creates the container whose record (state CREATING) is published, and makes it CREATED.
 ///

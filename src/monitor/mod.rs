@@ -23,6 +23,7 @@ mod sys;
 mod tree;
 
 pub use client::{Client, Event, Events, Program, SpawnOptions};
+pub use setup::CGROUP as DEFAULT_CGROUP;
 
 /// Version of the protocol that this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;

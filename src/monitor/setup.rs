@@ -29,7 +29,7 @@ pub struct Options {
 }
 
 /// cgroup of all monitors, outside of every pod's limits.
-const CGROUP: &str = "/wharf-monitors";
+pub const CGROUP: &str = "/wharf-monitors";
 
 impl Options {
     /// # Errors

@@ -16,7 +16,7 @@ use std::{
 
 pub use paths::{PodPaths, Roots, container_exit, container_record};
 pub use start::{bring_up, visible_hostname};
-pub use teardown::{remove, tear_down};
+pub use teardown::{release_shared_cgroups, remove, tear_down};
 use tokio::sync::oneshot;
 use wharf_proto::{
     cri::{NamespaceMode, NamespaceOption, PodSandboxConfig},
@@ -73,6 +73,9 @@ pub enum Error {
         source: std::io::Error,
     },
 }
+
+/// Parent of the cgroups of containers whose pod names none.
+pub const DEFAULT_CGROUP_PARENT: &str = "/wharf";
 
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -5,8 +5,12 @@ use std::{sync::Arc, time::Duration};
 use nix::mount::{MntFlags, umount2};
 use wharf_proto::record;
 
-use super::{Error, Mechanisms, Result, Sandbox, start::blocking};
-use crate::{monitor::client::Client, store};
+use super::{DEFAULT_CGROUP_PARENT, Error, Mechanisms, Result, Sandbox, start::blocking};
+use crate::{
+    cgroups,
+    monitor::{self, client::Client},
+    store,
+};
 
 /// How long a monitor may take to answer.
 const MONITOR_LIMIT: Duration = Duration::from_secs(5);
@@ -83,6 +87,24 @@ fn release_files(sandbox: &Sandbox) -> Result<()> {
     }
     store::remove_dir(&sandbox.paths.run)?;
     Ok(())
+}
+
+/// Removes the cgroups that all pods share, if nothing is in them: for when the last pod has gone.
+///
+/// # Errors
+/// When the cgroup hierarchies can't be found.
+pub async fn release_shared_cgroups() -> Result<()> {
+    let release = || -> cgroups::Result<()> {
+        let hierarchies = cgroups::detect()?;
+        for path in [DEFAULT_CGROUP_PARENT, monitor::DEFAULT_CGROUP] {
+            cgroups::Cgroup::new(&hierarchies, path)?.remove_if_empty();
+        }
+        Ok(())
+    };
+    match tokio::task::spawn_blocking(release).await {
+        Ok(Err(error)) => Err(Error::Invalid(format!("release the cgroups that pods share: {error}"))),
+        _ => Ok(()),
+    }
 }
 
 /// Removes what [`tear_down`] left: the record and the files. The pod's containers must have been removed.
