@@ -13,7 +13,11 @@ use crate::config::{Log, LogFormat};
 /// When a log was set up already, or the level is not a filter.
 pub fn start(log: &Log) -> Result<()> {
     // A plain level is about Wharf; below it the transport's own records would drown it.
-    let directives = if log.level.contains(['=', ',']) { log.level.clone() } else { format!("warn,wharf={}", log.level) };
+    let directives = if log.level.contains(['=', ',']) {
+        log.level.clone()
+    } else {
+        format!("warn,wharf={}", log.level)
+    };
     let filter = EnvFilter::try_new(&directives)
         .map_err(|source| Error::new(format!("log.level: \"{}\" is no level or filter: {source}", log.level)))?;
     let builder = tracing_subscriber::fmt()

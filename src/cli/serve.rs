@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::error::{Error, Outcome};
 use super::{Global, logging};
-use crate::config::{self, Config};
+use crate::config;
 
 /// Arguments of `wharf serve`.
 #[derive(clap::Args)]

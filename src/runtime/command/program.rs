@@ -2,8 +2,8 @@
 
 use std::{
     ffi::OsStr,
-    fs, io,
-    os::fd::{AsFd as _, OwnedFd},
+    fs,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio as Std},
 };
@@ -147,7 +147,7 @@ fn last_error(log: &str) -> Option<String> {
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter(|entry| entry["level"] == "error" || entry["level"] == "fatal")
         .filter_map(|entry| entry["msg"].as_str().map(ToOwned::to_owned))
-        .last()
+        .next_back()
 }
 
 #[cfg(test)]
