@@ -18,6 +18,8 @@ mod fsutil;
 mod kill;
 mod path;
 mod stat;
+#[cfg(test)]
+mod tests;
 mod v1;
 mod v2;
 
