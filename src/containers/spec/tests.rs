@@ -1,15 +1,21 @@
 //! Golden tests: each config makes the spec in `testdata/`. To accept a change, run with `WHARF_UPDATE_GOLDEN=1` and read
 //! the difference.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::Spec;
 use serde_json::Value;
 use wharf_proto::cri::{self, NamespaceMode, security_profile::ProfileType};
 
 use super::*;
-use crate::containers::{
-    caps::CapSet,
-    host::{DeviceNode, MountSource},
+use crate::{
+    config::SeccompDefault,
+    containers::{
+        caps::CapSet,
+        host::{DeviceNode, Facts, Host, MountSource},
+        users::ResolvedUser,
+    },
+    images::ImageConfig,
 };
 
 /// A pod with one container from a small image on a v1 machine.

@@ -1,0 +1,86 @@
+//! What spec generation is given.
+
+use std::path::{Path, PathBuf};
+
+use wharf_proto::cri;
+
+use crate::{
+    config::SeccompDefault,
+    containers::{
+        host::{Facts, Host},
+        users::ResolvedUser,
+    },
+    images::ImageConfig,
+};
+
+/// Everything that a spec depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct SpecInput<'a> {
+    /// Id of the pod sandbox.
+    pub pod_id: &'a str,
+    /// As RunPodSandbox got it.
+    pub pod: &'a cri::PodSandboxConfig,
+    /// As CreateContainer got it.
+    pub config: &'a cri::ContainerConfig,
+    /// The image's own configuration.
+    pub image: &'a ImageConfig,
+    /// The container's root, mounted or to be mounted.
+    pub rootfs: &'a Path,
+    /// Who the process runs as, by [`super::users::resolve`].
+    pub user: &'a ResolvedUser,
+    /// Files of the pod that the container sees.
+    pub files: &'a PodFiles,
+    /// The pod's namespaces.
+    pub namespaces: &'a Pins,
+    /// Path below the hierarchies' roots, absolute.
+    pub cgroup_path: &'a str,
+    /// What the config refers to on the machine.
+    pub facts: &'a Facts,
+    /// The machine.
+    pub host: &'a Host,
+    /// `default_capabilities` of the configuration.
+    pub default_capabilities: Option<&'a [String]>,
+    /// `unset_seccomp` of the configuration.
+    pub unset_seccomp: SeccompDefault,
+}
+
+/// Host paths of what the pod's containers share. None is left out of the container.
+#[derive(Debug, Clone, Default)]
+pub struct PodFiles {
+    /// For /etc/hosts.
+    pub hosts: Option<PathBuf>,
+    /// For /etc/hostname.
+    pub hostname: Option<PathBuf>,
+    /// For /etc/resolv.conf.
+    pub resolv_conf: Option<PathBuf>,
+    /// Directory for /dev/shm. With the host's IPC namespace the host's is used instead, whatever stands here; with
+    /// None the container gets a tmpfs of its own.
+    pub shm: Option<PathBuf>,
+}
+
+/// Where the pod's namespaces can be entered. None where the pod has none of its own.
+#[derive(Debug, Clone, Default)]
+pub struct Pins {
+    /// Network.
+    pub net: Option<PathBuf>,
+    /// IPC.
+    pub ipc: Option<PathBuf>,
+    /// Host name.
+    pub uts: Option<PathBuf>,
+    /// The PID namespace to join: the pod's for POD mode, the target container's for TARGET mode.
+    pub pid: Option<PathBuf>,
+}
+
+impl SpecInput<'_> {
+    pub(super) fn context(&self) -> Option<&cri::LinuxContainerSecurityContext> {
+        self.config.linux.as_ref()?.security_context.as_ref()
+    }
+
+    pub(super) fn privileged(&self) -> bool {
+        self.context().is_some_and(|c| c.privileged)
+    }
+
+    pub(super) fn read_only_root(&self) -> bool {
+        self.context().is_some_and(|c| c.readonly_rootfs)
+    }
+}

@@ -1,0 +1,122 @@
+//! Puts the parts of the spec together.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use oci_spec::runtime::{Linux, Process, Root, Spec, User};
+
+use super::{Error, Result, SpecInput, command, devices, invalid, mounts, namespaces, resources, security};
+use crate::containers::caps;
+
+/// Makes the spec.
+///
+/// # Errors
+/// The first thing in the config that is wrong or not supported, by name.
+pub fn generate(input: &SpecInput) -> Result<Spec> {
+    refuse(input)?;
+    let mut root = Root::default();
+    root.set_path(input.rootfs.to_owned())
+        .set_readonly(Some(input.read_only_root()));
+    let mounts = mounts::generate(input)?;
+
+    let mut linux = Linux::default();
+    linux
+        .set_namespaces(Some(namespaces::generate(input)?))
+        .set_resources(Some(resources::generate(input)?))
+        .set_cgroups_path(Some(PathBuf::from(input.cgroup_path)))
+        .set_devices(Some(devices::nodes(input)?).filter(|d| !d.is_empty()))
+        .set_rootfs_propagation(mounts.rootfs_propagation)
+        .set_seccomp(security::seccomp(input)?)
+        .set_masked_paths(security::paths(input, |c| &c.masked_paths))
+        .set_readonly_paths(security::paths(input, |c| &c.readonly_paths))
+        // The pod's sysctls are in force in its namespaces already; a container must not set them anew.
+        .set_sysctl(None)
+        .set_uid_mappings(None)
+        .set_gid_mappings(None);
+
+    let mut spec = Spec::default();
+    spec.set_version("1.0.2".to_owned())
+        .set_root(Some(root))
+        .set_mounts(Some(mounts.mounts))
+        .set_process(Some(process(input)?))
+        // The pod's host name lives in its pinned namespace.
+        .set_hostname(None)
+        .set_annotations(Some(annotations(input)))
+        .set_linux(Some(linux));
+    Ok(spec)
+}
+
+/// What is refused as a whole, before anything is decided.
+fn refuse(input: &SpecInput) -> Result<()> {
+    let sandbox = input.pod.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    if input.privileged() && !sandbox.is_some_and(|s| s.privileged) {
+        return invalid("a privileged container needs a privileged pod sandbox");
+    }
+    if let Some(device) = input.config.cdi_devices.first() {
+        return Err(Error::Unsupported(format!(
+            "CDI device {}: CDI is not supported yet",
+            device.name
+        )));
+    }
+    let context = input.context();
+    if let Some(c) = context
+        && let (Some(group), None, "") = (&c.run_as_group, &c.run_as_user, c.run_as_username.as_str())
+    {
+        return invalid(format!(
+            "run_as_group {} is set without run_as_user or run_as_username",
+            group.value
+        ));
+    }
+    security::refuse_selinux(context, input.host)
+}
+
+fn process(input: &SpecInput) -> Result<Process> {
+    let mut user = User::default();
+    user.set_uid(input.user.uid)
+        .set_gid(input.user.gid)
+        .set_additional_gids(Some(input.user.groups.clone()));
+    let context = input.context();
+    let capabilities = caps::of_container(
+        input.privileged(),
+        context.and_then(|c| c.capabilities.as_ref()),
+        input.default_capabilities,
+        input.host.capabilities,
+    )?;
+    let mut process = Process::default();
+    process
+        .set_terminal(Some(input.config.tty))
+        .set_user(user)
+        .set_args(Some(command::args(input)?))
+        .set_env(Some(command::env(input)?))
+        .set_cwd(command::cwd(input)?)
+        .set_capabilities(Some(capabilities.to_oci()))
+        .set_rlimits(None)
+        .set_no_new_privileges(Some(context.is_some_and(|c| c.no_new_privs)))
+        .set_apparmor_profile(security::apparmor(input)?)
+        .set_oom_score_adj(Some(resources::oom_score_adj(input)));
+    Ok(process)
+}
+
+/// What tools that look at running specs know from other runtimes; nothing here changes how the container runs.
+fn annotations(input: &SpecInput) -> HashMap<String, String> {
+    let pod = input.pod.metadata.clone().unwrap_or_default();
+    let name = input.config.metadata.clone().unwrap_or_default().name;
+    let image = input.config.image.clone().unwrap_or_default();
+    let image = if image.user_specified_image.is_empty() {
+        image.image
+    } else {
+        image.user_specified_image
+    };
+    let pairs = [
+        ("container-type", "container".to_owned()),
+        ("container-name", name),
+        ("image-name", image),
+        ("sandbox-id", input.pod_id.to_owned()),
+        ("sandbox-name", pod.name),
+        ("sandbox-namespace", pod.namespace),
+        ("sandbox-uid", pod.uid),
+    ];
+    pairs
+        .into_iter()
+        .map(|(key, value)| (format!("io.kubernetes.cri.{key}"), value))
+        .collect()
+}
