@@ -167,6 +167,14 @@ mod tests {
     }
 
     #[test]
+    fn the_filter_compiles() {
+        for caps in [CapSet::default(), CapSet::all()] {
+            let filter = crate::runtime::seccomp_compile::compile(&default_profile(caps, (6, 1))).unwrap();
+            assert!(filter.len() > 8 * 100 && filter.len() <= 8 * 4096, "{} bytes", filter.len());
+        }
+    }
+
+    #[test]
     fn names_stand_once_in_the_table() {
         let mut names: Vec<_> = table::ALWAYS.split_ascii_whitespace().collect();
         let all = names.len();
