@@ -104,6 +104,7 @@ pub(super) async fn finish(container: &Container, exit: Exit) -> Result<()> {
 
 /// Lets the monitor forget the ended container and unmounts its root filesystem.
 pub(super) async fn release(tools: &Tools, container: &Container) -> Result<()> {
+    let _one_at_a_time = container.release.lock().await;
     if let Some(monitor) = container.sandbox.monitor() {
         match monitor.delete(&container.id).await {
             Err(error) if !monitor.is_closed() => {

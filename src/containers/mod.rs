@@ -130,6 +130,8 @@ pub struct Container {
     pub record: Published<record::Container>,
     /// Held while the container is started or removed.
     operation: tokio::sync::Mutex<()>,
+    /// Held while what an ended container holds is released: its exit and its removal both do so.
+    release: tokio::sync::Mutex<()>,
     /// Process id of its init as the node sees it; 0 when it does not run.
     pid: AtomicI32,
     /// The stop signal has been sent; it is sent once (contract rule 17).
@@ -147,6 +149,7 @@ impl Container {
             dir,
             sandbox,
             operation: tokio::sync::Mutex::new(()),
+            release: tokio::sync::Mutex::new(()),
             pid: AtomicI32::new(0),
             signalled: AtomicBool::new(false),
         }
