@@ -19,7 +19,7 @@ pub(super) struct V1Mount {
 pub(super) enum Layout {
     V1 {
         mounts: Vec<V1Mount>,
-        /// The cgroup2 mount of a hybrid machine, if it has controllers of its own.
+        /// The cgroup2 mount of a hybrid machine. Other runtimes make their cgroups there too.
         unified: Option<PathBuf>,
     },
     V2 {
@@ -37,17 +37,8 @@ pub struct Hierarchies(pub(super) Arc<Layout>);
 /// [`Error::NoHierarchy`] if nothing is mounted, [`Error::Io`] if the mount table cannot be read.
 pub fn detect() -> Result<Hierarchies> {
     let table = fsutil::read(Path::new("/proc/self/mountinfo"))?;
-    let mut layout = parse(&table).ok_or(Error::NoHierarchy)?;
-    if let Layout::V1 { unified, .. } = &mut layout
-        && !unified.as_ref().is_some_and(|root| has_controllers(root))
-    {
-        *unified = None;
-    }
+    let layout = parse(&table).ok_or(Error::NoHierarchy)?;
     Ok(Hierarchies(Arc::new(layout)))
-}
-
-fn has_controllers(root: &Path) -> bool {
-    fsutil::read_raw(&root.join("cgroup.controllers")).is_ok_and(|text| !text.trim().is_empty())
 }
 
 impl Hierarchies {

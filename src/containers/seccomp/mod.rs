@@ -170,7 +170,11 @@ mod tests {
     fn the_filter_compiles() {
         for caps in [CapSet::default(), CapSet::all()] {
             let filter = crate::runtime::seccomp_compile::compile(&default_profile(caps, (6, 1))).unwrap();
-            assert!(filter.len() > 8 * 100 && filter.len() <= 8 * 4096, "{} bytes", filter.len());
+            assert!(
+                filter.len() > 8 * 100 && filter.len() <= 8 * 4096,
+                "{} bytes",
+                filter.len()
+            );
         }
     }
 
