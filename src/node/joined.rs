@@ -91,15 +91,17 @@ mod tests {
     async fn callers_at_the_same_time_share_one_job_and_a_later_one_sees_its_result() {
         let joined = Arc::new(Joined::<&str, usize>::new(TaskTracker::new()));
         let (runs, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-        let call = || {
-            let (runs, gate) = (Arc::clone(&runs), Arc::clone(&gate));
-            let joined = Arc::clone(&joined);
-            async move {
-                let work = || async move {
-                    gate.notified().await;
-                    runs.fetch_add(1, Ordering::SeqCst) + 1
-                };
-                joined.run("pod", || None, work, |_| 0).await
+        let call = {
+            let (joined, gate) = (Arc::clone(&joined), Arc::clone(&gate));
+            move || {
+                let (joined, runs, gate) = (Arc::clone(&joined), Arc::clone(&runs), Arc::clone(&gate));
+                async move {
+                    let work = || async move {
+                        gate.notified().await;
+                        runs.fetch_add(1, Ordering::SeqCst) + 1
+                    };
+                    joined.run("pod", || None, work, |_| 0).await
+                }
             }
         };
         // The first caller gives up; its job goes on.
