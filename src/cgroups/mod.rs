@@ -16,6 +16,7 @@ mod detect;
 mod devices;
 mod fsutil;
 mod kill;
+mod mounts;
 mod path;
 mod stat;
 #[cfg(test)]

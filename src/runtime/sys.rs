@@ -358,16 +358,32 @@ pub fn setrlimit(pid: i32, resource: i32, soft: u64, hard: u64) -> io::Result<()
     Ok(())
 }
 
-/// Set every signal to its default action and unblock all.
+/// Set every signal to its default action and unblock all. The C library hides two signals from its own functions.
 pub fn reset_signals() {
-    // SAFETY: changes only this process's signal actions and mask; SIG_DFL runs no code.
+    const SIGSET_SIZE: usize = 8;
+    // struct kernel_sigaction: no handler, no flags, no restorer, an empty mask.
+    let default = [0u64; 4];
+    let none = 0u64;
+    // SAFETY: changes only this process's signal actions and mask; the default action runs no code, and both arrays
+    // are as large as the kernel's types.
     unsafe {
         for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                SIGSET_SIZE,
+            );
         }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        let previous = std::ptr::null::<u64>();
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            previous,
+            SIGSET_SIZE,
+        );
     }
 }
 

@@ -1,8 +1,36 @@
 //! The built-in OCI runtime.
+//!
+//! An operation runs in two processes. The helper, forked from the monitor, stays in the host's world: it reads the
+//! bundle, opens everything the container will need, and turns each host path into a detached mount. Then it forks
+//! init (or an exec'd process) as a child of the monitor, which enters the container's world with nothing but
+//! descriptors and code that trusts nothing it finds there. Neither can be traced or read through /proc by the
+//! container. `create` and `init` are the two halves of create; `exec` has both of its own.
 
-use super::{ContainerRef, CreateRequest, Created, ExecRequest, Executed, Handler, Pending, Result};
+mod attach;
+mod caps;
+mod console;
+mod create;
+mod devices;
+mod exec;
+mod idmap;
+mod init;
+mod labels;
+mod options;
+mod paths;
+mod prepare;
+mod process;
+mod rlimits;
+mod spec;
+mod sysctl;
 
-/// The built-in runtime.
+use super::error::Context;
+use super::report::{self, Report};
+use super::{ContainerRef, CreateRequest, Created, Error, ExecRequest, Executed, Handler, Pending, Result, sys};
+use crate::cgroups::{self, Cgroup};
+use nix::errno::Errno;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// The built-in runtime. Keeps no state: the bundle and the kernel have it all.
 #[derive(Default)]
 pub struct Builtin;
 
@@ -13,34 +41,111 @@ impl Builtin {
 }
 
 impl Handler for Builtin {
-    fn create(&self, _request: &CreateRequest) -> Result<Pending> {
-        todo!()
+    fn create(&self, request: &CreateRequest) -> Result<Pending> {
+        report::spawn_helper(&create::kept(&request.stdio), || create::run(request))
     }
-    fn finish_create(&self, _pending: Pending) -> Result<Created> {
-        todo!()
+
+    fn finish_create(&self, pending: Pending) -> Result<Created> {
+        let mut report = report::finish(&pending, "create")?;
+        if report.fds.is_empty() {
+            return Err(Error::Failed("create: the helper sent no gate".into()));
+        }
+        let gate = Some(report.fds.remove(0));
+        Ok(Created {
+            init_pid: report.pid,
+            gate,
+            console: report.fds.pop(),
+        })
     }
-    fn start(&self, _id: &str, _created: &mut Created) -> Result<Pending> {
-        todo!()
+
+    fn start(&self, id: &str, created: &mut Created) -> Result<Pending> {
+        let gate = created
+            .gate
+            .take()
+            .ok_or_else(|| Error::Failed(format!("container {id} has been started")))?;
+        report::send(gate.as_fd(), &Ok(Report::default()));
+        Ok(Pending {
+            helper: None,
+            result: gate,
+        })
     }
-    fn finish_start(&self, _pending: Pending) -> Result<()> {
-        todo!()
+
+    fn finish_start(&self, pending: Pending) -> Result<()> {
+        // The program runs when its execution has closed the gate.
+        report::receive(pending.as_fd()).map(drop)
     }
-    fn exec(&self, _request: &ExecRequest) -> Result<Pending> {
-        todo!()
+
+    fn exec(&self, request: &ExecRequest) -> Result<Pending> {
+        // Opened here, where init cannot be waited for in between: the number is surely init's.
+        let init = sys::pidfd_open(request.init_pid).context(|| format!("open init of container {}", request.id))?;
+        let mut keep = create::kept(&request.stdio);
+        keep.push(init.as_raw_fd());
+        report::spawn_helper(&keep, || exec::run(request, init))
     }
-    fn finish_exec(&self, _pending: Pending) -> Result<Executed> {
-        todo!()
+
+    fn finish_exec(&self, pending: Pending) -> Result<Executed> {
+        let mut report = report::finish(&pending, "exec")?;
+        Ok(Executed {
+            pid: report.pid,
+            console: report.fds.pop(),
+        })
     }
-    fn kill(&self, _container: &ContainerRef, _signal: i32, _all: bool) -> Result<Option<Pending>> {
-        todo!()
+
+    fn kill(&self, container: &ContainerRef, signal: i32, all: bool) -> Result<Option<Pending>> {
+        if all {
+            return report::spawn_helper(&[], || kill_all(container, signal)).map(Some);
+        }
+        if container.init_pid <= 0 {
+            return Ok(None);
+        }
+        send_signal(container.init_pid, signal).map(|()| None)
     }
-    fn finish_kill(&self, _pending: Pending) -> Result<()> {
-        todo!()
+
+    fn finish_kill(&self, pending: Pending) -> Result<()> {
+        report::finish(&pending, "kill").map(drop)
     }
-    fn delete(&self, _container: &ContainerRef) -> Result<Option<Pending>> {
-        todo!()
+
+    fn delete(&self, container: &ContainerRef) -> Result<Option<Pending>> {
+        report::spawn_helper(&[], || remove(container)).map(Some)
     }
-    fn finish_delete(&self, _pending: Pending) -> Result<()> {
-        todo!()
+
+    fn finish_delete(&self, pending: Pending) -> Result<()> {
+        report::finish(&pending, "delete").map(drop)
+    }
+}
+
+fn cgroup(container: &ContainerRef) -> Result<Cgroup> {
+    let hierarchies = cgroups::detect().map_err(|e| Error::Cgroup(e.to_string()))?;
+    Cgroup::new(&hierarchies, container.cgroup_path).map_err(|e| Error::Cgroup(e.to_string()))
+}
+
+fn kill_all(container: &ContainerRef, signal: i32) -> Result<Report> {
+    let cgroup = cgroup(container)?;
+    if signal == libc::SIGKILL {
+        cgroup.kill_all().map_err(|e| Error::Cgroup(e.to_string()))?;
+    } else {
+        for pid in cgroup.pids() {
+            send_signal(pid, signal)?;
+        }
+    }
+    Ok(Report::default())
+}
+
+fn remove(container: &ContainerRef) -> Result<Report> {
+    let cgroup = cgroup(container)?;
+    cgroup
+        .kill_all()
+        .and_then(|()| cgroup.remove())
+        .map_err(|e| Error::Cgroup(e.to_string()))?;
+    Ok(Report::default())
+}
+
+/// A process that is gone has nothing left to be told.
+fn send_signal(pid: i32, signal: i32) -> Result<()> {
+    let what = || format!("send signal {signal} to process {pid}");
+    // SAFETY: no pointers. Numbers beyond the named signals (real-time ones) are passed on as they are.
+    match Errno::result(unsafe { libc::kill(pid, signal) }) {
+        Ok(_) | Err(Errno::ESRCH) => Ok(()),
+        Err(e) => Err(Error::os(what(), e)),
     }
 }

@@ -1,0 +1,225 @@
+//! Create, the helper's part: everything that needs the host, then the fork of init.
+
+use super::spec::{Bundle, Namespace};
+use super::{attach, devices, idmap, init, prepare, process, rlimits, sysctl};
+use crate::cgroups::{self, Cgroup};
+use crate::runtime::error::Context;
+use crate::runtime::report::{self, Report};
+use crate::runtime::sys::{self, Forked, MountAttr};
+use crate::runtime::{CreateRequest, Error, Result, Stdio};
+use nix::sys::stat::{Mode, umask};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// Kinds in the order in which existing ones are joined: the user namespace last, because the helper's privileges
+/// over the others end there.
+const KINDS: [(LinuxNamespaceType, i32); 6] = [
+    (LinuxNamespaceType::Network, libc::CLONE_NEWNET),
+    (LinuxNamespaceType::Ipc, libc::CLONE_NEWIPC),
+    (LinuxNamespaceType::Uts, libc::CLONE_NEWUTS),
+    (LinuxNamespaceType::Pid, libc::CLONE_NEWPID),
+    (LinuxNamespaceType::Cgroup, libc::CLONE_NEWCGROUP),
+    (LinuxNamespaceType::User, libc::CLONE_NEWUSER),
+];
+
+/// Runs in the helper. Reports init's pid, and as descriptors the gate and, with a terminal, its master.
+pub fn run(request: &CreateRequest) -> Result<Report> {
+    umask(Mode::empty());
+    let bundle = Bundle::load(request.bundle)?;
+    let linux = bundle.linux()?;
+    let mut setup = process::Setup::new(bundle.process()?, linux.seccomp().as_ref(), request.seccomp_filter)?;
+    sysctl::check(&bundle)?;
+    let new_userns = bundle.namespace(LinuxNamespaceType::User) == Namespace::New;
+    setup.own_limits = !bundle.has_userns();
+
+    let cgroup_error = |e: cgroups::Error| Error::Cgroup(e.to_string());
+    let hierarchies = cgroups::detect().map_err(cgroup_error)?;
+    let path = linux
+        .cgroups_path()
+        .as_ref()
+        .map(|path| path.to_string_lossy().into_owned());
+    let path = path
+        .filter(|path| !path.is_empty())
+        .unwrap_or_else(|| format!("/{}", request.id));
+    let cgroup = Cgroup::new(&hierarchies, &path).map_err(cgroup_error)?;
+    cgroup.create().map_err(cgroup_error)?;
+
+    set_oom_score(bundle.process()?.oom_score_adj())?;
+    let mut plan = init::Plan {
+        procfs: File::open("/proc").context(|| "open /proc".into())?.into(),
+        rootfs: root_tree(&bundle)?,
+        mounts: prepare::mounts(&bundle, &hierarchies, &cgroup)?,
+        devices: devices::prepare(&bundle)?,
+        null: sys::clone_tree(Path::new("/dev/null"), false).context(|| "bind /dev/null".into())?,
+        terminal: matches!(request.stdio, Stdio::Terminal),
+        keyring: keyring_name(request.id)?,
+        bundle,
+        setup,
+    };
+    let (new, existing) = namespaces(&plan.bundle)?;
+    // A cgroup namespace begins where its first process is, so the helper goes ahead; limits follow when init is there.
+    cgroup.join_self().map_err(cgroup_error)?;
+    take_stdio(&request.stdio)?;
+    for (kind, fd, path) in &existing {
+        sys::setns(fd.as_fd(), *kind).context(|| format!("join namespace {}", path.display()))?;
+        if *kind == libc::CLONE_NEWIPC {
+            // Network and IPC are joined first.
+            prepare::of_joined_namespaces(&plan.bundle, &mut plan.mounts)?;
+        }
+    }
+    if existing.iter().all(|(kind, ..)| *kind != libc::CLONE_NEWIPC) {
+        prepare::of_joined_namespaces(&plan.bundle, &mut plan.mounts)?;
+    }
+    drop(existing);
+
+    let (ours, theirs) = report::channel()?;
+    match sys::fork(new | libc::CLONE_NEWNS | libc::CLONE_PARENT).context(|| "fork init".into())? {
+        Forked::Child => {
+            drop(ours);
+            init::run(plan, theirs)
+        }
+        Forked::Parent { pid, pidfd } => {
+            drop(theirs);
+            let result = supervise(&plan, &cgroup, pid, new_userns, &ours);
+            match result {
+                Ok(console) => Ok(Report {
+                    pid,
+                    fds: std::iter::once(ours).chain(console).collect(),
+                }),
+                Err(e) => {
+                    let _ = sys::pidfd_kill(pidfd.as_fd(), libc::SIGKILL);
+                    Err(e)
+                }
+            }
+        }
+    }
+}
+
+/// The helper's work while init builds its world; returns the terminal's master.
+fn supervise(
+    plan: &init::Plan,
+    cgroup: &Cgroup,
+    pid: i32,
+    new_userns: bool,
+    init: &OwnedFd,
+) -> Result<Option<OwnedFd>> {
+    let linux = plan.bundle.linux()?;
+    if !plan.setup.own_limits {
+        // Init waits until this is done, so its pid is its own.
+        rlimits::apply(pid, plan.setup.limits())?;
+        if new_userns {
+            idmap::write(pid, linux.uid_mappings().as_ref(), linux.gid_mappings().as_ref())?;
+        }
+        report::send(init.as_fd(), &Ok(Report::default()));
+    }
+    let limited = cgroup.apply(&with_default_devices(
+        linux.resources().clone().unwrap_or_else(no_resources),
+    ));
+    // Init's own words first: a limit that could not be set is less likely the cause of trouble than its effect.
+    let report = report::receive(init.as_fd())?.ok_or(Error::HelperDied("create"))?;
+    limited.map_err(|e| Error::Cgroup(e.to_string()))?;
+    Ok(report.fds.into_iter().next())
+}
+
+fn no_resources() -> LinuxResources {
+    let mut none = LinuxResources::default();
+    none.set_devices(None);
+    none
+}
+
+fn with_default_devices(mut resources: LinuxResources) -> LinuxResources {
+    let mut rules = resources.devices().clone().unwrap_or_default();
+    rules.extend(devices::default_rules());
+    resources.set_devices(Some(rules));
+    resources
+}
+
+/// The root file system as a detached tree that hears of the host's mounts, or not, and never tells of its own.
+fn root_tree(bundle: &Bundle) -> Result<OwnedFd> {
+    let what = || format!("root file system {}", bundle.rootfs.display());
+    let tree = sys::clone_tree(&bundle.rootfs, true).context(what)?;
+    let propagation = match attach::root_propagation(bundle)? {
+        libc::MS_PRIVATE | libc::MS_UNBINDABLE => libc::MS_PRIVATE,
+        _ => libc::MS_SLAVE,
+    };
+    sys::mount_setattr(
+        tree.as_fd(),
+        true,
+        &MountAttr {
+            propagation,
+            ..MountAttr::default()
+        },
+    )
+    .context(what)?;
+    Ok(tree)
+}
+
+/// Flags for new namespaces, and open descriptors of those to join.
+type Existing = Vec<(i32, OwnedFd, PathBuf)>;
+
+fn namespaces(bundle: &Bundle) -> Result<(i32, Existing)> {
+    let (mut new, mut existing) = (0, Vec::new());
+    for (kind, flag) in KINDS {
+        match bundle.namespace(kind) {
+            Namespace::Host => {}
+            Namespace::New => new |= flag,
+            Namespace::Join(path) => {
+                let file = File::open(path).context(|| format!("open {kind} namespace {}", path.display()))?;
+                existing.push((flag, OwnedFd::from(file), path.to_owned()));
+            }
+        }
+    }
+    Ok((new, existing))
+}
+
+/// Lowering the score takes a privilege that the machine may lack; the inherited score is then the lowest allowed.
+pub fn set_oom_score(score: Option<i32>) -> Result<()> {
+    let Some(score) = score else { return Ok(()) };
+    match std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(()),
+        result => result.context(|| format!("set oom_score_adj to {score}")),
+    }
+}
+
+/// Put the streams at descriptors 0 to 2; the null device until a terminal takes their place.
+pub fn take_stdio(stdio: &Stdio) -> Result<()> {
+    let what = || "set standard streams".to_string();
+    let open = || File::options().read(true).write(true).open("/dev/null");
+    let null: OwnedFd = open().context(what)?.into();
+    let sources = match stdio {
+        Stdio::Streams(fds) => *fds,
+        Stdio::Terminal => [null.as_fd(); 3],
+    };
+    // Copies above the range first, because a source may be one of the targets.
+    let mut copies = Vec::new();
+    for source in sources {
+        copies.push(source.try_clone_to_owned().context(what)?);
+    }
+    for (target, copy) in copies.iter().enumerate() {
+        replace_stream(target as i32, copy).context(what)?;
+    }
+    Ok(())
+}
+
+/// Make a standard stream refer to what `fd` refers to.
+pub fn replace_stream(target: i32, fd: &OwnedFd) -> nix::Result<()> {
+    match target {
+        0 => nix::unistd::dup2_stdin(fd),
+        1 => nix::unistd::dup2_stdout(fd),
+        _ => nix::unistd::dup2_stderr(fd),
+    }
+}
+
+/// Descriptors of the request that the helper keeps.
+pub fn kept(stdio: &Stdio) -> Vec<i32> {
+    match stdio {
+        Stdio::Streams(fds) => fds.iter().map(|fd| fd.as_raw_fd()).collect(),
+        Stdio::Terminal => Vec::new(),
+    }
+}
+
+pub fn keyring_name(id: &str) -> Result<std::ffi::CString> {
+    std::ffi::CString::new(format!("_ses.{id}")).map_err(|_| Error::InvalidSpec(format!("container id {id:?}")))
+}

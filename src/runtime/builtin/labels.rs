@@ -1,0 +1,57 @@
+//! Labels of the security modules, for the moment of execution.
+
+use crate::runtime::error::Context;
+use crate::runtime::{Error, Result, sys};
+use oci_spec::runtime::Process;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+/// Files below /proc/self and what to write there.
+#[derive(Default)]
+pub struct Labels(Vec<(&'static str, String)>);
+
+impl Labels {
+    /// Labels of a process. Asking for one that this kernel cannot give is an error: the process would run without
+    /// the confinement that was ordered.
+    pub fn of(process: &Process) -> Result<Labels> {
+        let mut labels = Vec::new();
+        let wanted = |label: &Option<String>| label.clone().filter(|label| !label.is_empty());
+        if let Some(profile) = wanted(process.apparmor_profile()).filter(|profile| profile != "unconfined") {
+            let enabled =
+                std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y"));
+            if !enabled {
+                return Err(Error::Unsupported(format!(
+                    "AppArmor profile {profile:?}: AppArmor is not enabled here"
+                )));
+            }
+            let own = Path::new("/proc/self/attr/apparmor/exec").exists();
+            let file = if own {
+                "self/attr/apparmor/exec"
+            } else {
+                "self/attr/exec"
+            };
+            labels.push((file, format!("exec {profile}")));
+        }
+        if let Some(label) = wanted(process.selinux_label()) {
+            if !Path::new("/sys/fs/selinux/enforce").exists() {
+                return Err(Error::Unsupported(format!(
+                    "SELinux label {label:?}: SELinux is not enabled here"
+                )));
+            }
+            labels.push(("self/attr/exec", label));
+        }
+        Ok(Labels(labels))
+    }
+
+    /// Write them through the host's procfs.
+    pub fn write(&self, procfs: BorrowedFd) -> Result<()> {
+        for (file, label) in &self.0 {
+            let what = || format!("set label {label:?}");
+            let file = sys::openat2(procfs, Path::new(file), libc::O_WRONLY, 0, libc::RESOLVE_BENEATH).context(what)?;
+            File::from(file).write_all(label.as_bytes()).context(what)?;
+        }
+        Ok(())
+    }
+}
