@@ -43,9 +43,9 @@ fn image_code(error: &images::Error) -> Code {
     match error.kind() {
         images::ErrorKind::NotFound => Code::NotFound,
         images::ErrorKind::InvalidReference => Code::InvalidArgument,
-        images::ErrorKind::RegistryUnavailable => Code::Unavailable,
+        // Not `Unavailable`: that is the daemon itself, and kubelet looks at the text.
+        images::ErrorKind::RegistryUnavailable | images::ErrorKind::Other => Code::Unknown,
         images::ErrorKind::Unauthorized => Code::PermissionDenied,
-        images::ErrorKind::Other => Code::Unknown,
     }
 }
 

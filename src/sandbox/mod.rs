@@ -52,7 +52,7 @@ pub enum Error {
         /// The pod's id.
         pod: String,
         /// What the network room said.
-        source: netns::Error,
+        source: Box<netns::Error>,
     },
     /// The pod's monitor.
     #[error("monitor of pod {pod}: {source}")]
@@ -215,7 +215,7 @@ impl Sandbox {
     fn network_error(&self) -> impl FnOnce(netns::Error) -> Error + '_ {
         |source| Error::Network {
             pod: self.id.clone(),
-            source,
+            source: Box::new(source),
         }
     }
 
