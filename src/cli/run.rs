@@ -194,6 +194,12 @@ async fn attend(client: &Client, id: &str, name: &str, interrupts: &mut Interrup
     let Some(status) = status else {
         return Err(Error::new(format!("container {name} was removed while it ran")).code(DAEMON_FAILED));
     };
+    if status.reason == "StartError" {
+        // A runtime that starts first and finds out later.
+        let error = Error::new(format!("start container {name}: {}", status.message));
+        let code = error.exec_failure().unwrap_or(DAEMON_FAILED);
+        return Err(error.code(code));
+    }
     if status.reason == "OOMKilled" {
         output::note(format_args!(
             "wharf: container {name} was killed: it needed more memory than its limit"

@@ -148,3 +148,13 @@ fn the_example_shows_the_defaults() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/wharf.toml");
     assert_eq!(load(Some(Path::new(example))).unwrap(), Config::default());
 }
+
+#[test]
+fn an_empty_handler_is_the_default_one() {
+    let config = parse(&["default_runtime = 'runc'\n[runtimes.runc]\npath = '/usr/sbin/runc'"]).unwrap();
+    assert_eq!(config.handler_name(""), Some("runc"));
+    assert_eq!(config.handler("").unwrap().path, Path::new("/usr/sbin/runc"));
+    assert_eq!(config.handler_name("builtin"), Some("builtin"));
+    assert_eq!(config.handler("builtin"), None);
+    assert_eq!(config.handler_name("kata"), None);
+}
