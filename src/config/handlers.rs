@@ -19,7 +19,8 @@ impl Config {
     /// The OCI runtime command of handler `name`; `None` for the built-in one.
     #[must_use]
     pub fn handler(&self, name: &str) -> Option<&RuntimeHandler> {
-        self.runtimes.get(self.resolve_handler(name))
+        let handler = self.runtimes.get(self.resolve_handler(name));
+        handler.filter(|handler| !handler.path.as_os_str().is_empty())
     }
 
     /// Names of all handlers, the built-in one first.

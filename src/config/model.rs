@@ -181,19 +181,6 @@ pub(super) fn defaults() -> Config {
 }
 
 impl Config {
-    /// The handler that a pod means by `name`, as CRI has it: an empty one is the default. `None` if there is none.
-    pub fn handler_name<'a>(&'a self, name: &'a str) -> Option<&'a str> {
-        let name = if name.is_empty() { &self.default_runtime } else { name };
-        self.runtimes.contains_key(name).then_some(name)
-    }
-
-    /// The command of the handler that a pod means by `name`; `None` for Wharf's own runtime and for a name that
-    /// [`Config::handler_name`] doesn't know.
-    pub fn handler(&self, name: &str) -> Option<&RuntimeHandler> {
-        let handler = self.runtimes.get(self.handler_name(name)?)?;
-        (!handler.path.as_os_str().is_empty()).then_some(handler)
-    }
-
     /// Fills in what follows from other settings.
     pub(super) fn complete(&mut self) {
         if self.socket.as_os_str().is_empty() {

@@ -150,11 +150,10 @@ fn the_example_shows_the_defaults() {
 }
 
 #[test]
-fn an_empty_handler_is_the_default_one() {
+fn an_empty_handler_is_the_default_one_and_the_builtin_has_no_command() {
     let config = parse(&["default_runtime = 'runc'\n[runtimes.runc]\npath = '/usr/sbin/runc'"]).unwrap();
-    assert_eq!(config.handler_name(""), Some("runc"));
     assert_eq!(config.handler("").unwrap().path, Path::new("/usr/sbin/runc"));
-    assert_eq!(config.handler_name("builtin"), Some("builtin"));
     assert_eq!(config.handler("builtin"), None);
-    assert_eq!(config.handler_name("kata"), None);
+    assert!(config.has_handler("builtin") && !config.has_handler("kata"));
+    assert_eq!(Config::default().handler(""), None);
 }
