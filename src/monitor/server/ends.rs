@@ -18,6 +18,14 @@ use crate::store;
 /// Most ended children remembered while a job runs that may name them.
 const MAX_UNNAMED: usize = 1024;
 
+/// A child that ended while a job ran that may be about to name it.
+pub(super) struct Unnamed {
+    pid: i32,
+    status: i32,
+    /// Only jobs up to this serial can mean it.
+    before: u32,
+}
+
 impl Monitor {
     /// Waits for every child that has ended.
     pub(super) fn reap(&mut self) {
@@ -25,9 +33,6 @@ impl Monitor {
         while let Ok(Some(_)) = self.signals.read_signal() {}
         while let Some((pid, status)) = sys::reap() {
             self.ended_child(pid, status);
-        }
-        if self.jobs.is_empty() {
-            self.unnamed = Vec::new();
         }
     }
 
@@ -45,15 +50,27 @@ impl Monitor {
         } else if let Some(at) = self.execs.iter().position(|exec| exec.pid == pid) {
             let exec = self.execs.swap_remove(at);
             self.exec_ended(exec.id, status);
-        } else if !self.jobs.is_empty() && self.unnamed.len() < MAX_UNNAMED {
-            self.unnamed.push((pid, status));
+        } else if !self.jobs.is_empty() && !self.jobs.iter().any(|job| job.is_helper(pid)) {
+            if self.unnamed.len() >= MAX_UNNAMED {
+                self.unnamed.remove(0);
+            }
+            let before = self.next_serial;
+            self.unnamed.push(Unnamed { pid, status, before });
+        }
+    }
+
+    /// Forgets ended children that no job can name any more: all jobs that ran when they ended have finished.
+    pub(super) fn forget_unnamed(&mut self) {
+        match self.jobs.iter().map(|job| job.serial).min() {
+            Some(oldest) => self.unnamed.retain(|ended| ended.before >= oldest),
+            None => self.unnamed = Vec::new(),
         }
     }
 
     /// The wait status of a child that ended before anyone knew what it is.
     pub(super) fn take_unnamed(&mut self, pid: i32) -> Option<i32> {
-        let at = self.unnamed.iter().position(|(ended, _)| *ended == pid)?;
-        Some(self.unnamed.swap_remove(at).1)
+        let at = self.unnamed.iter().position(|ended| ended.pid == pid)?;
+        Some(self.unnamed.remove(at).status)
     }
 
     pub(super) fn exec_ended(&mut self, exec_id: String, status: i32) {

@@ -22,9 +22,15 @@ use crate::{
 
 /// One operation.
 pub(super) struct Job {
-    serial: u32,
+    pub serial: u32,
     pending: Pending,
     work: Work,
+}
+
+impl Job {
+    pub fn is_helper(&self, pid: i32) -> bool {
+        self.pending.helper == Some(pid)
+    }
 }
 
 /// What to do with its result. `serial` names the container.
@@ -95,6 +101,11 @@ impl Monitor {
         };
         let Job { pending, work, .. } = self.jobs.swap_remove(at);
         self.poll.remove(&pending);
+        self.settle(pending, work);
+        self.forget_unnamed();
+    }
+
+    fn settle(&mut self, pending: Pending, work: Work) {
         match work {
             Work::Create { origin, serial } => self.created(origin, serial, pending),
             Work::Start { origin, serial } => self.started(origin, serial, pending),
@@ -199,7 +210,13 @@ impl Monitor {
                 finished_at: store::now(),
             },
         );
-        self.answer(origin, error(ErrorKind::StartFailed, message));
+        let asked_here = self.connection.as_ref().is_some_and(|c| c.serial == origin.connection);
+        if asked_here {
+            self.answer(origin, error(ErrorKind::StartFailed, message));
+        } else if let Some(exited) = self.container(serial).and_then(|c| c.exited()) {
+            // The daemon that asked has gone; the one that came knows the container as being started.
+            self.send(0, Answer::ContainerExited(exited));
+        }
         self.release(serial);
     }
 

@@ -12,9 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::{
-    signalfd::SignalFd,
-    socket::{SockFlag, accept4},
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    sys::{
+        signalfd::SignalFd,
+        socket::{SockFlag, accept4},
+    },
 };
 use wharf_proto::monitor::{Reply, reply::Result as Answer};
 
@@ -27,6 +30,7 @@ use super::{
     setup::{self, Notes, Options},
     sys,
 };
+use ends::Unnamed;
 use jobs::Job;
 
 /// Output read at once, bytes; the buffer exists only while there is output.
@@ -64,8 +68,7 @@ pub struct Monitor {
     containers: Vec<Container>,
     execs: Vec<Exec>,
     jobs: Vec<Job>,
-    /// Children that ended while a job ran that may be about to name them: pid and wait status.
-    unnamed: Vec<(i32, i32)>,
+    unnamed: Vec<Unnamed>,
     /// Pid 1 of the shared PID namespace; 0 without one.
     pod_init: i32,
     next_serial: u32,
@@ -299,12 +302,13 @@ impl Monitor {
         }
         if self.pod_init > 0 {
             let _ = sys::kill(self.pod_init, libc::SIGKILL);
-            // The namespace has ended when its init can be waited for.
+            // The namespace has ended when its init can be waited for: 2 s are far too long for that.
             for _ in 0..200 {
                 self.reap();
-                if self.pod_init == 0 || self.poll.wait(Some(10), &mut Vec::new()).is_err() {
+                if self.pod_init == 0 {
                     break;
                 }
+                let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], 10u8);
             }
         }
         let _ = std::fs::remove_file(&self.socket);
