@@ -61,11 +61,16 @@ async fn a_monitor_serves_the_newest_connection_and_ends_on_shutdown() {
 #[tokio::test]
 async fn a_shared_pid_namespace_has_an_init_that_ends_with_the_monitor() {
     let lab = Lab::new("pidns");
-    let Pod { client, hello, .. } = lab.monitor(true).await;
+    let Pod {
+        client,
+        hello,
+        mut events,
+    } = lab.monitor(true).await;
     assert!(hello.pod_init > 0);
     let proc = format!("/proc/{}", hello.pod_init);
+    // It begins as a copy of the monitor.
+    within(lab.wait(|| fs::read_to_string(format!("{proc}/comm")).unwrap() == "wharf-pod-init\n")).await;
     let status = fs::read_to_string(format!("{proc}/status")).unwrap();
-    assert!(status.contains("Name:\twharf-pod-init\n"), "{status}");
     assert!(
         status
             .lines()
@@ -81,8 +86,114 @@ async fn a_shared_pid_namespace_has_an_init_that_ends_with_the_monitor() {
         fs::read_link(format!("{proc}/ns/pid")).unwrap(),
         fs::read_link("/proc/self/ns/pid").unwrap()
     );
+
+    // A container that joins the namespace and leaves a process behind.
+    let start = lab.container_with("joins", &["/bin/sh", "-c", "sleep 98 & echo $$; exit 0"], |config| {
+        config["linux"]["namespaces"][0]["path"] = format!("{proc}/ns/pid").into();
+    });
+    within(client.start(start.clone())).await.unwrap();
+    assert!(matches!(within(events.recv()).await, Some(Event::ContainerExited(exited)) if exited.code == 0));
+    assert_ne!(lab.log_lines("joins"), ["stdout F 1"]);
+    lab.wait(|| lab.cgroup_pids(&start.cgroup_path).is_empty()).await;
+    within(client.delete("joins")).await.unwrap();
     within(client.shutdown()).await.unwrap();
     assert!(!fs::exists(&proc).unwrap());
+}
+
+#[tokio::test]
+async fn a_terminal_carries_output_as_it_is() {
+    let lab = Lab::new("terminal");
+    let Pod { client, mut events, .. } = lab.monitor(false).await;
+    let mut start = lab.container_with(
+        "t",
+        &["/bin/sh", "-c", "echo out; echo err >&2; test -t 0 && echo yes"],
+        |config| {
+            config["process"]["terminal"] = true.into();
+        },
+    );
+    start.terminal = true;
+    within(client.start(start)).await.unwrap();
+    assert!(matches!(within(events.recv()).await, Some(Event::ContainerExited(exited)) if exited.code == 0));
+    assert_eq!(
+        lab.log_lines("t"),
+        ["stdout F out\r", "stdout F err\r", "stdout F yes\r"]
+    );
+    within(client.delete("t")).await.unwrap();
+    within(client.shutdown()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_container_inherits_no_signal_setting_and_no_descriptor() {
+    let lab = Lab::new("inherits");
+    let Pod { client, mut events, .. } = lab.monitor(false).await;
+    let script = "while read a; do echo $a; done < /proc/self/status; echo /proc/self/fd/*";
+    within(client.start(lab.container("i", script))).await.unwrap();
+    assert!(matches!(within(events.recv()).await, Some(Event::ContainerExited(exited)) if exited.code == 0));
+    let lines = lab.log_lines("i");
+    assert!(
+        lines.contains(&"stdout F SigBlk: 0000000000000000".into()),
+        "{lines:#?}"
+    );
+    // SIGQUIT is the shell's own doing.
+    let ignored = |set: &str| lines.contains(&format!("stdout F SigIgn: 000000000000000{set}"));
+    assert!(ignored("0") || ignored("4"), "{lines:#?}");
+    // 3 is the shell's own, for the directory it lists.
+    let descriptors: Vec<_> = lines.last().unwrap().split(' ').skip(2).collect();
+    assert!(descriptors.len() <= 4, "{descriptors:?}");
+    within(client.delete("i")).await.unwrap();
+    within(client.shutdown()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_kernels_oom_killer_is_named() {
+    let lab = Lab::new("oom");
+    let Pod { client, mut events, .. } = lab.monitor(false).await;
+    let start = lab.container_with(
+        "o",
+        &["/bin/sh", "-c", "x=aaaaaaaa; while :; do x=$x$x; done"],
+        |config| {
+            config["linux"]["resources"] = serde_json::json!({ "memory": { "limit": 16 << 20, "swap": 16 << 20 } });
+        },
+    );
+    within(client.start(start)).await.unwrap();
+    let Some(Event::ContainerExited(exited)) = within(events.recv()).await else {
+        panic!("no exit was told")
+    };
+    assert_eq!((exited.code, exited.oom_killed), (137, true));
+    let record: record::Exit = wharf::store::read_record(&lab.exit_file("o")).unwrap().unwrap();
+    assert_eq!(record.reason, "OOMKilled");
+    within(client.delete("o")).await.unwrap();
+    within(client.shutdown()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_disk_does_not_stop_the_container() {
+    let lab = Lab::new("full");
+    let Pod { client, mut events, .. } = lab.monitor(false).await;
+    let _disk = lab.small_disk_for_logs();
+    let filler = lab.log("filler");
+    fs::write(&filler, vec![0; 32 << 10]).unwrap();
+    // More than the disk and the pipe hold, then a word when there is room again.
+    let script = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; : > /done; \
+                  while ! [ -e /more ]; do sleep 0.01; done; echo after";
+    within(client.start(lab.container("c", script))).await.unwrap();
+    lab.wait(|| lab.rootfs("c").join("done").exists()).await;
+    fs::remove_file(&filler).unwrap();
+    fs::write(lab.rootfs("c").join("more"), "").unwrap();
+    assert!(matches!(within(events.recv()).await, Some(Event::ContainerExited(exited)) if exited.code == 0));
+    let lines = lab.log_lines("c");
+    let (last, before) = lines.split_last().unwrap();
+    assert_eq!(last, "stdout F after");
+    assert!(before.len() < 20_000, "the disk was never full");
+    assert!(
+        before
+            .iter()
+            .enumerate()
+            .all(|(n, line)| *line == format!("stdout F line {n}")),
+        "lines are torn"
+    );
+    within(client.delete("c")).await.unwrap();
+    within(client.shutdown()).await.unwrap();
 }
 
 #[tokio::test]
@@ -155,13 +266,7 @@ async fn containers_outlive_the_connection_and_nothing_is_forgotten() {
     drop(client);
     lab.wait_for_log("short", "stdout F later").await;
     lab.wait_for_log("long", "stdout F up").await;
-    tokio::time::timeout(LIMIT, async {
-        while !lab.exit_file("short").exists() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .unwrap();
+    lab.wait(|| lab.exit_file("short").exists()).await;
 
     let (client, hello, mut events) = Client::connect(&lab.socket(), LIMIT).await.unwrap();
     let find = |id: &str| hello.containers.iter().find(|c| c.id == id).unwrap();

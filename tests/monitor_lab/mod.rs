@@ -33,6 +33,15 @@ pub struct Pod {
     pub events: Events,
 }
 
+/// A mounted file system.
+pub struct Disk(PathBuf);
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
         let pid = self.pid.load(Ordering::Relaxed);
@@ -90,18 +99,41 @@ impl Lab {
     /// Log lines without their times.
     pub fn log_lines(&self, id: &str) -> Vec<String> {
         let text = fs::read_to_string(self.log(id)).unwrap_or_default();
-        text.lines()
+        text.split_terminator('\n')
             .map(|line| line.split_once(' ').map_or(line, |(_, rest)| rest).to_owned())
             .collect()
     }
 
     pub async fn wait_for_log(&self, id: &str, line: &str) {
+        self.wait(|| self.log_lines(id).iter().any(|l| l == line)).await;
+    }
+
+    /// Waits for what nobody tells.
+    pub async fn wait(&self, mut done: impl FnMut() -> bool) {
         within(async {
-            while !self.log_lines(id).iter().any(|l| l == line) {
+            while !done() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         })
         .await;
+    }
+
+    pub fn rootfs(&self, id: &str) -> PathBuf {
+        self.dir.join(id).join("rootfs")
+    }
+
+    pub fn cgroup_pids(&self, path: &str) -> Vec<i32> {
+        let hierarchies = wharf::cgroups::detect().unwrap();
+        wharf::cgroups::Cgroup::new(&hierarchies, path).unwrap().pids()
+    }
+
+    /// Puts the logs on a file system of 64 KiB.
+    pub fn small_disk_for_logs(&self) -> Disk {
+        let dir = self.dir.join("logs");
+        fs::create_dir_all(&dir).unwrap();
+        let none = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), &dir, Some("tmpfs"), none, Some("size=64k")).unwrap();
+        Disk(dir)
     }
 
     /// A container that runs a shell script.
@@ -110,10 +142,17 @@ impl Lab {
     }
 
     pub fn container_of(&self, id: &str, args: &[&str]) -> proto::Start {
+        self.container_with(id, args, |_| {})
+    }
+
+    /// A container whose config.json was changed by `change`.
+    pub fn container_with(&self, id: &str, args: &[&str], change: impl FnOnce(&mut Value)) -> proto::Start {
         let bundle = self.dir.join(id);
         rootfs(&bundle.join("rootfs"));
         let cgroup_path = format!("/wharf-test/{}-{}-{id}", self.name, std::process::id());
-        fs::write(bundle.join("config.json"), config(args, &cgroup_path).to_string()).unwrap();
+        let mut config = config(args, &cgroup_path);
+        change(&mut config);
+        fs::write(bundle.join("config.json"), config.to_string()).unwrap();
         proto::Start {
             container_id: id.to_owned(),
             bundle: bundle.display().to_string(),
@@ -146,7 +185,7 @@ fn rootfs(dir: &Path) {
     }
     fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static must be installed");
     fs::set_permissions(bin.join("busybox"), fs::Permissions::from_mode(0o755)).unwrap();
-    for name in ["sh", "sleep", "echo", "true"] {
+    for name in ["sh", "sleep", "echo", "true", "test"] {
         symlink("busybox", bin.join(name)).unwrap();
     }
 }
@@ -170,6 +209,8 @@ fn config(args: &[&str], cgroup_path: &str) -> Value {
         "mounts": [
             { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] },
             { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] },
+            { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"] },
         ],
         "linux": {
             "cgroupsPath": cgroup_path,

@@ -163,6 +163,7 @@ impl Monitor {
                 container.shrink();
             }
             sys::trim_allocator();
+            sys::release_program();
         }
     }
 
