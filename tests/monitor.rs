@@ -294,6 +294,27 @@ async fn containers_outlive_the_connection_and_nothing_is_forgotten() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_dies_while_a_container_starts_leaves_its_successor_an_answer() {
+    let lab = Lab::new("successor");
+    let Pod { client, .. } = lab.monitor(false).await;
+    {
+        // Given up before the answer can come.
+        let start = client.start(lab.container("c", "while :; do sleep 1; done"));
+        tokio::time::timeout(Duration::from_millis(1), start).await.unwrap_err();
+    }
+    drop(client);
+    let (client, hello, mut events) = Client::connect(&lab.socket(), LIMIT).await.unwrap();
+    let [found] = hello.containers.as_slice() else {
+        panic!("{hello:?}")
+    };
+    assert!(found.running && found.pid > 0 && found.started_at > 0, "{found:?}");
+    within(client.kill("c", libc::SIGKILL, false)).await.unwrap();
+    assert!(matches!(within(events.recv()).await, Some(Event::ContainerExited(exited)) if exited.code == 137));
+    within(client.delete("c")).await.unwrap();
+    within(client.shutdown()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_program_that_is_not_there_is_a_failed_start() {
     let lab = Lab::new("missing");
     let Pod { client, .. } = lab.monitor(false).await;

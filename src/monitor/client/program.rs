@@ -89,3 +89,20 @@ fn read_only_view() -> io::Result<OwnedFd> {
     })?;
     Ok(file)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_runs_but_cannot_be_written_through() {
+        let program = Program::current().unwrap();
+        let listed = std::process::Command::new(program.path())
+            .arg("--list")
+            .output()
+            .unwrap();
+        assert!(listed.status.success());
+        let error = File::options().write(true).open(program.path()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{error}");
+    }
+}

@@ -71,6 +71,8 @@ pub struct Monitor {
     unnamed: Vec<Unnamed>,
     /// Pid 1 of the shared PID namespace; 0 without one.
     pod_init: i32,
+    /// A Hello that waits for starts under way, and until when.
+    greeting: Option<(Origin, Instant)>,
     next_serial: u32,
     buffer: Vec<u8>,
     /// Memory may be given back once nothing happens.
@@ -107,6 +109,7 @@ impl Monitor {
             jobs: Vec::new(),
             unnamed: Vec::new(),
             pod_init,
+            greeting: None,
             next_serial: 0,
             buffer: Vec::new(),
             warm: true,
@@ -147,7 +150,7 @@ impl Monitor {
     /// Milliseconds to wait for events.
     fn patience(&self) -> Option<u16> {
         let waiting = |c: &Container| c.drain_until.is_some() || c.exit_unsaved;
-        if self.containers.iter().any(waiting) {
+        if self.greeting.is_some() || self.containers.iter().any(waiting) {
             Some(500)
         } else {
             self.warm.then_some(u16::try_from(IDLE.as_millis()).unwrap_or(u16::MAX))
@@ -281,6 +284,7 @@ impl Monitor {
     /// What is due by the clock.
     fn keep_time(&mut self) {
         let now = Instant::now();
+        self.greet_late(now);
         for at in 0..self.containers.len() {
             let container = &mut self.containers[at];
             if container.exit_unsaved {

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use nix::{fcntl::OFlag, unistd::pipe2};
@@ -22,13 +23,16 @@ use super::{
 };
 use crate::runtime::{self, CreateRequest, ExecRequest, Stdio};
 
+/// How long Hello waits for containers that are being started.
+const GREETING: Duration = Duration::from_secs(2);
+
 /// The outcome of a request that is answered at once; `None`: a job answers.
 type Outcome = Result<Option<Answer>, Answer>;
 
 impl Monitor {
     pub(super) fn request(&mut self, origin: Origin, op: Option<Op>, descriptors: Vec<OwnedFd>) {
         let outcome = match op {
-            Some(Op::Hello(_)) => Ok(Some(Answer::Hello(self.hello()))),
+            Some(Op::Hello(_)) => self.greet(origin),
             Some(Op::Start(start)) => self.start(origin, start),
             Some(Op::Kill(kill)) => self.kill(origin, &kill),
             Some(Op::Exec(exec)) => self.exec(origin, exec, descriptors),
@@ -44,6 +48,32 @@ impl Monitor {
         if let Ok(Some(answer)) | Err(answer) = outcome {
             self.answer(origin, answer);
         }
+    }
+
+    /// A daemon that comes while containers are being started hears how that went; their starts were asked for by
+    /// another one, which gets the answers.
+    fn greet(&mut self, origin: Origin) -> Outcome {
+        if self.is_starting() {
+            self.greeting = Some((origin, Instant::now() + GREETING));
+            return Ok(None);
+        }
+        Ok(Some(Answer::Hello(self.hello())))
+    }
+
+    /// Answers a Hello that waits, when it need not wait any longer.
+    pub(super) fn greet_late(&mut self, now: Instant) {
+        if let Some((origin, end)) = self.greeting
+            && (end <= now || !self.is_starting())
+        {
+            self.greeting = None;
+            let hello = self.hello();
+            self.answer(origin, Answer::Hello(hello));
+        }
+    }
+
+    fn is_starting(&self) -> bool {
+        let settled = |c: &Container| c.is_running() || c.has_exited();
+        !self.containers.iter().all(settled)
     }
 
     fn hello(&self) -> HelloReply {
