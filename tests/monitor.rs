@@ -167,6 +167,46 @@ async fn the_kernels_oom_killer_is_named() {
 }
 
 #[tokio::test]
+async fn a_runtime_command_is_driven_as_the_built_in_one() {
+    for name in ["runc", "crun"] {
+        let path = std::path::Path::new("/usr/sbin").join(name);
+        let path = if path.exists() {
+            path
+        } else {
+            std::path::Path::new("/usr/bin").join(name)
+        };
+        if !path.exists() {
+            continue;
+        }
+        let lab = Lab::new(name);
+        let Pod { client, mut events, .. } = lab.monitor(false).await;
+        let mut start = lab.container("c", "echo up; trap 'exit 4' TERM; while :; do sleep 0.05; done");
+        start.container_id = format!("wharf-monitor-{}", std::process::id());
+        let id = start.container_id.clone();
+        let root = lab.rootfs("c").with_file_name("state");
+        start.handler = Some(wharf_proto::monitor::Handler {
+            path: path.display().to_string(),
+            root: root.display().to_string(),
+        });
+        if let Err(error) = within(client.start(start)).await {
+            // crun refuses machines where cgroup v1 and v2 are mixed.
+            assert!(error.to_string().contains("cgroup"), "{name}: {error}");
+        } else {
+            lab.wait_for_log("c", "stdout F up").await;
+            let null = || OwnedFd::from(fs::File::options().read(true).write(true).open("/dev/null").unwrap());
+            within(client.exec(lab.exec("e", &id, "exit 6"), vec![null(), null(), null()]))
+                .await
+                .unwrap();
+            assert!(matches!(within(events.recv()).await, Some(Event::ExecExited(exited)) if exited.code == 6));
+            within(client.kill(&id, libc::SIGTERM, false)).await.unwrap();
+            assert!(matches!(within(events.recv()).await, Some(Event::ContainerExited(exited)) if exited.code == 4));
+            within(client.delete(&id)).await.unwrap();
+        }
+        within(client.shutdown()).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_full_disk_does_not_stop_the_container() {
     let lab = Lab::new("full");
     let Pod { client, mut events, .. } = lab.monitor(false).await;
