@@ -63,7 +63,8 @@ pub struct ContainerRef<'a> {
 
 /// An operation under way. Its descriptor becomes readable when the result is there; then call the handler's
 /// `finish_` function of the same name. The helper is a child of the caller and ends by itself; whoever waits for
-/// children will see its pid and may ignore it.
+/// children will see its pid and may ignore it. The same goes for an init or exec'd process whose operation fails; it
+/// must be waited for, because a PID namespace's init cannot end before everything in it has been.
 pub struct Pending {
     /// `None` when the operation needed no helper.
     pub helper: Option<i32>,

@@ -93,12 +93,12 @@ pub fn fsmount(fstype: &str, params: &[(String, String)], attrs: u64) -> io::Res
             CString::new(value.as_str()).map_err(invalid)?,
         );
         if value.is_empty() {
-            fsconfig(&context, libc::FSCONFIG_SET_FLAG as u32, Some(&key), None)?;
+            fsconfig(&context, libc::FSCONFIG_SET_FLAG, Some(&key), None)?;
         } else {
-            fsconfig(&context, libc::FSCONFIG_SET_STRING as u32, Some(&key), Some(&text))?;
+            fsconfig(&context, libc::FSCONFIG_SET_STRING, Some(&key), Some(&text))?;
         }
     }
-    fsconfig(&context, libc::FSCONFIG_CMD_CREATE as u32, None, None)?;
+    fsconfig(&context, libc::FSCONFIG_CMD_CREATE, None, None)?;
     // SAFETY: no pointers.
     owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), libc::FSMOUNT_CLOEXEC, attrs) })
 }
@@ -202,6 +202,12 @@ pub fn pidfd_kill(pidfd: BorrowedFd, signal: i32) -> io::Result<()> {
 pub fn setns(fd: BorrowedFd, kinds: i32) -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::setns(fd.as_raw_fd(), kinds) }.into())?;
+    Ok(())
+}
+
+pub fn unshare(kinds: i32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::unshare(kinds) }.into())?;
     Ok(())
 }
 

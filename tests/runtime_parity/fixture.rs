@@ -4,10 +4,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wharf::runtime::{ContainerRef, CreateRequest, Created, Error, ExecRequest, Executed, Handler, Pending, Stdio};
@@ -15,7 +15,7 @@ use wharf::runtime::{ContainerRef, CreateRequest, Created, Error, ExecRequest, E
 const APPLETS: &[&str] = &[
     "sh", "cat", "ls", "id", "true", "sleep", "stat", "readlink", "mount", "umount", "mknod", "hostname", "touch",
     "env", "pwd", "ps", "kill", "chroot", "unshare", "tty", "stty", "dd", "head", "tr", "sort", "find", "sync", "ip",
-    "mkdir", "rm", "ln", "wc", "test", "grep", "sed", "echo", "printf",
+    "mkdir", "rm", "ln", "wc", "test", "grep", "sed", "echo", "printf", "cut", "mkfifo",
 ];
 
 /// A bundle below a directory of its own; everything goes with it.
@@ -39,6 +39,14 @@ impl Bundle {
         let passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n";
         std::fs::write(rootfs.join("etc/passwd"), passwd).unwrap();
         Bundle { dir, id }
+    }
+
+    /// Hand the root file system to a mapped root user.
+    pub fn give_to(&self, id: u32) {
+        give(&self.dir.join("rootfs"), id);
+        for dir in [self.dir.clone(), self.dir.join("rootfs")] {
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
     }
 
     pub fn cgroup(&self) -> String {
@@ -124,8 +132,14 @@ impl Drop for Bundle {
     }
 }
 
-/// A child that has been waited for.
-pub type Ended = HashMap<i32, WaitStatus>;
+fn give(path: &Path, id: u32) {
+    std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();
+    if path.is_dir() && !path.is_symlink() {
+        for entry in std::fs::read_dir(path).unwrap() {
+            give(&entry.unwrap().path(), id);
+        }
+    }
+}
 
 /// A running container under a handler, with its output in a pipe.
 pub struct Container<'a> {
@@ -133,16 +147,23 @@ pub struct Container<'a> {
     pub bundle: &'a Bundle,
     pub created: Created,
     pub output: File,
-    pub ended: Ended,
+    cgroup: String,
 }
 
-fn ready(pending: &Pending) {
+/// Wait for a result, take it, and wait for the helper.
+fn finish<T>(pending: Pending, take: impl FnOnce(Pending) -> Result<T, Error>) -> Result<T, Error> {
     let mut fds = [PollFd::new(pending.as_fd(), PollFlags::POLLIN)];
     assert_ne!(
         poll(&mut fds, PollTimeout::from(20_000u16)).unwrap(),
         0,
         "no result within 20 s"
     );
+    let helper = pending.helper;
+    let result = take(pending);
+    if let Some(helper) = helper {
+        waitpid(Pid::from_raw(helper), None).unwrap();
+    }
+    result
 }
 
 pub fn pipe() -> (File, OwnedFd) {
@@ -175,21 +196,19 @@ impl<'a> Container<'a> {
             seccomp_filter: None,
         };
         let pending = handler.create(&request)?;
-        ready(&pending);
-        let created = handler.finish_create(pending)?;
+        let created = finish(pending, |pending| handler.finish_create(pending))?;
         Ok(Container {
             handler,
             bundle,
             created,
             output,
-            ended: Ended::new(),
+            cgroup: bundle.cgroup(),
         })
     }
 
     pub fn start(&mut self) -> Result<(), Error> {
         let pending = self.handler.start(&self.bundle.id, &mut self.created)?;
-        ready(&pending);
-        self.handler.finish_start(pending)
+        finish(pending, |pending| self.handler.finish_start(pending))
     }
 
     pub fn exec(&mut self, process: &Value, stdio: Stdio) -> Result<Executed, Error> {
@@ -203,8 +222,7 @@ impl<'a> Container<'a> {
             seccomp_filter: None,
         };
         let pending = self.handler.exec(&request)?;
-        ready(&pending);
-        self.handler.finish_exec(pending)
+        finish(pending, |pending| self.handler.finish_exec(pending))
     }
 
     /// Run a process and return its exit code and output.
@@ -218,12 +236,21 @@ impl<'a> Container<'a> {
         Ok((self.wait(executed.pid), text))
     }
 
-    /// Wait for a child of ours; helpers that end meanwhile are put aside.
-    pub fn wait(&mut self, pid: i32) -> i32 {
-        let status = self
-            .ended
-            .remove(&pid)
-            .unwrap_or_else(|| waitpid(Pid::from_raw(pid), None).unwrap());
+    /// Kill, wait and delete.
+    pub fn end(self) {
+        self.signal(libc::SIGKILL, false);
+        self.wait_init();
+        delete(self.handler, self.bundle);
+    }
+
+    /// Wait for a child of ours. Others that end meanwhile are let go: a PID namespace's init cannot end before them.
+    pub fn wait(&self, pid: i32) -> i32 {
+        let status = loop {
+            let status = waitpid(None, None).unwrap();
+            if status.pid() == Some(Pid::from_raw(pid)) {
+                break status;
+            }
+        };
         match status {
             WaitStatus::Exited(_, code) => code,
             WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
@@ -231,7 +258,7 @@ impl<'a> Container<'a> {
         }
     }
 
-    pub fn wait_init(&mut self) -> i32 {
+    pub fn wait_init(&self) -> i32 {
         self.wait(self.created.init_pid)
     }
 
@@ -241,8 +268,7 @@ impl<'a> Container<'a> {
             .kill(&self.reference(self.created.init_pid), signal, all)
             .unwrap()
         {
-            ready(&pending);
-            self.handler.finish_kill(pending).unwrap();
+            finish(pending, |pending| self.handler.finish_kill(pending)).unwrap();
         }
     }
 
@@ -251,12 +277,8 @@ impl<'a> Container<'a> {
             id: &self.bundle.id,
             bundle: &self.bundle.dir,
             init_pid,
-            cgroup_path: "",
+            cgroup_path: &self.cgroup,
         }
-    }
-
-    pub fn delete(self) {
-        delete(self.handler, self.bundle);
     }
 }
 
@@ -269,10 +291,18 @@ pub fn delete(handler: &dyn Handler, bundle: &Bundle) {
         cgroup_path: &cgroup,
     };
     if let Some(pending) = handler.delete(&reference).unwrap() {
-        ready(&pending);
-        handler.finish_delete(pending).unwrap();
+        finish(pending, |pending| handler.finish_delete(pending)).unwrap();
     }
-    reap();
+}
+
+/// After a test that failed half-way.
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = nix::sys::signal::kill(Pid::from_raw(self.created.init_pid), nix::sys::signal::SIGKILL);
+            delete(self.handler, self.bundle);
+        }
+    }
 }
 
 /// Wait for children that have ended.

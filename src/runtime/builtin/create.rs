@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, umask};
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Kinds in the order in which existing ones are joined: the user namespace last, because the helper's privileges
 /// over the others end there.
@@ -52,13 +52,19 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
         rootfs: root_tree(&bundle)?,
         mounts: prepare::mounts(&bundle, &hierarchies, &cgroup)?,
         devices: devices::prepare(&bundle)?,
-        null: sys::clone_tree(Path::new("/dev/null"), false).context(|| "bind /dev/null".into())?,
+        null: devices::host_null()?,
         terminal: matches!(request.stdio, Stdio::Terminal),
         keyring: keyring_name(request.id)?,
+        unshare: 0,
         bundle,
         setup,
     };
-    let (new, existing) = namespaces(&plan.bundle)?;
+    let (mut new, existing) = namespaces(&plan.bundle)?;
+    if new_userns && new & libc::CLONE_NEWIPC != 0 {
+        // Its file system belongs to whoever makes the namespace: that must be the container's root.
+        new &= !libc::CLONE_NEWIPC;
+        plan.unshare = libc::CLONE_NEWIPC;
+    }
     // A cgroup namespace begins where its first process is, so the helper goes ahead; limits follow when init is there.
     cgroup.join_self().map_err(cgroup_error)?;
     take_stdio(&request.stdio)?;

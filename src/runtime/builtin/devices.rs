@@ -7,7 +7,7 @@ use crate::runtime::sys;
 use crate::runtime::{Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::sys::stat::{Mode, SFlag, fstatat, makedev, mknodat};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use std::os::fd::{AsFd, OwnedFd};
@@ -61,11 +61,27 @@ pub fn prepare(bundle: &Bundle) -> Result<Vec<Node>> {
     }
     if bundle.has_userns() {
         for node in &mut nodes {
-            let tree = sys::clone_tree(&node.path, false);
-            node.host = Some(tree.context(|| format!("bind device {}", node.path.display()))?);
+            node.host = Some(host_node(&node.path, node.kind, node.number)?);
         }
     }
     Ok(nodes)
+}
+
+/// A detached mount of the host's null device.
+pub fn host_null() -> Result<OwnedFd> {
+    host_node(Path::new("/dev/null"), SFlag::S_IFCHR, makedev(1, 3))
+}
+
+/// A detached mount of a device node of the host, which must be that device: anything else at its place, such as a link
+/// to a file, would end up in the container.
+fn host_node(path: &Path, kind: SFlag, number: u64) -> Result<OwnedFd> {
+    let what = || format!("bind device {}", path.display());
+    let tree = sys::clone_tree(path, false).context(what)?;
+    let found = fstat(&tree).context(what)?;
+    if found.st_mode & libc::S_IFMT != kind.bits() || found.st_rdev != number {
+        return Err(Error::Failed(format!("{}: the host has something else there", what())));
+    }
+    Ok(tree)
 }
 
 fn node(device: &LinuxDevice) -> Result<Node> {
@@ -97,8 +113,9 @@ pub fn owns_dev(bundle: &Bundle) -> bool {
     })
 }
 
-/// Make the nodes and links. The file creation mask is 0.
-pub fn create(root: &Root, nodes: Vec<Node>) -> Result<()> {
+/// Make the nodes and links. The file creation mask is 0. The link to the kernel's memory image is made where the
+/// kernel has one.
+pub fn create(root: &Root, nodes: Vec<Node>, has_kcore: bool) -> Result<()> {
     if nodes.is_empty() {
         return Ok(());
     }
@@ -111,14 +128,14 @@ pub fn create(root: &Root, nodes: Vec<Node>) -> Result<()> {
         ("stdin", "/proc/self/fd/0"),
         ("stdout", "/proc/self/fd/1"),
         ("stderr", "/proc/self/fd/2"),
-        ("core", "/proc/kcore"),
         ("ptmx", "pts/ptmx"),
     ];
-    for (name, target) in links {
-        if name == "ptmx" {
-            let _ = unlinkat(&dev, name, UnlinkatFlags::NoRemoveDir);
+    let core = [("core", "/proc/kcore")];
+    for (name, target) in links.iter().chain(core.iter().filter(|_| has_kcore)) {
+        if *name == "ptmx" {
+            let _ = unlinkat(&dev, *name, UnlinkatFlags::NoRemoveDir);
         }
-        match symlinkat(target, &dev, name) {
+        match symlinkat(*target, &dev, *name) {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(e) => return Err(Error::os(format!("link /dev/{name}"), e)),
         }

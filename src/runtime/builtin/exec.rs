@@ -163,6 +163,8 @@ fn enter(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)
     }
     cgroup.join().map_err(|e| Error::Cgroup(e.to_string()))?;
     drop(cgroup);
+    setup.open_labels(procfs.as_fd())?;
+    drop(procfs);
     let kinds = NAMESPACES | if userns { libc::CLONE_NEWUSER } else { 0 };
     sys::setns(init.as_fd(), kinds).context(|| "join the container's namespaces".into())?;
     drop(init);
@@ -178,10 +180,10 @@ fn enter(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)
     let root = Root::own().context(|| "open the container's root".into())?;
     let mut master = None;
     if terminal {
-        let opened = console::open(&root, procfs.as_fd())?;
+        let opened = console::open(&root)?;
         init::use_terminal(&opened, process.console_size().as_ref())?;
         master = Some(opened.master);
     }
-    setup.settle(&root, procfs.as_fd())?;
+    setup.settle(&root)?;
     Ok((setup, master))
 }

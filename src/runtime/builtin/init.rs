@@ -26,6 +26,8 @@ pub struct Plan {
     pub null: OwnedFd,
     pub terminal: bool,
     pub keyring: CString,
+    /// Namespaces that init makes itself, as the root of its user namespace.
+    pub unshare: i32,
 }
 
 /// Runs in init. `gate` leads to the helper and, later, to the monitor.
@@ -43,7 +45,7 @@ pub fn run(plan: Plan, gate: OwnedFd) -> ! {
         }
         Err(e) => fail(&gate, e),
     };
-    // All else, the host's procfs among it, is gone before the wait.
+    // All else is gone before the wait.
     if let Err(e) = sys::close_all_but(&[0, 1, 2, gate.as_raw_fd()]) {
         fail(&gate, Error::os("close descriptors", e));
     }
@@ -70,34 +72,41 @@ fn build(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)
         null,
         terminal,
         keyring,
+        unshare,
     } = plan;
     let linux = bundle.linux()?;
     if bundle.has_userns() {
         become_root_of_userns(gate)?;
     }
+    if unshare != 0 {
+        sys::unshare(unshare).context(|| "make namespaces".into())?;
+    }
     setsid().context(|| "start a session".into())?;
     // Kernels without keys, or a user's full quota: the process then has no session keyring of its own.
     let _ = sys::new_session_keyring(&keyring);
     names(&bundle)?;
+    sysctl::write(&bundle, procfs.as_fd())?;
+    setup.open_labels(procfs.as_fd())?;
+    drop(procfs);
 
     // While the host's file systems are in sight, without which the kernel refuses new ones to a user namespace.
     for mount in &mut mounts {
         prepare::make(mount)?;
     }
     let readonly_dev = attach::readonly_dev(&mounts);
+    let has_kcore = Path::new("/proc/kcore").exists();
     let root = attach::enter_root(rootfs)?;
     attach::attach_all(&root, mounts)?;
-    devices::create(&root, devices)?;
+    devices::create(&root, devices, has_kcore)?;
     let mut master = None;
     if terminal {
-        let opened = console::open(&root, procfs.as_fd())?;
+        let opened = console::open(&root)?;
         console::mount_console(&root, &opened)?;
         use_terminal(&opened, bundle.process()?.console_size().as_ref())?;
         master = Some(opened.master);
     }
     // runc makes the working directory when the image lacks it; a file in its place is reported by the chdir.
     let _ = root.ensure_dir(setup.cwd());
-    sysctl::write(&bundle, procfs.as_fd())?;
     attach::make_readonly(&root, linux.readonly_paths().as_deref().unwrap_or_default())?;
     attach::mask(&root, linux.masked_paths().as_deref().unwrap_or_default(), null)?;
     if readonly_dev {
@@ -108,7 +117,7 @@ fn build(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)
     }
     attach::finish_root(&root, &bundle)?;
     set_personality(&bundle)?;
-    setup.settle(&root, procfs.as_fd())?;
+    setup.settle(&root)?;
     Ok((setup, master))
 }
 

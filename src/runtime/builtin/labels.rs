@@ -10,7 +10,13 @@ use std::path::Path;
 
 /// Files below /proc/self and what to write there.
 #[derive(Default)]
-pub struct Labels(Vec<(&'static str, String)>);
+pub struct Labels(Vec<Label>);
+
+struct Label {
+    path: &'static str,
+    text: String,
+    file: Option<File>,
+}
 
 impl Labels {
     /// Labels of a process. Asking for one that this kernel cannot give is an error: the process would run without
@@ -27,12 +33,16 @@ impl Labels {
                 )));
             }
             let own = Path::new("/proc/self/attr/apparmor/exec").exists();
-            let file = if own {
+            let path = if own {
                 "self/attr/apparmor/exec"
             } else {
                 "self/attr/exec"
             };
-            labels.push((file, format!("exec {profile}")));
+            labels.push(Label {
+                path,
+                text: format!("exec {profile}"),
+                file: None,
+            });
         }
         if let Some(label) = wanted(process.selinux_label()) {
             if !Path::new("/sys/fs/selinux/enforce").exists() {
@@ -40,17 +50,38 @@ impl Labels {
                     "SELinux label {label:?}: SELinux is not enabled here"
                 )));
             }
-            labels.push(("self/attr/exec", label));
+            labels.push(Label {
+                path: "self/attr/exec",
+                text: label,
+                file: None,
+            });
         }
         Ok(Labels(labels))
     }
 
-    /// Write them through the host's procfs.
-    pub fn write(&self, procfs: BorrowedFd) -> Result<()> {
-        for (file, label) in &self.0 {
-            let what = || format!("set label {label:?}");
-            let file = sys::openat2(procfs, Path::new(file), libc::O_WRONLY, 0, libc::RESOLVE_BENEATH).context(what)?;
-            File::from(file).write_all(label.as_bytes()).context(what)?;
+    /// Open the files through the host's procfs, by the process that will write them: the container's own could lead
+    /// anywhere.
+    pub fn open(&mut self, procfs: BorrowedFd) -> Result<()> {
+        for label in &mut self.0 {
+            let path = Path::new(label.path);
+            let file = sys::openat2(procfs, path, libc::O_WRONLY, 0, libc::RESOLVE_BENEATH);
+            label.file = Some(
+                file.context(|| format!("open the file for label {:?}", label.text))?
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Write them.
+    pub fn write(&mut self) -> Result<()> {
+        for label in &mut self.0 {
+            let what = || format!("set label {:?}", label.text);
+            let mut file = label
+                .file
+                .take()
+                .ok_or_else(|| Error::Failed(format!("{}: not opened", what())))?;
+            file.write_all(label.text.as_bytes()).context(what)?;
         }
         Ok(())
     }

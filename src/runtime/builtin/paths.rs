@@ -129,8 +129,12 @@ impl Root {
                         mkdirat(parent.as_fd(), part.as_os_str(), Mode::from_bits_truncate(0o755))
                     };
                     match made {
-                        // Somebody was faster; look again at what they made.
-                        Err(nix::errno::Errno::EEXIST) => todo.push_front(part),
+                        // Somebody was faster; look again at what they made. Not for ever: below /proc/self/fd
+                        // looking changes what is there.
+                        Err(nix::errno::Errno::EEXIST) if links < MAX_LINKS => {
+                            links += 1;
+                            todo.push_front(part);
+                        }
                         Err(e) => return Err(e.into()),
                         Ok(()) => done = next,
                     }

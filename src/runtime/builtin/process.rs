@@ -81,13 +81,18 @@ impl Setup {
         &self.cwd
     }
 
+    /// Open what later steps write to, while the host's procfs is at hand.
+    pub fn open_labels(&mut self, procfs: BorrowedFd) -> Result<()> {
+        self.labels.open(procfs)
+    }
+
     /// Everything up to the seccomp filter. The process is root in the container; afterwards it is the user.
-    pub fn settle(&mut self, root: &Root, procfs: BorrowedFd) -> Result<()> {
+    pub fn settle(&mut self, root: &Root) -> Result<()> {
         self.set_home(root);
         if self.own_limits {
             rlimits::apply(0, &self.limits)?;
         }
-        self.labels.write(procfs)?;
+        self.labels.write()?;
         self.own_stdio();
         self.caps.limit_bounding()?;
         umask(Mode::from_bits_truncate(self.umask));
