@@ -53,6 +53,9 @@ bin_dir = "/usr/lib/cni"
 conf_dir = "$dir/cni"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
+# Without a table of options the shim of Debian's 1.6 waits for them and fails.
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+SystemdCgroup = false
 [plugins."io.containerd.grpc.v1.cri".registry.mirrors."127.0.0.1:5000"]
 endpoint = ["http://127.0.0.1:5000"]
 TOML
