@@ -144,11 +144,13 @@ impl Handler for Command {
                     .chain([container.id]),
             );
             match invocation.run() {
-                Err(error) if !error.to_string().contains("does not exist") => return Err(error),
+                Err(error) if !is_gone(&error.to_string(), container.id) => return Err(error),
                 _ => {}
             }
-            cgroup(container)?
-                .remove()
+            let cgroup = cgroup(container)?;
+            cgroup
+                .kill_all()
+                .and_then(|()| cgroup.remove())
                 .map_err(|error| Error::Cgroup(error.to_string()))?;
             invocation.tidy();
             Ok(Report::default())
@@ -159,6 +161,12 @@ impl Handler for Command {
     fn finish_delete(&self, pending: Pending) -> Result<()> {
         report::finish(&pending, "delete").map(drop)
     }
+}
+
+/// Whether a program's words on deletion mean that it knows no such container: runc says so, crun misses the
+/// container's directory.
+fn is_gone(text: &str, id: &str) -> bool {
+    text.contains("does not exist") || text.contains(id) && text.ends_with("No such file or directory")
 }
 
 fn cgroup(container: &ContainerRef) -> Result<cgroups::Cgroup> {
@@ -182,4 +190,23 @@ fn signal_process(pid: i32, signal: i32) -> Result<()> {
 fn send_number(pid: i32, signal: i32) -> nix::Result<()> {
     // SAFETY: kill takes two numbers and touches no memory of ours.
     nix::errno::Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_programs_words_for_an_unknown_container_are_known() {
+        assert!(is_gone("runc: container does not exist", "c1"));
+        assert!(is_gone(
+            "crun: cannot open directory '/run/crun/c1': No such file or directory",
+            "c1"
+        ));
+        assert!(!is_gone(
+            "crun: cannot open directory '/sys/x': No such file or directory",
+            "c1"
+        ));
+        assert!(!is_gone("run /opt/runc: No such file or directory (os error 2)", "c1"));
+    }
 }
