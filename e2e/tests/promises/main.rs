@@ -13,6 +13,7 @@ mod images;
 mod life;
 mod network;
 mod rules;
+mod rules_node;
 mod security;
 
 /// Runs a test's body on each runtime handler that was asked for.

@@ -29,9 +29,11 @@ impl Watch {
         while inotify.add_watch(place, changes).is_err() {
             place = place.parent().ok_or_else(|| wrong(nix::Error::ENOENT))?;
         }
-        AsyncFd::new(OwnedFd::from(inotify))
+        // SAFETY: the descriptor is owned by the value that is registered, which neither closes nor exchanges it while it
+        // lives.
+        unsafe { AsyncFd::register(OwnedFd::from(inotify)) }
             .map(Self)
-            .map_err(|source| Error::io("watch", dir, source))
+            .map_err(|source| Error::io("watch", dir, source.into()))
     }
 
     /// Waits until something changes.
