@@ -82,6 +82,8 @@ pub fn run(config: Config) -> Result<(), Error> {
 fn lock(config: &Config) -> Result<StateLock, Error> {
     store::create_dir(&config.state_dir)?;
     store::create_dir(&config.run_dir)?;
+    // What containers use can be asked for before the first pod comes.
+    store::create_dir(&config.state_dir.join("pods"))?;
     Ok(StateLock::acquire(&config.state_dir)?)
 }
 

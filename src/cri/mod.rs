@@ -2,6 +2,7 @@
 //!
 //! One file per group of calls; `status.rs` is the one place where errors become codes; `server.rs` listens.
 
+mod authority;
 mod containers;
 mod filters;
 mod image_service;

@@ -8,13 +8,13 @@ use std::{
 
 use nix::unistd::{Gid, Group, chown};
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
 use wharf_proto::{
     api::wharf_server::WharfServer,
     cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
 };
 
-use super::Face;
+use super::{Face, authority};
 
 /// Largest message in either direction: lists of thousands of containers fit (feature row J10).
 const MESSAGE_LIMIT: usize = 32 << 20;
@@ -85,8 +85,7 @@ impl Server {
 
     /// Serves until `stop` completes, then lets running calls end and removes the socket.
     ///
-    /// Clients written in Go may send the URL-encoded socket path as `:authority`; hyper takes it as it comes, and
-    /// nothing here looks at it.
+    /// Clients written in Go may send the URL-encoded socket path as `:authority`: see [`authority`].
     ///
     /// # Errors
     /// When the transport fails.
@@ -97,11 +96,12 @@ impl Server {
         let images = ImageServiceServer::new(face.clone())
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT);
+        let incoming = UnixListenerStream::new(self.listener).map(|stream| stream.map(authority::Lenient::new));
         let result = tonic::transport::Server::builder()
             .add_service(runtime)
             .add_service(images)
             .add_service(WharfServer::new(face))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(self.listener), stop)
+            .serve_with_incoming_shutdown(incoming, stop)
             .await;
         let _ = std::fs::remove_file(&self.path);
         Ok(result?)

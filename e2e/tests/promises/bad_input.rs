@@ -49,7 +49,8 @@ async fn references_that_are_none_are_refused_as_invalid() {
     let daemon = Daemon::start().await;
     for wrong in [
         "",
-        "UPPER/case",
+        "127.0.0.1:5000/UPPER",
+        "UPPERCASE",
         "a b",
         "busybox:",
         "busybox@sha256:123",

@@ -37,7 +37,8 @@ async fn rule_24_an_image_is_visible_after_pull_and_invisible_after_remove() {
 async fn rule_25_size_and_user_of_an_image_are_told() {
     let daemon = Daemon::start().await;
     for (name, uid, username) in [
-        ("busybox:latest", None, ""),
+        // Who names no user runs as root.
+        ("busybox:latest", Some(0), ""),
         ("user-uid:latest", Some(1002), ""),
         ("user-name:latest", None, "app"),
         ("user-pair:latest", Some(1002), ""),

@@ -116,7 +116,7 @@ async fn a_privileged_container_sees_devices_and_may_mount() {
     let id = daemon.started(&pod, &config, &main).await;
     daemon
         .cri
-        .shell(&id, "mount -t tmpfs none /mnt && echo x > /mnt/x")
+        .shell(&id, "mkdir /m && mount -t tmpfs none /m && echo x > /m/x")
         .await
         .unwrap();
     daemon
