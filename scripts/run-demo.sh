@@ -79,9 +79,12 @@ survey() {
     awk '{ print "mount " $5 }' /proc/self/mountinfo
     ip -o link | awk -F': ' '{ print "link " $2 }'
     find /sys/fs/cgroup -mindepth 1 -type d \( -path '*wharf*' \) 2>/dev/null | sed 's/^/cgroup /'
-    nft list tables 2>/dev/null | sed 's/^/nft /'
-    lsns -n -o NS,TYPE 2>/dev/null | awk '{ print "namespace " $1 " " $2 }'
-    grep -alE "wharf.(monitor|serve)" /proc/[0-9]*/cmdline 2>/dev/null | sed 's/^/process /' | grep -v "/$$/"
+    nft list tables 2>/dev/null | sed 's/^/firewall /' || true
+    # A pinned namespace is a mount of nsfs (above); any other is held by a process.
+    for process in /proc/[0-9]*; do
+      line=$(tr '\0' ' ' 2>/dev/null <"$process/cmdline") || continue
+      case $line in *"wharf monitor"* | *"wharf serve"*) echo "process ${process#/proc/} $line" ;; esac
+    done
   } | sort -u
 }
 

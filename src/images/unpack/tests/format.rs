@@ -92,6 +92,8 @@ fn damage_is_found() {
     ));
     // No end marker is what some writers leave.
     assert_eq!(names(&whole[..2048]).unwrap(), ["a", "b"]);
+    // And no padding either, when the last entry is a file.
+    assert_eq!(names(&whole[..512 + 700]).unwrap(), ["a"]);
 }
 
 #[test]
