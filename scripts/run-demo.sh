@@ -118,6 +118,7 @@ done
 show wharf pull "$image"
 show wharf images
 say "wharf run -d --name hello $image sh -c '...'"
+# shellcheck disable=SC2016 # the container's shell expands it
 wharf run -d --name hello "$image" \
   sh -c 'echo "Hello from $(hostname), process $$"; trap "exit 0" TERM; while :; do sleep 1; done'
 show wharf pods

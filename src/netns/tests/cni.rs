@@ -3,6 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
+use tokio::io::AsyncReadExt;
+
 use super::*;
 use wharf_proto::cri;
 
@@ -23,9 +25,10 @@ fn of_type(kind: &str) -> String {
 
 #[test]
 fn debians_plugins_attach_and_detach_a_pod() {
-    if !Path::new("/usr/lib/cni/bridge").exists() {
-        return;
-    }
+    assert!(
+        Path::new("/usr/lib/cni/bridge").exists(),
+        "Debian's containernetworking-plugins is not installed: make setup"
+    );
     on_a_node(|mut node| async move {
         cni_mode(&mut node);
         let networks = node.networks().await;
@@ -76,26 +79,33 @@ fn debians_plugins_attach_and_detach_a_pod() {
 fn a_plugin_that_hangs_is_killed_with_what_it_started() {
     on_a_node(|mut node| async move {
         cni_mode(&mut node);
-        node.config.cni.timeout_secs = 1;
-        let pid = node.scratch.0.join("pid");
+        node.config.cni.timeout_secs = 2;
+        // The plugin and its child hold the pipe's other end: reading it to the end waits for the death of both.
+        let fifo = node.scratch.0.join("alive");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let alive = tokio::net::unix::pipe::OpenOptions::new().open_receiver(&fifo).unwrap();
         script(
             &node,
             "slow",
             &format!(
-                "echo thinking >&2\n[ $CNI_COMMAND = DEL ] && exit 0\nsleep 600 & echo $! > {}\nwait",
-                pid.display()
+                "echo thinking >&2\n[ $CNI_COMMAND = DEL ] && exit 0\nexec 3>{}\necho up >&3\nsleep 600 &\nwait",
+                fifo.display()
             ),
         );
         configure(&node, "a.conf", &of_type("slow"));
         let networks = node.networks().await;
         let pod = node.pod(&networks, "a").await;
         let error = networks.attach(&pod, |_| {}).await.unwrap_err().to_string();
-        for word in ["slow", "ADD", "1s", "thinking", &pod.netns.display().to_string()] {
+        for word in ["slow", "ADD", "2s", "thinking", &pod.netns.display().to_string()] {
             assert!(error.contains(word), "{error}");
         }
-        let child = std::fs::read_to_string(pid).unwrap();
-        let state = std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
-        assert!(state.is_empty() || state.contains(") Z"), "still there: {state}");
+        let mut said = String::new();
+        let mut alive = alive;
+        tokio::time::timeout(Duration::from_secs(10), alive.read_to_string(&mut said))
+            .await
+            .expect("the plugin or its child is still there")
+            .unwrap();
+        assert_eq!(said, "up\n");
     });
 }
 
