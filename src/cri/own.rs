@@ -3,9 +3,7 @@
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, async_trait};
-use wharf_proto::api::{
-    DoctorRequest, DoctorResponse, PullDone, PullImageRequest, PullProgress, pull_progress, wharf_server::Wharf,
-};
+use wharf_proto::api::{DoctorRequest, DoctorResponse, PullImageRequest, PullProgress, wharf_server::Wharf};
 
 use super::{Face, status::status};
 use crate::node::doctor;
@@ -17,7 +15,6 @@ impl Wharf for Face {
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Result<Response<Self::PullImageStream>, Status> {
         let request = request.into_inner();
         let images = self.node()?.images().clone();
-        let before: Vec<String> = images.list().iter().map(|image| image.id.clone()).collect();
         let (sender, mut events) = mpsc::unbounded_channel();
         let stream = async_stream(move |out: mpsc::Sender<Result<PullProgress, Status>>| async move {
             let pull = images.pull(&request.image, request.auth, Some(sender));
@@ -37,16 +34,10 @@ impl Wharf for Face {
                     return;
                 }
             }
-            let last = result
-                .map_err(|error| status(&error.into()))
-                .map(|image_id| PullProgress {
-                    event: Some(pull_progress::Event::Done(PullDone {
-                        up_to_date: before.contains(&image_id),
-                        image_id,
-                    })),
-                });
-            // The client may have gone; nobody else waits for this message.
-            let _ = out.send(last).await;
+            // The last event of a pull that succeeds tells its id; the client may have gone, which concerns nobody.
+            if let Err(error) = result {
+                let _ = out.send(Err(status(&error.into()))).await;
+            }
         });
         Ok(Response::new(stream))
     }

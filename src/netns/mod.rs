@@ -175,4 +175,12 @@ impl Networks {
     pub async fn recover(&self, live: &[(String, record::Network)]) -> Result<()> {
         self.0.builtin.recover(live, self.0.mode == NetworkMode::Builtin).await
     }
+
+    /// Takes down what pods share (bridge, rules) when no pod is attached; to be called when the daemon ends.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the next start finds it.
+    pub async fn release_unused(&self) -> Result<()> {
+        self.0.builtin.release_unused().await
+    }
 }

@@ -104,6 +104,9 @@ impl Node {
                 "work did not end in time; the next start finishes it"
             );
         }
+        if let Err(error) = self.mechanisms().networks.release_unused().await {
+            tracing::warn!(%error, "could not take down the network that no pod uses");
+        }
     }
 
     /// The image store.

@@ -88,7 +88,10 @@ impl Node {
             .pods
             .read()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let pod = pods.values().find(|pod| PodKey::of(&pod.record.get()) == *key)?;
+        let pod = pods.values().find(|pod| {
+            let record = pod.record.get();
+            is_visible(&record) && PodKey::of(&record) == *key
+        })?;
         Some(if pod.is_ready() {
             Ok(pod.id.clone())
         } else {
@@ -100,6 +103,7 @@ impl Node {
     }
 
     async fn create_sandbox(&self, record: record::Pod) -> Result<String> {
+        self.finish_unseen(&PodKey::of(&record)).await?;
         let pod = Arc::new(Sandbox::new(&self.mechanisms().roots, record));
         match sandbox::bring_up(self.mechanisms(), &pod).await {
             Ok(events) => {
@@ -111,12 +115,47 @@ impl Node {
             Err(error) => {
                 tracing::warn!(pod = pod.id, %error, "pod sandbox could not be brought up");
                 if let Err(leftover) = self.discard(&pod).await {
-                    // Listed as not ready, so that Stop and Remove can finish it (contract rule 6).
                     tracing::error!(pod = pod.id, error = %leftover, "and could not be taken down whole");
+                    self.show_broken(&pod).await;
                     self.insert_pod(&pod);
                 }
                 Err(error.into())
             }
+        }
+    }
+
+    /// Removes what a daemon that was killed had begun for the same pod: the start of this one may still be at it.
+    async fn finish_unseen(&self, key: &PodKey) -> Result<()> {
+        let unseen: Vec<_> = {
+            let pods = self
+                .inner
+                .pods
+                .read()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            pods.values()
+                .filter(|pod| {
+                    let record = pod.record.get();
+                    !is_visible(&record) && PodKey::of(&record) == *key
+                })
+                .cloned()
+                .collect()
+        };
+        for pod in unseen {
+            self.remove_pod(&pod).await?;
+        }
+        Ok(())
+    }
+
+    /// Lists a pod that could not be undone as not ready, so that Stop and Remove can finish it (contract rule 6).
+    pub(super) async fn show_broken(&self, pod: &Arc<Sandbox>) {
+        let edit = |record: &mut record::Pod| {
+            if record.state() == PodState::PodCreating {
+                record.state = PodState::PodNotReady.into();
+            }
+        };
+        if let Err(error) = pod.record.change(edit).await {
+            pod.record.publish_unwritten(edit);
+            tracing::error!(pod = pod.id, %error, "could not record that the pod is broken");
         }
     }
 

@@ -136,6 +136,7 @@ impl Node {
             self.inner.tasks.spawn(async move {
                 if let Err(error) = node.remove_pod(&pod).await {
                     tracing::error!(pod = pod.id, %error, "could not take down an unfinished pod");
+                    node.show_broken(&pod).await;
                 }
             });
         }

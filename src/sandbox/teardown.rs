@@ -25,7 +25,8 @@ pub async fn tear_down(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Resul
     if record.teardown_done {
         return Ok(());
     }
-    if record.state() != record::PodState::PodRemoving {
+    // A pod that was never complete stays so: nobody has seen it, and nobody shall while it is undone.
+    if record.state() == record::PodState::PodReady {
         sandbox
             .record
             .change(|pod| pod.state = record::PodState::PodNotReady.into())

@@ -1,6 +1,7 @@
 //! The built-in network: a bridge, addresses from a subnet, masquerading, host ports; over netlink, without programs.
 //!
-//! What exists is derived from the leases on disk. The bridge and the table are there while a pod is.
+//! What exists is derived from the leases on disk. The bridge and the table come with the first pod and stay until the
+//! daemon ends without pods: taking them down costs three RCU grace periods, which the last pod's stop must not wait for.
 
 mod host;
 mod leases;
@@ -172,8 +173,13 @@ impl Builtin {
         let (inner, id, mappings) = (self.inner.clone(), pod.pod_id.clone(), pod.port_mappings.clone());
         let ips = network.ips.clone();
         thread::run("wharf-net", move || inner.release(&id, &ips, &mappings)).await?;
+        self.held.lock().await.pods.remove(&pod.pod_id);
+        Ok(())
+    }
+
+    /// See [`super::Networks::release_unused`].
+    pub(super) async fn release_unused(&self) -> Result<()> {
         let mut held = self.held.lock().await;
-        held.pods.remove(&pod.pod_id);
         if held.pods.is_empty() && held.built {
             let inner = self.inner.clone();
             thread::run("wharf-net", move || {

@@ -77,6 +77,7 @@ fn pods_reach_each_other_and_the_outside_behind_the_nodes_address() {
             networks.detach(pod, network).await.unwrap();
         }
         assert_eq!(node.leases(), Vec::<String>::new());
+        networks.release_unused().await.unwrap();
         assert_eq!(
             node.devices()
                 .into_iter()
@@ -174,6 +175,7 @@ fn fifty_at_once_come_and_go_and_leave_nothing() {
                 result.unwrap();
             }
             println!("50 attached in {up:?}, detached in {:?}", start.elapsed());
+            networks.release_unused().await.unwrap();
             assert_eq!((node.devices(), node.leases()), (vec![], vec![]));
         }
     });
@@ -253,6 +255,7 @@ fn recovery_keeps_the_living_and_releases_the_rest() {
         networks.detach(&b, &bt).await.unwrap();
         networks.remove_namespaces(&node.pins("a")).await.unwrap();
         networks.detach(&a, &at).await.unwrap();
+        networks.release_unused().await.unwrap();
         assert_eq!((node.devices(), node.leases()), (vec![], vec![]));
         networks.recover(&[]).await.unwrap();
     });
