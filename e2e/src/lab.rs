@@ -27,7 +27,14 @@ impl Lab {
     /// Makes the namespaces. `hide_cgroup2` leaves out a cgroup2 mount beside version 1, which crun does not like.
     pub async fn start(hide_cgroup2: bool) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        // The time too: what a test run that was killed has left must not be taken for this one's.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        let name = format!(
+            "{}-{}-{:x}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed),
+            now.as_millis()
+        );
         let mut command = Command::new(program("lab")?);
         command.arg("cgroup").arg(&name);
         if hide_cgroup2 {
