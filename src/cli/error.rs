@@ -55,7 +55,10 @@ impl Error {
             Code::Unimplemented if status.message().is_empty() || status.message().starts_with("unknown ") => {
                 format!("the runtime at {endpoint} can't do that")
             }
-            Code::Unavailable => format!("the daemon went away: {}", status.message()),
+            // With a source it is the connection that broke; without one the daemon itself says so.
+            Code::Unavailable if std::error::Error::source(status).is_some() => {
+                format!("the daemon went away: {}", status.message())
+            }
             code if status.message().is_empty() => code.description().to_owned(),
             _ => status.message().to_owned(),
         };
