@@ -10,6 +10,7 @@ mod exec;
 pub mod host;
 pub mod process;
 pub mod seccomp;
+pub mod session;
 pub mod signals;
 pub mod spec;
 mod start;

@@ -10,6 +10,7 @@ mod error;
 mod joined;
 mod pods;
 mod recovery;
+mod streams;
 mod watch;
 
 use std::{
@@ -20,6 +21,7 @@ use std::{
 
 pub use error::{Error, Result};
 use joined::Joined;
+pub use streams::{AttachOptions, ExecOptions, Input, Output, Session};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wharf_proto::record::Owner;
 
