@@ -17,7 +17,7 @@ fi
 wharf=$1
 shift
 dir=$(mktemp -d /tmp/wb.XXXXXX)
-trap 'umount "$dir/work" 2>/dev/null; rm -rf "$dir"' EXIT
+trap 'umount "$dir/work" 2>/dev/null || true; rm -rf "$dir"' EXIT
 ip link set lo up
 mkdir -p "$dir/work" "$dir/cni" "$dir/storage"
 

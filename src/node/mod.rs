@@ -30,7 +30,7 @@ use crate::{
     containers::{Container, Tools},
     images::{FsUsage, Images},
     netns::NetworkStatus,
-    sandbox::{Mechanisms, Sandbox},
+    sandbox::{self, Mechanisms, Sandbox},
 };
 
 /// How long shutdown waits for work in progress.
@@ -106,8 +106,18 @@ impl Node {
                 "work did not end in time; the next start finishes it"
             );
         }
+        // What all pods share is kept between them: taking it down takes longer than a pod's stop.
         if let Err(error) = self.mechanisms().networks.release_unused().await {
             tracing::warn!(%error, "could not take down the network that no pod uses");
+        }
+        let pods_left = !self
+            .inner
+            .pods
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty();
+        if !pods_left && let Err(error) = sandbox::release_shared_cgroups().await {
+            tracing::warn!(%error, "could not remove the cgroups that no pod uses");
         }
     }
 

@@ -219,15 +219,6 @@ impl Node {
         sandbox::remove(pod).await?;
         self.forget_pod(&pod.id);
         tracing::info!(pod = pod.id, "pod sandbox is removed");
-        if self
-            .inner
-            .pods
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .is_empty()
-        {
-            sandbox::release_shared_cgroups().await?;
-        }
         Ok(())
     }
 }
