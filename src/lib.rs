@@ -13,3 +13,4 @@ pub mod runtime;
 pub mod sandbox;
 pub mod serve;
 pub mod store;
+pub mod streaming;

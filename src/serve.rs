@@ -23,6 +23,7 @@ use crate::{
     node::{self, Node},
     sandbox::{Mechanisms, Roots},
     store::{self, StateLock},
+    streaming,
 };
 
 /// Why the daemon could not start, or ended with a failure.
@@ -52,6 +53,9 @@ pub enum Error {
     /// The CRI socket.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// The server of exec, attach and port-forward.
+    #[error(transparent)]
+    Streaming(#[from] streaming::Error),
     /// Signals or the async runtime.
     #[error("{attempt}: {source}")]
     System {
@@ -98,26 +102,27 @@ async fn daemon(config: Config) -> Result<(), Error> {
     let stop = CancellationToken::new();
     let serving: JoinHandle<_> = tokio::spawn(server.serve(face.clone(), stop.clone().cancelled_owned()));
 
-    let node = match open(config).await {
-        Ok(node) => node,
+    let (node, streams) = match open(config).await {
+        Ok(opened) => opened,
         Err(error) => {
             stop.cancel();
             let _ = serving.await;
             return Err(error);
         }
     };
-    face.ready(node.clone());
+    face.ready(node.clone(), streams.urls());
     notify(&[NotifyState::Ready]);
     tracing::info!(socket = %node.config().socket.display(), "wharf is ready");
 
     let result = wait(serving, &face, &stop, &mut terminate, &mut interrupt).await;
     notify(&[NotifyState::Stopping]);
+    streams.shut_down().await;
     node.shut_down().await;
     tracing::info!("wharf has ended; pods keep running");
     result
 }
 
-async fn open(config: Config) -> Result<Node, Error> {
+async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
     let images = Images::open(&config).await?;
     let networks = Networks::open(&config).await?;
     let monitor_program = Program::current()?;
@@ -140,12 +145,20 @@ async fn open(config: Config) -> Result<Node, Error> {
         monitor_program,
         config,
     });
-    Ok(Node::open(Tools {
+    let streaming = mechanisms.config.streaming.clone();
+    let node = Node::open(Tools {
         mechanisms,
         images,
         host,
     })
-    .await?)
+    .await?;
+    match streaming::Server::start(&streaming, node.clone()).await {
+        Ok(streams) => Ok((node, streams)),
+        Err(error) => {
+            node.shut_down().await;
+            Err(error.into())
+        }
+    }
 }
 
 /// Serves until a signal comes, telling systemd's watchdog meanwhile that the daemon is alive.

@@ -25,6 +25,8 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
     ("monitor", &["runtime", "cgroups"]),
     ("runtime", &["cgroups"]),
     ("containers", &["sandbox"]),
+    // Exec, Attach and PortForward answer with the URLs of the streaming server.
+    ("cri", &["streaming"]),
 ];
 
 /// `wharf serve` wires the rooms together; nothing else may reach across.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use model::{
     BUILTIN_RUNTIME, BuiltinNetwork, CgroupDriver, Cni, Config, Log, LogFormat, NetworkMode, Pull, Registry,
-    RuntimeHandler, SeccompDefault, parse_size,
+    RuntimeHandler, SeccompDefault, Streaming, parse_size,
 };
 use source::Layers;
 

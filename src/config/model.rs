@@ -1,6 +1,7 @@
 //! The settings: names, types and defaults.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -46,6 +47,8 @@ pub struct Config {
     pub unset_seccomp: SeccompDefault,
     /// Image pulls.
     pub pull: Pull,
+    /// The server of exec, attach and port-forward.
+    pub streaming: Streaming,
 }
 
 /// Who connects pods to the network.
@@ -158,6 +161,28 @@ pub struct Pull {
     pub stall_timeout_secs: u64,
 }
 
+/// The server of exec, attach and port-forward.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Streaming {
+    /// Where it listens, and what its URLs name; never an unspecified address.
+    pub address: IpAddr,
+    /// 0 is a free one, chosen at each start.
+    pub port: u16,
+    /// Speak TLS; without `cert` and `key` with a certificate that is made at each start.
+    pub tls: bool,
+    /// PEM file with the certificate and those between it and its authority. Absolute.
+    pub cert: Option<PathBuf>,
+    /// PEM file with the certificate's private key. Absolute.
+    pub key: Option<PathBuf>,
+    /// PEM file with the authorities one of which must have signed a client's certificate. Absolute.
+    pub client_ca: Option<PathBuf>,
+    /// Seconds without a byte in either direction after which a session ends; 1 to 604800.
+    pub idle_timeout_secs: u64,
+    /// Seconds within which a client must open its streams; 1 to 600.
+    pub creation_timeout_secs: u64,
+}
+
 /// Defaults before [`Config::complete`]: what depends on another setting is still empty.
 pub(super) fn defaults() -> Config {
     Config {
@@ -177,6 +202,7 @@ pub(super) fn defaults() -> Config {
         default_capabilities: None,
         unset_seccomp: SeccompDefault::Unconfined,
         pull: Pull::default(),
+        streaming: Streaming::default(),
     }
 }
 
@@ -225,6 +251,21 @@ impl Default for Pull {
         Self {
             max_parallel_layers: 3,
             stall_timeout_secs: 60,
+        }
+    }
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 0,
+            tls: false,
+            cert: None,
+            key: None,
+            client_ca: None,
+            idle_timeout_secs: 4 * 3600,
+            creation_timeout_secs: 30,
         }
     }
 }

@@ -55,7 +55,47 @@ pub fn check(config: &Config) -> Check {
         32,
     )?;
     range(&["pull", "stall_timeout_secs"], config.pull.stall_timeout_secs, 1, 3600)?;
+    streaming(config)?;
     capabilities(config)
+}
+
+fn streaming(config: &Config) -> Check {
+    let streaming = &config.streaming;
+    if streaming.address.is_unspecified() {
+        return fault(
+            &["streaming", "address"],
+            "must be an address that clients can reach; it is part of the URLs that they get",
+        );
+    }
+    range(
+        &["streaming", "idle_timeout_secs"],
+        streaming.idle_timeout_secs,
+        1,
+        7 * 24 * 3600,
+    )?;
+    range(
+        &["streaming", "creation_timeout_secs"],
+        streaming.creation_timeout_secs,
+        1,
+        600,
+    )?;
+    for (key, file) in [
+        ("cert", &streaming.cert),
+        ("key", &streaming.key),
+        ("client_ca", &streaming.client_ca),
+    ] {
+        if let Some(file) = file {
+            if !streaming.tls {
+                return fault(&["streaming", key], "has no meaning without tls = true");
+            }
+            absolute(&["streaming", key], file)?;
+        }
+    }
+    match (&streaming.cert, &streaming.key) {
+        (Some(_), None) => fault(&["streaming", "cert"], "needs its private key: set key as well"),
+        (None, Some(_)) => fault(&["streaming", "key"], "needs its certificate: set cert as well"),
+        _ => Ok(()),
+    }
 }
 
 fn absolute(key: &[&str], path: &Path) -> Check {

@@ -13,6 +13,7 @@ mod pods;
 mod server;
 mod service;
 mod status;
+mod streaming;
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,7 +21,7 @@ pub use server::{Error as ServerError, Server};
 use tonic::{Request, Status};
 use wharf_proto::record::Owner;
 
-use crate::node::Node;
+use crate::{node::Node, streaming::Urls};
 
 /// Metadata key by which Wharf's own command says for whom it asks. Other runtimes ignore it, and kubelet never sends
 /// it: so kubelet neither sees nor kills pods that a person started (it kills pods that it does not know).
@@ -29,7 +30,7 @@ const OWNER_KEY: &str = "wharf-owner";
 /// The services, over a node that may still be recovering. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Face {
-    node: Arc<OnceLock<Node>>,
+    node: Arc<OnceLock<(Node, Arc<Urls>)>>,
 }
 
 impl Face {
@@ -39,9 +40,9 @@ impl Face {
         Self::default()
     }
 
-    /// Gives the face its recovered node. Only the first call counts.
-    pub fn ready(&self, node: Node) {
-        let _ = self.node.set(node);
+    /// Gives the face its recovered node, and who serves its streams. Only the first call counts.
+    pub fn ready(&self, node: Node, urls: Arc<Urls>) {
+        let _ = self.node.set((node, urls));
     }
 
     /// Whether the calls by which kubelet judges a node's health are answered.
@@ -51,6 +52,14 @@ impl Face {
     }
 
     fn node(&self) -> Result<&Node, Status> {
+        Ok(&self.recovered()?.0)
+    }
+
+    fn urls(&self) -> Result<&Urls, Status> {
+        Ok(&self.recovered()?.1)
+    }
+
+    fn recovered(&self) -> Result<&(Node, Arc<Urls>), Status> {
         self.node
             .get()
             .ok_or_else(|| Status::unavailable("wharf is recovering its pods; try again in a moment"))

@@ -172,16 +172,19 @@ impl RuntimeService for Face {
         self.exec(request.into_inner()).await.map(Response::new)
     }
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
-        not_yet("Exec")
+    async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        self.exec_url(request.into_inner()).map(Response::new)
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
-        not_yet("Attach")
+    async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        self.attach_url(request.into_inner()).map(Response::new)
     }
 
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Result<Response<PortForwardResponse>, Status> {
-        not_yet("PortForward")
+    async fn port_forward(
+        &self,
+        request: Request<PortForwardRequest>,
+    ) -> Result<Response<PortForwardResponse>, Status> {
+        self.port_forward_url(request.into_inner()).map(Response::new)
     }
 
     async fn container_stats(
