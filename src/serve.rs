@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cgroups,
+    cgroups::{self, Hierarchies},
     config::Config,
     containers::{
         Tools,
@@ -80,7 +80,10 @@ pub fn run(config: Config) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(system("start the async runtime"))?;
-    runtime.block_on(daemon(config))
+    let result = runtime.block_on(daemon(config));
+    // A thread that waits for a disk that does not answer must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
 }
 
 fn lock(config: &Config) -> Result<StateLock, Error> {
@@ -126,12 +129,16 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
     let images = Images::open(&config).await?;
     let networks = Networks::open(&config).await?;
     let monitor_program = Program::current()?;
-    let look = || -> Result<Host, Error> { Ok(host::host(&cgroups::detect()?)?) };
+    let look = || -> Result<(Hierarchies, Host), Error> {
+        let hierarchies = cgroups::detect()?;
+        let host = host::host(&hierarchies)?;
+        Ok((hierarchies, host))
+    };
     let system = |source| Error::System {
         attempt: "look at the machine",
         source,
     };
-    let host = tokio::task::spawn_blocking(look)
+    let (cgroups, host) = tokio::task::spawn_blocking(look)
         .await
         .map_err(std::io::Error::other)
         .map_err(system)??;
@@ -142,6 +149,7 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
         },
         boot_id: store::boot_id()?,
         networks,
+        cgroups,
         monitor_program,
         config,
     });

@@ -9,7 +9,7 @@ use std::{
 
 use oci_spec::runtime::LinuxResources;
 
-use super::{Error, Hierarchies, Result, Stat, detect::Layout, fsutil, kill, path, stat, v1, v2};
+use super::{Depth, Error, Hierarchies, Result, Usage, detect::Layout, fsutil, kill, path, usage, v1, v2};
 
 /// How long [`Cgroup::remove`] waits for the last processes to leave.
 const REMOVE_WAIT: Duration = Duration::from_secs(2);
@@ -133,7 +133,7 @@ impl Cgroup {
             Layout::V1 { .. } => self
                 .hierarchies
                 .v1_root("memory")
-                .map_or(0, |root| stat::v1_oom_kills(&root.join(&self.rel))),
+                .map_or(0, |root| usage::v1::oom_kills(&root.join(&self.rel))),
             Layout::V2 { root } => {
                 fsutil::read_keyed(&root.join(&self.rel).join("memory.events"), "oom_kill").unwrap_or(0)
             }
@@ -171,14 +171,22 @@ impl Cgroup {
         })
     }
 
-    /// What the cgroup uses now. Counters that are not there are None.
-    pub fn stat(&self) -> Stat {
-        match &*self.hierarchies.0 {
-            Layout::V1 { .. } => {
-                stat::v1(|controller| self.hierarchies.v1_root(controller).map(|root| root.join(&self.rel)))
-            }
-            Layout::V2 { root } => stat::v2(&root.join(&self.rel)),
+    /// What the cgroup uses now; [`Usage::is_empty`] if it is gone.
+    pub fn usage(&self, depth: Depth) -> Usage {
+        let page_sizes = || self.hierarchies.hugepage_sizes();
+        let mut usage = match &*self.hierarchies.0 {
+            Layout::V1 { unified, .. } => usage::v1::read(
+                |controller| self.hierarchies.v1_root(controller).map(|root| root.join(&self.rel)),
+                unified.as_ref().map(|root| root.join(&self.rel)).as_deref(),
+                page_sizes,
+                depth,
+            ),
+            Layout::V2 { root } => usage::v2::read(&root.join(&self.rel), page_sizes, depth),
+        };
+        if !usage.is_empty() {
+            usage.processes = u64::try_from(self.pids().len()).ok();
         }
+        usage
     }
 
     /// The cgroup's directory in each hierarchy that every cgroup is made in, in the order of joining.

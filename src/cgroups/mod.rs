@@ -18,16 +18,16 @@ mod fsutil;
 mod kill;
 mod mounts;
 mod path;
-mod stat;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod v1;
 mod v2;
 
 pub use cgroup::{Cgroup, Joiner};
 pub use convert::cpu_shares_to_weight;
 pub use detect::{Hierarchies, detect};
-pub use stat::Stat;
+pub use usage::{Cpu, Depth, DeviceIo, HugePages, Memory, Psi, Rate, Stall, Swap, Tasks, Throttling, Usage};
 
 use std::{io, path::PathBuf};
 

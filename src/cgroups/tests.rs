@@ -98,7 +98,11 @@ fn limits_are_raised_and_lowered() {
     for (memory, both) in [(64, 64), (128, 256), (32, 32), (512, 512)] {
         apply(memory, both);
     }
-    assert_eq!(own.0.stat().memory_limit, Some(512 << 20));
+    let usage = own.0.usage(Depth::Metrics);
+    assert_eq!(usage.memory.unwrap().limit, Some(512 << 20));
+    assert_eq!(usage.tasks.unwrap().limit, Some(512));
+    assert_eq!((usage.processes, usage.oom_kills), (Some(0), Some(0)));
+    assert!(usage.cpu.is_some() && usage.throttling.is_some(), "{usage:?}");
 }
 
 #[test]

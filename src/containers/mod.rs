@@ -14,6 +14,7 @@ pub mod session;
 pub mod signals;
 pub mod spec;
 mod start;
+pub mod usage;
 pub mod users;
 
 use std::{
@@ -129,6 +130,7 @@ pub struct Container {
     pub sandbox: Arc<Sandbox>,
     /// Its record and newest state.
     pub record: Published<record::Container>,
+    meter: usage::Meter,
     /// Held while the container is started or removed.
     operation: tokio::sync::Mutex<()>,
     /// Held while what an ended container holds is released: its exit and its removal both do so.
@@ -149,6 +151,7 @@ impl Container {
             record: Published::new(container_record(&dir), record),
             dir,
             sandbox,
+            meter: usage::Meter::default(),
             operation: tokio::sync::Mutex::new(()),
             release: tokio::sync::Mutex::new(()),
             pid: AtomicI32::new(0),

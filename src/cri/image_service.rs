@@ -1,19 +1,20 @@
 //! The image service: every call of CRI.
 
-use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status, async_trait};
 use wharf_proto::cri::{
-    ImageFsInfoRequest, ImageFsInfoResponse, ImageStatusRequest, ImageStatusResponse, ListImagesRequest,
+    ImageFilter, ImageFsInfoRequest, ImageFsInfoResponse, ImageStatusRequest, ImageStatusResponse, ListImagesRequest,
     ListImagesResponse, PullImageRequest, PullImageResponse, RemoveImageRequest, RemoveImageResponse,
     StreamImagesRequest, StreamImagesResponse, image_service_server::ImageService,
 };
 
-use super::Face;
+use super::{
+    Face,
+    streams::{Stream, chunks},
+};
 
-type Stream<T> = BoxStream<'static, Result<T, Status>>;
-
-fn not_yet<T>(call: &str) -> Result<Response<T>, Status> {
-    Err(Status::unimplemented(format!("{call} is not implemented yet")))
+/// The reference that a list is about; empty for all.
+fn image_filter(filter: Option<ImageFilter>) -> String {
+    filter.and_then(|filter| filter.image).unwrap_or_default().image
 }
 
 #[async_trait]
@@ -21,20 +22,18 @@ impl ImageService for Face {
     type StreamImagesStream = Stream<StreamImagesResponse>;
 
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
-        let filter = request
-            .into_inner()
-            .filter
-            .and_then(|filter| filter.image)
-            .map(|image| image.image);
-        let images = self.list_images(&filter.unwrap_or_default())?;
+        let filter = image_filter(request.into_inner().filter);
+        let images = self.list_images(&filter)?;
         Ok(Response::new(ListImagesResponse { images }))
     }
 
     async fn stream_images(
         &self,
-        _: Request<StreamImagesRequest>,
+        request: Request<StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        not_yet("StreamImages")
+        let filter = image_filter(request.into_inner().filter);
+        let wrap = |images| StreamImagesResponse { images };
+        Ok(Response::new(chunks(self.list_images(&filter)?, wrap)))
     }
 
     async fn image_status(

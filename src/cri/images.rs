@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use tonic::Status;
 use wharf_proto::cri::{
-    FilesystemIdentifier, FilesystemUsage, Image as Item, ImageFsInfoResponse, ImageSpec, ImageStatusRequest,
-    ImageStatusResponse, Int64Value, PullImageRequest, UInt64Value,
+    Image as Item, ImageFsInfoResponse, ImageSpec, ImageStatusRequest, ImageStatusResponse, Int64Value,
+    PullImageRequest,
 };
 
-use super::{Face, status::status};
+use super::{Face, stats::filesystem, status::status};
 use crate::{images::Image, node::Error, store};
 
 impl Face {
@@ -92,21 +92,9 @@ impl Face {
             .await
             .map_err(|error| status(&Error::from(error)))?;
         let containers = node.containers_usage().await.map_err(|error| status(&error))?;
-        let usage = |usage: crate::images::FsUsage| FilesystemUsage {
-            timestamp: store::now(),
-            fs_id: Some(FilesystemIdentifier {
-                mountpoint: usage.mountpoint.display().to_string(),
-            }),
-            used_bytes: Some(UInt64Value {
-                value: usage.used_bytes,
-            }),
-            inodes_used: Some(UInt64Value {
-                value: usage.inodes_used,
-            }),
-        };
         Ok(ImageFsInfoResponse {
-            image_filesystems: vec![usage(images)],
-            container_filesystems: vec![usage(containers)],
+            image_filesystems: vec![filesystem(&images, store::now())],
+            container_filesystems: vec![filesystem(&containers.value, containers.at)],
         })
     }
 }

@@ -8,12 +8,15 @@ mod filters;
 mod image_service;
 mod images;
 mod info;
+mod metrics;
 mod own;
 mod pods;
 mod server;
 mod service;
+mod stats;
 mod status;
 mod streaming;
+mod streams;
 
 use std::sync::{Arc, OnceLock};
 

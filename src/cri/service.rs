@@ -1,7 +1,6 @@
 //! The runtime service: every call of CRI, by its group's function. What is not built yet answers `Unimplemented`,
 //! exactly, because kubelet falls back only on this code.
 
-use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status, async_trait};
 use wharf_proto::cri::{
     AttachRequest, AttachResponse, CheckpointContainerRequest, CheckpointContainerResponse, CheckpointPodRequest,
@@ -25,9 +24,11 @@ use wharf_proto::cri::{
     runtime_service_server::RuntimeService,
 };
 
-use super::{Face, info, status::status};
-
-type Stream<T> = BoxStream<'static, Result<T, Status>>;
+use super::{
+    Face, info, metrics,
+    status::status,
+    streams::{Stream, chunks},
+};
 
 fn not_yet<T>(call: &str) -> Result<Response<T>, Status> {
     Err(Status::unimplemented(format!("{call} is not implemented yet")))
@@ -94,9 +95,12 @@ impl RuntimeService for Face {
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<StreamPodSandboxesRequest>,
+        request: Request<StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        not_yet("StreamPodSandboxes")
+        let request = request.map(|stream| ListPodSandboxRequest { filter: stream.filter });
+        let items = self.list_sandboxes(&request)?;
+        let wrap = |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes };
+        Ok(Response::new(chunks(items, wrap)))
     }
 
     async fn create_container(
@@ -141,9 +145,12 @@ impl RuntimeService for Face {
 
     async fn stream_containers(
         &self,
-        _: Request<StreamContainersRequest>,
+        request: Request<StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        not_yet("StreamContainers")
+        let request = request.map(|stream| ListContainersRequest { filter: stream.filter });
+        let items = self.list_containers(&request)?;
+        let wrap = |containers| StreamContainersResponse { containers };
+        Ok(Response::new(chunks(items, wrap)))
     }
 
     async fn container_status(
@@ -189,44 +196,56 @@ impl RuntimeService for Face {
 
     async fn container_stats(
         &self,
-        _: Request<ContainerStatsRequest>,
+        request: Request<ContainerStatsRequest>,
     ) -> Result<Response<ContainerStatsResponse>, Status> {
-        not_yet("ContainerStats")
+        let stats = self.container_stats(&request.get_ref().container_id).await?;
+        Ok(Response::new(ContainerStatsResponse { stats: Some(stats) }))
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<ListContainerStatsRequest>,
+        request: Request<ListContainerStatsRequest>,
     ) -> Result<Response<ListContainerStatsResponse>, Status> {
-        not_yet("ListContainerStats")
+        let filter = request.get_ref().filter.clone();
+        let stats = self.list_container_stats(&request, filter).await?;
+        Ok(Response::new(ListContainerStatsResponse { stats }))
     }
 
     async fn stream_container_stats(
         &self,
-        _: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        not_yet("StreamContainerStats")
+        let filter = request.get_ref().filter.clone();
+        let items = self.list_container_stats(&request, filter).await?;
+        let wrap = |container_stats| StreamContainerStatsResponse { container_stats };
+        Ok(Response::new(chunks(items, wrap)))
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<PodSandboxStatsRequest>,
+        request: Request<PodSandboxStatsRequest>,
     ) -> Result<Response<PodSandboxStatsResponse>, Status> {
-        not_yet("PodSandboxStats")
+        let stats = self.sandbox_stats(&request.get_ref().pod_sandbox_id).await?;
+        Ok(Response::new(PodSandboxStatsResponse { stats: Some(stats) }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<ListPodSandboxStatsRequest>,
+        request: Request<ListPodSandboxStatsRequest>,
     ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
-        not_yet("ListPodSandboxStats")
+        let filter = request.get_ref().filter.clone();
+        let stats = self.list_sandbox_stats(&request, filter).await?;
+        Ok(Response::new(ListPodSandboxStatsResponse { stats }))
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        not_yet("StreamPodSandboxStats")
+        let filter = request.get_ref().filter.clone();
+        let items = self.list_sandbox_stats(&request, filter).await?;
+        let wrap = |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats };
+        Ok(Response::new(chunks(items, wrap)))
     }
 
     async fn update_runtime_config(
@@ -270,21 +289,26 @@ impl RuntimeService for Face {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
-        not_yet("ListMetricDescriptors")
+        Ok(Response::new(ListMetricDescriptorsResponse {
+            descriptors: metrics::all(),
+        }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
-        _: Request<ListPodSandboxMetricsRequest>,
+        request: Request<ListPodSandboxMetricsRequest>,
     ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
-        not_yet("ListPodSandboxMetrics")
+        let pod_metrics = self.sandbox_metrics(&request).await?;
+        Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
-        _: Request<StreamPodSandboxMetricsRequest>,
+        request: Request<StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        not_yet("StreamPodSandboxMetrics")
+        let items = self.sandbox_metrics(&request).await?;
+        let wrap = |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+        Ok(Response::new(chunks(items, wrap)))
     }
 
     async fn runtime_config(

@@ -7,6 +7,7 @@
 
 mod builtin;
 mod cni;
+mod counters;
 mod error;
 mod link;
 mod namespaces;
@@ -23,6 +24,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use counters::{Counters, Traffic};
 pub use error::{Error, Result};
 use wharf_proto::{cri, record};
 
@@ -153,6 +155,14 @@ impl Networks {
             // Nothing was noted, so nothing was done.
             _ => Ok(()),
         }
+    }
+
+    /// Counters of the devices in a pod's pinned network namespace, without the loopback device.
+    ///
+    /// # Errors
+    /// When the namespace is gone.
+    pub async fn counters(&self, netns: PathBuf) -> Result<Vec<Counters>> {
+        counters::read(netns).await
     }
 
     /// Whether pods can be attached; reads memory only.

@@ -10,6 +10,7 @@ mod error;
 mod joined;
 mod pods;
 mod recovery;
+pub mod stats;
 mod streams;
 mod watch;
 
@@ -28,7 +29,7 @@ use wharf_proto::record::Owner;
 use crate::{
     config::Config,
     containers::{Container, Tools},
-    images::{FsUsage, Images},
+    images::Images,
     netns::NetworkStatus,
     sandbox::{self, Mechanisms, Sandbox},
 };
@@ -69,6 +70,7 @@ struct Inner {
     container_jobs: Arc<Joined<ContainerKey, Result<String>>>,
     tasks: TaskTracker,
     ending: CancellationToken,
+    disk: stats::Disk,
 }
 
 impl Node {
@@ -87,6 +89,7 @@ impl Node {
                 container_jobs: Arc::new(Joined::new(tasks.clone())),
                 tasks,
                 ending: CancellationToken::new(),
+                disk: stats::Disk::default(),
             }),
         };
         node.recover().await?;
@@ -210,21 +213,6 @@ impl Node {
             "kubelet gave a pod CIDR; pods get their addresses from the configured network instead"
         );
         Ok(())
-    }
-
-    /// Disk that containers' writable layers take.
-    ///
-    /// # Errors
-    /// When their directories can't be read.
-    pub async fn containers_usage(&self) -> Result<FsUsage> {
-        let root = self.mechanisms().roots.pods();
-        self.own(async move {
-            match tokio::task::spawn_blocking(move || crate::images::rootfs::usage(&root)).await {
-                Ok(usage) => Ok(usage.map_err(crate::images::Error::from)?),
-                Err(error) => Err(Error::Internal(format!("measure containers: {error}"))),
-            }
-        })
-        .await
     }
 
     fn mechanisms(&self) -> &Mechanisms {

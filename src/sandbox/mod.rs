@@ -5,15 +5,18 @@
 //! `store`, `config`) and is asked by `containers` and `node`.
 
 pub mod files;
+mod measured;
 mod paths;
 mod start;
 mod teardown;
+pub mod usage;
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
+pub use measured::{Measured, Taken};
 pub use paths::{PodPaths, Roots, container_exit, container_record};
 pub use start::{bring_up, visible_hostname};
 pub use teardown::{release_shared_cgroups, remove, tear_down};
@@ -25,6 +28,7 @@ use wharf_proto::{
 };
 
 use crate::{
+    cgroups::Hierarchies,
     config::Config,
     monitor,
     monitor::client::{Client, Program},
@@ -89,6 +93,8 @@ pub struct Mechanisms {
     pub roots: Roots,
     /// Namespaces and networks.
     pub networks: Networks,
+    /// The machine's cgroup hierarchies.
+    pub cgroups: Hierarchies,
     /// What monitors run.
     pub monitor_program: Program,
     /// This boot of the kernel.
@@ -115,6 +121,7 @@ pub struct Sandbox {
     pub record: Published<record::Pod>,
     /// Held while the pod is stopped or removed, so that only one teardown runs.
     pub teardown: tokio::sync::Mutex<()>,
+    meter: usage::Meter,
     monitor: RwLock<Option<(Arc<Client>, Processes)>>,
     /// Commands that run in the pod's containers, and who waits for their exit code.
     execs: Mutex<HashMap<String, oneshot::Sender<i32>>>,
@@ -130,6 +137,7 @@ impl Sandbox {
             record: Published::new(paths.record(), record),
             paths,
             teardown: tokio::sync::Mutex::new(()),
+            meter: usage::Meter::default(),
             monitor: RwLock::new(None),
             execs: Mutex::default(),
         }

@@ -15,6 +15,7 @@ mod network;
 mod rules;
 mod rules_node;
 mod security;
+mod stats;
 
 /// Runs a test's body on each runtime handler that was asked for.
 ///

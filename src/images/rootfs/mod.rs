@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub use overlay::{mount, unmount};
 pub use remove::{remove_at, remove_tree};
-pub use usage::{mountpoint, usage};
+pub use usage::{Space, mountpoint, space, usage, writable_layer};
 
 /// Usage of a filesystem or of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]

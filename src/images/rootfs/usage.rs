@@ -10,6 +10,7 @@ use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+use nix::sys::statvfs::statvfs;
 
 use super::{FsUsage, Result, io_at, sys};
 
@@ -39,6 +40,49 @@ pub fn usage(root: &Path) -> Result<FsUsage> {
         mountpoint,
         used_bytes: count.bytes,
         inodes_used: count.inodes,
+    })
+}
+
+/// Usage of what a container has written; see [`super::mount`].
+///
+/// # Errors
+/// As [`usage`]; a container that is being removed has no such directory any more.
+pub fn writable_layer(container_dir: &Path) -> Result<FsUsage> {
+    usage(&container_dir.join("upper"))
+}
+
+/// What a filesystem has to offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Space {
+    /// The device, or what the filesystem has in its place.
+    pub device: String,
+    /// Size.
+    pub bytes: u64,
+    /// Inodes that there can be; 0 where they are not limited.
+    pub inodes: u64,
+    /// Inodes that are free.
+    pub inodes_free: u64,
+}
+
+/// What the filesystem that holds `path` has to offer.
+///
+/// # Errors
+/// `path` does not exist.
+pub fn space(path: &Path) -> Result<Space> {
+    let stat = statvfs(path).map_err(io_at("ask the filesystem of", path))?;
+    let mountpoint = mountpoint(path)?;
+    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    // The last line is the mount that lies on top.
+    let device = table.lines().rev().find_map(|line| {
+        let mut words = line.split(' ');
+        let device = words.next()?;
+        (Path::new(words.next()?) == mountpoint).then(|| device.to_owned())
+    });
+    Ok(Space {
+        device: device.unwrap_or_else(|| mountpoint.display().to_string()),
+        bytes: stat.blocks() * stat.fragment_size(),
+        inodes: stat.files(),
+        inodes_free: stat.files_free(),
     })
 }
 

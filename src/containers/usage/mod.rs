@@ -1,0 +1,106 @@
+//! What a container uses: its cgroup, its writable layer, its processes' descriptors. Nothing here waits for a lock of
+//! the container; what does not answer in time is left at what was known before.
+
+mod processes;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+pub use processes::Descriptors;
+use tokio_util::task::TaskTracker;
+use wharf_proto::record::ContainerState;
+
+use super::{Container, Tools};
+use crate::{
+    cgroups::{Cgroup, Depth, Rate},
+    images::{FsUsage, rootfs},
+    sandbox::{
+        Measured, Taken,
+        usage::{Sample, blocking, sample},
+    },
+};
+
+/// How long a caller waits for a walk of a writable layer when an older figure is there.
+const WALK_PATIENCE: Duration = Duration::from_millis(100);
+
+/// What was measured of a container.
+#[derive(Debug, Default)]
+pub struct Meter {
+    stats: Measured<Sample>,
+    metrics: Measured<Figures>,
+    rate: Arc<Mutex<Rate>>,
+    layer: Measured<FsUsage>,
+}
+
+/// What CRI's metrics are made from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Figures {
+    /// The cgroup, read to the full depth.
+    pub sample: Sample,
+    /// What its processes hold open.
+    pub descriptors: Descriptors,
+}
+
+/// Usage of the container's cgroup; None if it does not run.
+pub async fn stats(
+    tools: &Tools,
+    container: &Container,
+    tasks: &TaskTracker,
+    until: Instant,
+) -> Option<Arc<Taken<Sample>>> {
+    let cgroup = cgroup(tools, container)?;
+    let rate = Arc::clone(&container.meter.rate);
+    let read = || blocking(move || sample(&cgroup, &rate, Depth::Stats));
+    container.meter.stats.now(tasks, until, read).await
+}
+
+/// As [`stats`], with all that metrics tell beside.
+pub async fn metrics(
+    tools: &Tools,
+    container: &Container,
+    tasks: &TaskTracker,
+    until: Instant,
+) -> Option<Arc<Taken<Figures>>> {
+    let cgroup = cgroup(tools, container)?;
+    let (rate, init) = (Arc::clone(&container.meter.rate), container.pid());
+    let read = || {
+        blocking(move || {
+            Some(Figures {
+                sample: sample(&cgroup, &rate, Depth::Metrics)?,
+                descriptors: processes::descriptors(init, &cgroup.pids()),
+            })
+        })
+    };
+    container.meter.metrics.now(tasks, until, read).await
+}
+
+/// Disk that the container has written. A layer of few files is measured anew at each call; a big one as often as its
+/// size allows, in the background, and the figure before is told meanwhile, with its time.
+pub async fn writable_layer(container: &Container, tasks: &TaskTracker, until: Instant) -> Option<Arc<Taken<FsUsage>>> {
+    let until = match container.meter.layer.newest() {
+        Some(_) => until.min(Instant::now() + WALK_PATIENCE),
+        None => until,
+    };
+    let (dir, id) = (container.dir.clone(), container.id.clone());
+    let walk = || {
+        blocking(move || match rootfs::writable_layer(&dir) {
+            Ok(usage) => Some(usage),
+            // It is being removed.
+            Err(error) => {
+                tracing::debug!(container = id, %error, "the writable layer can't be measured");
+                None
+            }
+        })
+    };
+    container.meter.layer.thriftily(tasks, until, walk).await
+}
+
+fn cgroup(tools: &Tools, container: &Container) -> Option<Cgroup> {
+    let record = container.record.get();
+    if record.state() != ContainerState::ContainerRunning {
+        return None;
+    }
+    Cgroup::new(&tools.mechanisms.cgroups, &record.cgroup_path).ok()
+}
