@@ -42,16 +42,7 @@ pub async fn exec_sync(container: &Container, command: Vec<String>, timeout: Dur
         return Err(Error::State(format!("container {} is not running", container.id)));
     }
     let monitor = container.monitor()?;
-    let spec_path = container.dir.join("config.json");
-    let failed = container.io("read config.json");
-    let process = container
-        .blocking(move || {
-            let spec =
-                oci_spec::runtime::Spec::load(&spec_path).map_err(|error| failed(std::io::Error::other(error)))?;
-            let process = process::for_exec(&spec, command, false)?;
-            serde_json::to_vec(&process).map_err(|error| Error::Invalid(error.to_string()))
-        })
-        .await?;
+    let process = process_json(container, command, false).await?;
 
     let (stdout, stdout_write) = output_pipe().map_err(container.io("make a pipe"))?;
     let (stderr, stderr_write) = output_pipe().map_err(container.io("make a pipe"))?;
@@ -65,6 +56,7 @@ pub async fn exec_sync(container: &Container, command: Vec<String>, timeout: Dur
         container_id: container.id.clone(),
         process,
         terminal: false,
+        bound: false,
     };
     if let Err(error) = monitor.exec(request, vec![stdin, stdout_write, stderr_write]).await {
         container.sandbox.forget_exec(&id);
@@ -110,7 +102,21 @@ pub async fn exec_sync(container: &Container, command: Vec<String>, timeout: Dur
     })
 }
 
-fn exec_error(container: &Container, error: &monitor::Error) -> Error {
+/// The OCI process object of `command`.
+pub(super) async fn process_json(container: &Container, command: Vec<String>, terminal: bool) -> Result<Vec<u8>> {
+    let spec_path = container.dir.join("config.json");
+    let failed = container.io("read config.json");
+    container
+        .blocking(move || {
+            let spec =
+                oci_spec::runtime::Spec::load(&spec_path).map_err(|error| failed(std::io::Error::other(error)))?;
+            let process = process::for_exec(&spec, command, terminal)?;
+            serde_json::to_vec(&process).map_err(|error| Error::Invalid(error.to_string()))
+        })
+        .await
+}
+
+pub(super) fn exec_error(container: &Container, error: &monitor::Error) -> Error {
     let message = match error {
         monitor::Error::Refused { message, .. } => message.clone(),
         other => other.to_string(),

@@ -142,16 +142,17 @@ impl Connection {
     }
 }
 
-/// Sends descriptor `fd` on `socket` with one byte.
+/// Sends byte `what` on `socket`, with descriptor `fd` if there is one.
 ///
 /// # Errors
 /// When nobody takes it.
-pub fn send_descriptor(socket: BorrowedFd, fd: BorrowedFd) -> io::Result<()> {
-    let descriptors = [fd.as_raw_fd()];
+pub fn send_byte(socket: BorrowedFd, what: u8, fd: Option<BorrowedFd>) -> io::Result<()> {
+    let descriptors: Vec<RawFd> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&descriptors)];
     sendmsg::<()>(
         socket.as_raw_fd(),
-        &[io::IoSlice::new(&[0])],
-        &[ControlMessage::ScmRights(&descriptors)],
+        &[io::IoSlice::new(&[what])],
+        if descriptors.is_empty() { &[] } else { &rights },
         MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
         None,
     )?;

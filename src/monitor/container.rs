@@ -50,8 +50,13 @@ pub struct Container {
     pub line_limit: usize,
     pub outputs: [Option<Output>; 2],
     /// Our end of the container's standard input, kept open for attach.
-    #[allow(dead_code)]
     pub stdin: Option<OwnedFd>,
+    /// It has a terminal instead of three streams.
+    pub terminal: bool,
+    /// The first client that attaches to stdin gets our end for good: what it closes stays closed.
+    pub stdin_once: bool,
+    /// Outputs that are not read because an attached client has no room.
+    pub paused: [bool; 2],
     /// With a terminal: its slave, so that the master does not report a hang-up while nobody has it open.
     pub slave: Option<OwnedFd>,
     pub created: Option<Created>,
@@ -73,6 +78,8 @@ pub struct Container {
 pub enum Drained {
     /// Nothing more at the moment, or enough for one wake-up.
     Open,
+    /// Nothing should be read before an attached client has taken what it was given.
+    Stalled,
     /// Everyone has closed it.
     End,
 }
@@ -115,8 +122,15 @@ impl Container {
         })
     }
 
-    /// Moves output to the log: at most about `budget` bytes, through `buffer`.
-    pub fn drain(&mut self, index: usize, budget: usize, buffer: &mut [u8]) -> Drained {
+    /// Moves output to the log: at most about `budget` bytes, through `buffer`. `pass` gets a copy for whoever is
+    /// attached and says whether there is room for more.
+    pub fn drain(
+        &mut self,
+        index: usize,
+        budget: usize,
+        buffer: &mut [u8],
+        mut pass: impl FnMut(&[u8]) -> bool,
+    ) -> Drained {
         let Some(output) = &mut self.outputs[index] else {
             return Drained::End;
         };
@@ -133,6 +147,10 @@ impl Container {
                         .lines
                         .push(&buffer[..count], Stamp::at(store::now()), &mut self.log);
                     taken += count;
+                    if !pass(&buffer[..count]) {
+                        drained = Drained::Stalled;
+                        break;
+                    }
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,

@@ -8,6 +8,7 @@
 
 use std::{ffi::OsString, io, path::PathBuf, process::ExitCode};
 
+mod attach;
 mod cgroup;
 pub mod client;
 mod connection;

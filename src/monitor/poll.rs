@@ -15,6 +15,10 @@ pub enum Source {
     Stream(u32, usize),
     /// A runtime operation.
     Job(u32),
+    /// The socket of an attached client.
+    Attach(u32),
+    /// A pipe to an attached client that has room again, index as for `Stream`.
+    Sink(u32, usize),
 }
 
 impl Source {
@@ -25,6 +29,8 @@ impl Source {
             Source::Connection(serial) => (2, 0, serial),
             Source::Stream(serial, index) => (3, index as u64 & 1, serial),
             Source::Job(serial) => (4, 0, serial),
+            Source::Attach(serial) => (5, 0, serial),
+            Source::Sink(serial, index) => (6, index as u64 & 1, serial),
         };
         kind << 40 | index << 32 | u64::from(serial)
     }
@@ -38,6 +44,8 @@ impl Source {
             2 => Source::Connection(serial),
             3 => Source::Stream(serial, index),
             4 => Source::Job(serial),
+            5 => Source::Attach(serial),
+            6 => Source::Sink(serial, index),
             _ => return None,
         })
     }
@@ -55,6 +63,11 @@ impl Poll {
 
     pub fn add(&self, fd: impl AsFd, source: Source) -> io::Result<()> {
         Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source.token()))?)
+    }
+
+    /// Waits for room to write, and for nothing else.
+    pub fn add_writer(&self, fd: impl AsFd, source: Source) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLOUT, source.token()))?)
     }
 
     /// Whether to wait for room to write as well.
@@ -101,6 +114,8 @@ mod tests {
             Source::Stream(u32::MAX, 1),
             Source::Stream(3, 0),
             Source::Job(u32::MAX),
+            Source::Attach(9),
+            Source::Sink(8, 1),
         ] {
             assert_eq!(Source::from_token(source.token()), Some(source));
         }

@@ -162,6 +162,13 @@ pub fn pipe_capacity(fd: BorrowedFd) -> usize {
     usize::try_from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETPIPE_SZ) }).unwrap_or(0)
 }
 
+/// Asks for a pipe that holds `capacity` bytes. One that the system does not allow stays as it is.
+pub fn set_pipe_capacity(fd: BorrowedFd, capacity: usize) {
+    let Ok(capacity) = i32::try_from(capacity) else { return };
+    // SAFETY: no memory is involved.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETPIPE_SZ, capacity) };
+}
+
 /// Makes reads from `fd` give an error instead of waiting.
 pub fn set_nonblocking(fd: BorrowedFd) -> io::Result<()> {
     // SAFETY: no memory is involved.

@@ -110,6 +110,14 @@ pub enum Error {
         /// What it had written to standard error.
         stderr: String,
     },
+    /// Nobody answers on a port of a pod.
+    #[error("connect to port {port} of localhost: {source}")]
+    Connect {
+        /// The TCP port.
+        port: u16,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A thread of this room could not be started, or ended without an answer.
     #[error("{0}")]
     Thread(String),

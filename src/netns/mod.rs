@@ -7,6 +7,7 @@
 
 mod builtin;
 mod cni;
+mod connect;
 mod counters;
 mod error;
 mod link;
@@ -24,6 +25,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use connect::connect;
 pub use counters::{Counters, Traffic};
 pub use error::{Error, Result};
 use wharf_proto::{cri, record};

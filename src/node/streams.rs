@@ -4,7 +4,7 @@ use tokio::net::TcpStream;
 
 use super::{Error, Node, Result};
 pub use crate::containers::session::{AttachOptions, ExecOptions, Input, Output, Session};
-use crate::{containers, sandbox};
+use crate::{containers::session, netns, sandbox};
 
 impl Node {
     /// Checks what can be known before the client has connected, and gives the container's full id.
@@ -12,17 +12,19 @@ impl Node {
     /// # Errors
     /// When it could not work: no such container, not running, no command, no stream.
     pub fn check_exec(&self, id: &str, options: &ExecOptions) -> Result<String> {
-        let _ = options;
-        Ok(self.container(id)?.id.clone())
+        let container = self.container(id)?;
+        options.check(&container)?;
+        Ok(container.id.clone())
     }
 
     /// As [`Node::check_exec`], for an attach.
     ///
     /// # Errors
-    /// When it could not work: no such container, not running, a terminal asked for where none is.
+    /// When it could not work: no such container, not running, no stream.
     pub fn check_attach(&self, id: &str, options: &AttachOptions) -> Result<String> {
-        let _ = options;
-        Ok(self.container(id)?.id.clone())
+        let container = self.container(id)?;
+        options.check(&container)?;
+        Ok(container.id.clone())
     }
 
     /// Checks that connections into a pod can be made, and gives its full id.
@@ -43,8 +45,7 @@ impl Node {
     /// # Errors
     /// When it can't be started.
     pub async fn exec_session(&self, id: &str, options: ExecOptions) -> Result<Session> {
-        self.check_exec(id, &options)?;
-        Err(containers::Error::Unsupported("exec with streams is not implemented yet".into()).into())
+        Ok(session::exec(&self.container(id)?, options).await?)
     }
 
     /// Connects to a container's streams, from now on.
@@ -52,8 +53,7 @@ impl Node {
     /// # Errors
     /// When the container does not run.
     pub async fn attach_session(&self, id: &str, options: AttachOptions) -> Result<Session> {
-        self.check_attach(id, &options)?;
-        Err(containers::Error::Unsupported("attach is not implemented yet".into()).into())
+        Ok(session::attach(&self.container(id)?, options).await?)
     }
 
     /// A connection to `port` of localhost in the pod's network, by IPv4 and else by IPv6.
@@ -61,8 +61,13 @@ impl Node {
     /// # Errors
     /// When nobody listens there, or the pod is not ready.
     pub async fn connect_port(&self, pod: &str, port: u16) -> Result<TcpStream> {
-        self.check_port_forward(pod)?;
-        let _ = port;
-        Err(sandbox::Error::Unsupported("port-forward is not implemented yet".into()).into())
+        let id = self.check_port_forward(pod)?;
+        let pod = self.pod(&id)?;
+        let config = pod.record.get().config.clone().unwrap_or_default();
+        let namespace = (!sandbox::host_network(&config)).then(|| pod.paths.namespaces().join("net"));
+        netns::connect(namespace, port)
+            .await
+            .and_then(|stream| TcpStream::from_std(stream).map_err(|source| netns::Error::Connect { port, source }))
+            .map_err(|error| Error::State(format!("pod sandbox {id}: {error}")))
     }
 }

@@ -173,6 +173,7 @@ impl Lab {
             container_id: container_id.to_owned(),
             process: process(args).to_string().into_bytes(),
             terminal: false,
+            bound: false,
         }
     }
 }

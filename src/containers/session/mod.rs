@@ -1,12 +1,24 @@
 //! Sessions: a process in a container, or the container itself, with a client's streams connected to it.
+//!
+//! The descriptors go from the monitor to the client's streams directly: no byte of a session is copied here, except
+//! the input of a client that attached before the container was started.
 
-// Used by what comes next.
-#[allow(dead_code)]
+mod attach;
+mod exec;
 mod streams;
+mod terminal;
 
+use std::os::fd::OwnedFd;
+
+use nix::{fcntl::OFlag, unistd::pipe2};
+
+pub use attach::attach;
+pub use exec::exec;
 pub use streams::{Input, Output};
+use terminal::Terminal;
+use wharf_proto::record::{ContainerState, Owner};
 
-use super::{Error, Result};
+use super::{Container, Error, Result};
 
 /// What to run in a container, and which of its streams are wanted.
 #[derive(Debug, Clone, Default)]
@@ -32,8 +44,58 @@ pub struct AttachOptions {
     pub stdout: bool,
     /// The client wants the error output, which a terminal does not have.
     pub stderr: bool,
-    /// The container has a terminal.
+    /// The client believes that the container has a terminal. Whether it does is the container's own matter, as with
+    /// the peers.
     pub tty: bool,
+}
+
+impl ExecOptions {
+    /// # Errors
+    /// When it could not work in this container now.
+    pub fn check(&self, container: &Container) -> Result<()> {
+        if self.command.is_empty() {
+            return Err(Error::Invalid("the command to run is empty".into()));
+        }
+        check_streams([self.stdin, self.stdout, self.stderr], self.tty)?;
+        match container.state() {
+            ContainerState::ContainerRunning => Ok(()),
+            _ => Err(Error::State(format!("container {} is not running", container.id))),
+        }
+    }
+}
+
+impl AttachOptions {
+    /// A container of a person can be attached to before it is started, so that nothing that it writes is missed.
+    ///
+    /// # Errors
+    /// When it could not work with this container now.
+    pub fn check(&self, container: &Container) -> Result<()> {
+        check_streams([self.stdin, self.stdout, self.stderr], self.tty)?;
+        match container.state() {
+            ContainerState::ContainerRunning => Ok(()),
+            ContainerState::ContainerCreated | ContainerState::ContainerStarting
+                if container.sandbox.record.get().owner() == Owner::User =>
+            {
+                Ok(())
+            }
+            _ => Err(Error::State(format!("container {} is not running", container.id))),
+        }
+    }
+}
+
+fn check_streams(streams: [bool; 3], tty: bool) -> Result<()> {
+    let [.., stderr] = streams;
+    if !streams.contains(&true) {
+        return Err(Error::Invalid(
+            "at least one of stdin, stdout and stderr must be set".into(),
+        ));
+    }
+    if tty && stderr {
+        return Err(Error::Invalid(
+            "tty and stderr can't both be set: a terminal has one output".into(),
+        ));
+    }
+    Ok(())
 }
 
 /// A client's connection to a process. Dropping it ends an exec with its whole process tree, or detaches.
@@ -45,22 +107,51 @@ pub struct Session {
     pub stdout: Option<Output>,
     /// Present when asked for and there is no terminal.
     pub stderr: Option<Output>,
+    terminal: Terminal,
+    process: Process,
+}
+
+#[derive(Debug)]
+enum Process {
+    Exec(exec::Running),
+    Attached(attach::Attached),
 }
 
 impl Session {
-    /// Gives the session's terminal a size in characters. The last size is never lost; sizes with a zero mean nothing.
+    /// Gives the session's terminal a size in characters. The last size is never lost, even if the terminal does not
+    /// exist yet; sizes with a zero mean nothing.
     ///
     /// # Errors
     /// When there is no terminal.
-    pub fn resize(&self, _width: u16, _height: u16) -> Result<()> {
-        Err(Error::Unsupported("a terminal can't be resized yet".into()))
+    pub fn resize(&self, width: u16, height: u16) -> Result<()> {
+        if width == 0 || height == 0 {
+            return Ok(());
+        }
+        self.terminal
+            .resize(width, height)
+            .map_err(|error| Error::State(format!("resize the terminal: {error}")))
     }
 
-    /// Exit code of the exec (0 to 255) or of the attached container. Cancel-safe. Output may still hold unread bytes.
+    /// Exit code of the exec (0 to 255) or of the attached container; 0 as well when the session has ended because its
+    /// stdin has (see [`Input`]). Cancel-safe. Output may still hold unread bytes.
     ///
     /// # Errors
-    /// When the end could not be seen.
+    /// When the end could not be seen, or the client was cut off because it did not read.
     pub async fn wait(&mut self) -> Result<i32> {
-        Err(Error::Unsupported("sessions are not implemented yet".into()))
+        match &mut self.process {
+            Process::Exec(running) => running.wait().await,
+            Process::Attached(attached) => attached.wait().await,
+        }
     }
+}
+
+/// The two ends of a pipe, reading end first.
+fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    Ok(pipe2(OFlag::O_CLOEXEC)?)
+}
+
+/// An output and the descriptor that writes to it.
+fn output() -> std::io::Result<(Output, OwnedFd)> {
+    let (read, write) = pipe()?;
+    Ok((Output::new(streams::reader(read)?), write))
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -12,15 +12,20 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     unistd::pipe2,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
+use tokio_util::sync::CancellationToken;
 
 /// A descriptor that never waits, shared by those who read, write and resize it.
-type Shared = Arc<AsyncFd<OwnedFd>>;
+pub(super) type Shared = Arc<AsyncFd<OwnedFd>>;
 
 /// What a process reads. [`AsyncWrite::poll_shutdown`] tells it that nothing more comes, where its kind has an end: a
-/// pipe does, a terminal does not. Writing to a process that reads no more fails with `BrokenPipe`.
+/// pipe does, a terminal does not, and neither does the stdin of a container that outlives its clients (no
+/// `stdin_once`); there the session ends soon after. Writing to a process that reads no more fails with `BrokenPipe`.
 #[derive(Debug)]
-pub struct Input(Writing);
+pub struct Input {
+    fd: Writing,
+    ended: Option<CancellationToken>,
+}
 
 #[derive(Debug)]
 enum Writing {
@@ -40,14 +45,35 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
 }
 
 /// Makes `fd` one that tokio can wait for.
+fn shared(fd: OwnedFd, interest: Interest) -> io::Result<Shared> {
+    set_nonblocking(&fd)?;
+    // SAFETY: an `OwnedFd` is open, and is the same descriptor, until it is dropped; nothing replaces it in there.
+    let fd = unsafe { AsyncFd::register_with_interest(fd, interest) }?;
+    Ok(Arc::new(fd))
+}
+
+/// A descriptor to read from.
 ///
 /// # Errors
 /// When the kernel can't poll it.
-pub(super) fn shared(fd: OwnedFd) -> io::Result<Shared> {
-    set_nonblocking(&fd)?;
-    // SAFETY: an `OwnedFd` is open, and is the same descriptor, until it is dropped; nothing replaces it in there.
-    let fd = unsafe { AsyncFd::register(fd) }?;
-    Ok(Arc::new(fd))
+pub(super) fn reader(fd: OwnedFd) -> io::Result<Shared> {
+    shared(fd, Interest::READABLE)
+}
+
+/// A descriptor to write to.
+///
+/// # Errors
+/// As [`reader`].
+pub(super) fn writer(fd: OwnedFd) -> io::Result<Shared> {
+    shared(fd, Interest::WRITABLE)
+}
+
+/// A terminal that no one else reads.
+///
+/// # Errors
+/// As [`reader`].
+pub(super) fn reader_and_writer(fd: OwnedFd) -> io::Result<Shared> {
+    shared(fd, Interest::READABLE | Interest::WRITABLE)
 }
 
 /// The writing end of a pipe that nobody reads.
@@ -57,7 +83,10 @@ fn unread() -> io::Result<OwnedFd> {
 
 impl Input {
     pub(super) fn new(fd: Shared) -> Self {
-        Self(Writing::Open(fd))
+        Self {
+            fd: Writing::Open(fd),
+            ended: None,
+        }
     }
 
     /// The input of a process that has none: writing fails with `BrokenPipe`.
@@ -65,7 +94,16 @@ impl Input {
     /// # Errors
     /// When there is no descriptor left.
     pub(super) fn absent() -> io::Result<Self> {
-        Ok(Self(Writing::Closed(unread()?)))
+        Ok(Self {
+            fd: Writing::Closed(unread()?),
+            ended: None,
+        })
+    }
+
+    /// Cancels `ended` when it is shut down.
+    pub(super) fn telling(mut self, ended: CancellationToken) -> Self {
+        self.ended = Some(ended);
+        self
     }
 }
 
@@ -77,7 +115,7 @@ impl Output {
 
 impl AsFd for Input {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.0 {
+        match &self.fd {
             Writing::Open(fd) => fd.get_ref().as_fd(),
             Writing::Closed(fd) => fd.as_fd(),
         }
@@ -92,7 +130,7 @@ impl AsFd for Output {
 
 impl AsyncWrite for Input {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Writing::Open(fd) = &self.0 else {
+        let Writing::Open(fd) = &self.fd else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
         loop {
@@ -114,8 +152,11 @@ impl AsyncWrite for Input {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if matches!(self.0, Writing::Open(_)) {
-            self.0 = Writing::Closed(unread()?);
+        if matches!(self.fd, Writing::Open(_)) {
+            self.fd = Writing::Closed(unread()?);
+        }
+        if let Some(ended) = &self.ended {
+            ended.cancel();
         }
         Poll::Ready(Ok(()))
     }
@@ -139,20 +180,4 @@ impl AsyncRead for Output {
             }
         }
     }
-}
-
-/// Gives a terminal its size in characters; the kernel tells the processes in it.
-///
-/// # Errors
-/// When `terminal` is none.
-pub(super) fn set_size(terminal: BorrowedFd, width: u16, height: u16) -> io::Result<()> {
-    let size = libc::winsize {
-        ws_row: height,
-        ws_col: width,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    // SAFETY: `size` is a valid winsize that lives through the call.
-    nix::errno::Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })?;
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The daemon's side of the monitor: start one, find one again, ask it, hear its events.
 
+pub mod passing;
 mod program;
 mod spawn;
 mod wire;
@@ -272,6 +273,37 @@ impl Client {
             exec_id: exec_id.to_owned(),
         };
         self.ask_done("kill exec", exec_id, Op::KillExec(kill)).await
+    }
+
+    /// As [`Client::kill_exec`], without waiting for it: the request is sent in the order of the others.
+    pub fn kill_exec_soon(&self, exec_id: &str) {
+        let request = Request {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            op: Some(Op::KillExec(proto::KillExec {
+                exec_id: exec_id.to_owned(),
+            })),
+        };
+        let mut bytes = Vec::new();
+        frame::encode(&request, &mut bytes);
+        // A monitor that has gone has no execs.
+        let _ = self.outgoing.send(Outgoing {
+            bytes,
+            descriptors: Vec::new(),
+        });
+    }
+
+    /// Connects a client to a container's streams. `descriptors` are a socket, on which [`passing::hear`] tells what the
+    /// monitor says, and the writing ends of the pipes for what is wanted of stdout and stderr.
+    ///
+    /// # Errors
+    /// Kind `NOT_FOUND`, `WRONG_STATE` when the container has ended, `UNKNOWN_OPERATION` by an older monitor.
+    pub async fn attach(&self, request: proto::Attach, descriptors: Vec<OwnedFd>) -> Result<()> {
+        const ATTEMPT: &str = "attach to container";
+        let id = request.container_id.clone();
+        match self.ask(ATTEMPT, &id, Op::Attach(request), descriptors).await? {
+            Answer::Done(_) => Ok(()),
+            _ => Err(unexpected(ATTEMPT, &id)),
+        }
     }
 
     /// Opens the container's log file anew after a rotation.

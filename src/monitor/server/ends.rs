@@ -6,6 +6,7 @@ use wharf_proto::monitor::{ContainerExited, ExecExited, reply::Result as Answer}
 
 use super::{
     super::{
+        attach,
         container::{Container, Drained, State},
         exit::{self, Exit},
         sys,
@@ -105,11 +106,17 @@ impl Monitor {
         self.end_survivors(serial);
         self.buffer.resize(READ, 0);
         for index in 0..2 {
+            let (attaches, poll) = (&mut self.attaches, &self.poll);
             let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) else {
                 return;
             };
+            // Nobody waits for a client here: what it has no room for is kept, and is not more than this.
+            let pass = |bytes: &[u8]| {
+                attach::spread(attaches, poll, serial, index, bytes);
+                true
+            };
             // What the dead wrote is in the pipe; more than it holds can only come from the living.
-            if container.drain(index, container.rest(index), &mut self.buffer) == Drained::End {
+            if container.drain(index, container.rest(index), &mut self.buffer, pass) == Drained::End {
                 self.close_output(serial, index);
             }
         }

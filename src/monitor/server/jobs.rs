@@ -6,7 +6,7 @@ use wharf_proto::monitor::{Done, Error, ErrorKind, ExecStarted, Started, reply::
 
 use super::{
     super::{
-        connection::send_descriptor,
+        connection::send_byte,
         container::{Output, State},
         exit::{Exit, START_FAILED_CODE},
         log::Lines,
@@ -49,7 +49,9 @@ pub(super) enum Work {
         exec_id: String,
         /// Where the terminal's master goes.
         console: Option<OwnedFd>,
-        /// KillExec came in between.
+        /// It ends with the connection that asked for it.
+        bound: bool,
+        /// KillExec came in between, or the connection it is bound to has closed.
         unwanted: bool,
     },
     Kill {
@@ -114,8 +116,16 @@ impl Monitor {
                 serial,
                 exec_id,
                 console,
+                bound,
                 unwanted,
-            } => self.executed(origin, serial, pending, exec_id, console, unwanted),
+            } => {
+                let exec = Exec {
+                    id: exec_id,
+                    pid: 0,
+                    bound_to: bound.then_some(origin.connection),
+                };
+                self.executed(origin, serial, pending, exec, console, unwanted);
+            }
             Work::Kill { origin, serial } => {
                 let result = self.container(serial).map(|c| c.handler.finish_kill(pending));
                 if let Some(origin) = origin {
@@ -173,6 +183,7 @@ impl Monitor {
                 lines: Lines::new("stdout", container.line_limit),
             });
         }
+        self.introduce(serial);
         Ok(())
     }
 
@@ -251,12 +262,28 @@ impl Monitor {
         self.answer(origin, result);
     }
 
+    /// Marks the execs that are being started for a connection that has closed.
+    pub(super) fn abandon_starting(&mut self, connection: u32) {
+        for job in &mut self.jobs {
+            if let Work::Exec {
+                origin,
+                bound: true,
+                unwanted,
+                ..
+            } = &mut job.work
+                && origin.connection == connection
+            {
+                *unwanted = true;
+            }
+        }
+    }
+
     fn executed(
         &mut self,
         origin: Origin,
         serial: u32,
         pending: Pending,
-        exec_id: String,
+        mut exec: Exec,
         console: Option<OwnedFd>,
         unwanted: bool,
     ) {
@@ -267,22 +294,25 @@ impl Monitor {
             Ok(executed) => executed,
             Err(failure) => return self.answer(origin, error(kind_of(&failure), failure.to_string())),
         };
+        // A container that ended meanwhile has had its processes killed; this one may have joined it too late for that.
+        let unwanted = unwanted || container.has_exited();
         let pid = executed.pid;
         if let (Some(socket), Some(master)) = (console, executed.console)
-            && let Err(error) = send_descriptor(socket.as_fd(), master.as_fd())
+            && let Err(error) = send_byte(socket.as_fd(), 0, Some(master.as_fd()))
         {
             self.notes
-                .say(&format!("hand over the terminal of exec {exec_id}: {error}"));
+                .say(&format!("hand over the terminal of exec {}: {error}", exec.id));
         }
         let ended = self.take_unnamed(pid);
         self.answer(origin, Answer::ExecStarted(ExecStarted { pid }));
         match ended {
-            Some(status) => self.exec_ended(exec_id, status),
+            Some(status) => self.exec_ended(exec.id, status),
             None => {
                 if unwanted {
                     tree::kill(pid);
                 }
-                self.execs.push(Exec { id: exec_id, pid });
+                exec.pid = pid;
+                self.execs.push(exec);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The monitor's loop and what it keeps.
 
+mod attaches;
 mod ends;
 mod jobs;
 mod requests;
@@ -22,13 +23,14 @@ use nix::{
 use wharf_proto::monitor::{Reply, reply::Result as Answer};
 
 use super::{
+    attach::{self, Attach},
     cgroup::Roots,
     connection::Connection,
     container::{Container, Drained},
     pod_init,
     poll::{Poll, Source},
     setup::{self, Notes, Options},
-    sys,
+    sys, tree,
 };
 use ends::Unnamed;
 use jobs::Job;
@@ -46,6 +48,8 @@ const LINGER: Duration = Duration::from_secs(5);
 struct Exec {
     id: String,
     pid: i32,
+    /// The connection with which it ends.
+    bound_to: Option<u32>,
 }
 
 /// Which request an answer belongs to. An answer for an older connection is dropped.
@@ -67,6 +71,7 @@ pub struct Monitor {
     connection: Option<Connection>,
     containers: Vec<Container>,
     execs: Vec<Exec>,
+    attaches: Vec<Attach>,
     jobs: Vec<Job>,
     unnamed: Vec<Unnamed>,
     /// Pid 1 of the shared PID namespace; 0 without one.
@@ -106,6 +111,7 @@ impl Monitor {
             connection: None,
             containers: Vec::new(),
             execs: Vec::new(),
+            attaches: Vec::new(),
             jobs: Vec::new(),
             unnamed: Vec::new(),
             pod_init,
@@ -136,6 +142,8 @@ impl Monitor {
                     Source::Connection(serial) => self.serve(serial),
                     Source::Stream(serial, index) => self.read_output(serial, index),
                     Source::Job(serial) => self.finish_job(serial),
+                    Source::Attach(serial) => self.detach(serial),
+                    Source::Sink(serial, index) => self.relieve(serial, index),
                 }
             }
             // Last, so that what a job has just named is known.
@@ -150,7 +158,10 @@ impl Monitor {
     /// Milliseconds to wait for events.
     fn patience(&self) -> Option<u16> {
         let waiting = |c: &Container| c.drain_until.is_some() || c.exit_unsaved;
-        if self.greeting.is_some() || self.containers.iter().any(waiting) {
+        if self.greeting.is_some()
+            || self.containers.iter().any(waiting)
+            || self.attaches.iter().any(Attach::is_stalled)
+        {
             Some(500)
         } else {
             self.warm.then_some(u16::try_from(IDLE.as_millis()).unwrap_or(u16::MAX))
@@ -162,6 +173,9 @@ impl Monitor {
         if self.warm {
             self.warm = false;
             self.buffer = Vec::new();
+            self.attaches.shrink_to_fit();
+            self.execs.shrink_to_fit();
+            self.jobs.shrink_to_fit();
             for container in &mut self.containers {
                 container.shrink();
             }
@@ -197,6 +211,10 @@ impl Monitor {
     fn disconnect(&mut self) {
         if let Some(old) = self.connection.take() {
             self.poll.remove(&old);
+            self.abandon_starting(old.serial);
+            for exec in self.execs.iter().filter(|exec| exec.bound_to == Some(old.serial)) {
+                tree::kill(exec.pid);
+            }
         }
     }
 
@@ -263,11 +281,15 @@ impl Monitor {
     fn read_output(&mut self, serial: u32, index: usize) {
         self.warm = true;
         self.buffer.resize(READ, 0);
+        let (attaches, poll) = (&mut self.attaches, &self.poll);
         let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) else {
             return;
         };
-        if container.drain(index, TURN, &mut self.buffer) == Drained::End {
-            self.close_output(serial, index);
+        let pass = |bytes: &[u8]| attach::spread(attaches, poll, serial, index, bytes);
+        match container.drain(index, TURN, &mut self.buffer, pass) {
+            Drained::Open => {}
+            Drained::Stalled => self.pause(serial, index),
+            Drained::End => self.close_output(serial, index),
         }
     }
 
@@ -279,12 +301,14 @@ impl Monitor {
             self.poll.remove(fd);
         }
         container.close_output(index);
+        self.end_sinks(serial, index);
     }
 
     /// What is due by the clock.
     fn keep_time(&mut self) {
         let now = Instant::now();
         self.greet_late(now);
+        self.keep_attaches(now);
         for at in 0..self.containers.len() {
             let container = &mut self.containers[at];
             if container.exit_unsaved {

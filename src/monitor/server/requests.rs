@@ -27,7 +27,7 @@ use crate::runtime::{self, CreateRequest, ExecRequest, Stdio};
 const GREETING: Duration = Duration::from_secs(2);
 
 /// The outcome of a request that is answered at once; `None`: a job answers.
-type Outcome = Result<Option<Answer>, Answer>;
+pub(super) type Outcome = Result<Option<Answer>, Answer>;
 
 impl Monitor {
     pub(super) fn request(&mut self, origin: Origin, op: Option<Op>, descriptors: Vec<OwnedFd>) {
@@ -40,6 +40,7 @@ impl Monitor {
             Some(Op::ReopenLog(reopen)) => self.reopen_log(&reopen.container_id),
             Some(Op::Delete(delete)) => self.delete(origin, &delete.container_id),
             Some(Op::Shutdown(_)) => self.shutdown(),
+            Some(Op::Attach(attach)) => self.attach(&attach, descriptors),
             None => Err(error(
                 ErrorKind::UnknownOperation,
                 "this monitor does not know the operation",
@@ -115,6 +116,9 @@ impl Monitor {
             line_limit: line_limit(start.max_log_line),
             outputs: [None, None],
             stdin: None,
+            terminal: start.terminal,
+            stdin_once: start.stdin_once,
+            paused: [false; 2],
             slave: None,
             created: None,
             state: State::Creating,
@@ -124,6 +128,7 @@ impl Monitor {
             drain_until: None,
             exit_unsaved: false,
         });
+        self.adopt_early(serial);
         let began = match trouble {
             Some(trouble) => Err(trouble),
             None if start.terminal => self.create(serial, Stdio::Terminal),
@@ -174,6 +179,7 @@ impl Monitor {
                 });
             }
         }
+        self.introduce(serial);
         self.create(
             serial,
             Stdio::Streams([input.as_fd(), their_out.as_fd(), their_err.as_fd()]),
@@ -239,6 +245,7 @@ impl Monitor {
                 serial,
                 exec_id: exec.exec_id,
                 console,
+                bound: exec.bound,
                 unwanted: false,
             },
         );
