@@ -10,7 +10,7 @@ impl Node {
     /// Checks what can be known before the client has connected, and gives the container's full id.
     ///
     /// # Errors
-    /// When it could not work: no such container, not running, no command, no stream.
+    /// When it could not work: no such container, not running, no command.
     pub fn check_exec(&self, id: &str, options: &ExecOptions) -> Result<String> {
         let container = self.container(id)?;
         options.check(&container)?;
@@ -20,7 +20,7 @@ impl Node {
     /// As [`Node::check_exec`], for an attach.
     ///
     /// # Errors
-    /// When it could not work: no such container, not running, no stream.
+    /// When it could not work: no such container, not running.
     pub fn check_attach(&self, id: &str, options: &AttachOptions) -> Result<String> {
         let container = self.container(id)?;
         options.check(&container)?;

@@ -56,7 +56,6 @@ impl ExecOptions {
         if self.command.is_empty() {
             return Err(Error::Invalid("the command to run is empty".into()));
         }
-        check_streams([self.stdin, self.stdout, self.stderr], self.tty)?;
         match container.state() {
             ContainerState::ContainerRunning => Ok(()),
             _ => Err(Error::State(format!("container {} is not running", container.id))),
@@ -70,7 +69,6 @@ impl AttachOptions {
     /// # Errors
     /// When it could not work with this container now.
     pub fn check(&self, container: &Container) -> Result<()> {
-        check_streams([self.stdin, self.stdout, self.stderr], self.tty)?;
         match container.state() {
             ContainerState::ContainerRunning => Ok(()),
             ContainerState::ContainerCreated | ContainerState::ContainerStarting
@@ -81,21 +79,6 @@ impl AttachOptions {
             _ => Err(Error::State(format!("container {} is not running", container.id))),
         }
     }
-}
-
-fn check_streams(streams: [bool; 3], tty: bool) -> Result<()> {
-    let [.., stderr] = streams;
-    if !streams.contains(&true) {
-        return Err(Error::Invalid(
-            "at least one of stdin, stdout and stderr must be set".into(),
-        ));
-    }
-    if tty && stderr {
-        return Err(Error::Invalid(
-            "tty and stderr can't both be set: a terminal has one output".into(),
-        ));
-    }
-    Ok(())
 }
 
 /// A client's connection to a process. Dropping it ends an exec with its whole process tree, or detaches.
