@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    completions, doctor, exec, images, info, inspect, logs, pods, ps, pull, rm, rmi, run, serve, stop, units, version,
+    completions, doctor, exec, images, info, inspect, logs, pods, ps, pull, rm, rmi, run, serve, stats, stop, top,
+    units, version,
 };
 
 /// Runs containers on this node.
@@ -50,6 +51,10 @@ pub enum Command {
     Ps(ps::Arguments),
     /// List pods
     Pods(pods::Arguments),
+    /// Show what containers use
+    Stats(stats::Arguments),
+    /// List the processes of a container
+    Top(top::Arguments),
     /// Show what a container has written
     Logs(logs::Arguments),
     /// Run a command in a running container

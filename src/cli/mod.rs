@@ -30,7 +30,9 @@ mod rm;
 mod rmi;
 mod run;
 mod serve;
+mod stats;
 mod stop;
+mod top;
 mod units;
 mod version;
 mod wait;
@@ -91,6 +93,8 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Run(arguments) => run::run(&client, &arguments).await,
         Command::Ps(arguments) => ps::run(&client, &arguments).await,
         Command::Pods(arguments) => pods::run(&client, &arguments).await,
+        Command::Stats(arguments) => stats::run(&client, &arguments).await,
+        Command::Top(arguments) => top::run(&client, &arguments).await,
         Command::Logs(arguments) => logs::run(&client, &arguments).await,
         Command::Exec(arguments) => exec::run(&client, &arguments).await,
         Command::Stop(arguments) => stop::run(&client, &arguments).await,

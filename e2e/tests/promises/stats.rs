@@ -579,3 +579,48 @@ async fn lists_of_stats_go_on_while_containers_come_and_go() {
     assert!(rounds > 5, "only {rounds} rounds of lists");
     daemon.finish().await;
 }
+
+async fn wharf(daemon: &Daemon, args: &[&str]) -> String {
+    let run = daemon.wharf(args).output();
+    let output = tokio::time::timeout(wharf_e2e::PATIENCE * 2, run)
+        .await
+        .unwrap()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "wharf {args:?}: {}: {stderr}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[tokio::test]
+async fn the_command_shows_what_containers_use() {
+    let daemon = Daemon::start().await;
+    let (_, id) = daemon.running("busy", "while :; do :; done").await;
+    let (_, idle) = daemon.running("idle", "sleep 1000").await;
+    let text = wharf(&daemon, &["stats", "--no-stream"]).await;
+    assert_eq!(text.lines().count(), 3, "{text}");
+    let line = |id: &str| text.lines().find(|line| line.starts_with(&id[..13])).unwrap();
+    let cpu: f64 = line(&id)
+        .split("   ")
+        .filter(|cell| !cell.is_empty())
+        .nth(3)
+        .and_then(|cell| cell.trim().strip_suffix('%')?.parse().ok())
+        .unwrap_or_else(|| panic!("{text}"));
+    assert!(cpu > 1.0, "a busy container uses {cpu} %: {text}");
+    assert!(
+        line(&idle).contains("0.00%") && line(&idle).contains("no limit"),
+        "{text}"
+    );
+    let json: serde_json::Value = serde_json::from_str(&wharf(&daemon, &["stats", "-o", "json", &id]).await).unwrap();
+    assert_eq!(json["stats"][0]["attributes"]["id"], id.as_str());
+    assert_eq!(json["stats"].as_array().unwrap().len(), 1);
+    daemon.cri.stop(&idle, 0).await.unwrap();
+    let running = wharf(&daemon, &["stats", "--no-stream"]).await;
+    let all = wharf(&daemon, &["stats", "--no-stream", "-a"]).await;
+    assert_eq!((running.lines().count(), all.lines().count()), (2, 3), "{all}");
+
+    let text = wharf(&daemon, &["top", &id]).await;
+    assert!(text.contains("PID") && text.contains("while :"), "{text}");
+    let text = wharf(&daemon, &["top", &id, "-o", "pid,args"]).await;
+    assert!(text.lines().nth(1).unwrap().trim().starts_with('1'), "{text}");
+    daemon.finish().await;
+}
