@@ -11,11 +11,13 @@ mod daemon;
 mod exec;
 mod images;
 mod life;
+mod metrics;
 mod network;
 mod rules;
 mod rules_node;
 mod security;
 mod stats;
+mod stream_lists;
 
 /// Runs a test's body on each runtime handler that was asked for.
 ///

@@ -1,6 +1,5 @@
-//! Stats, metrics and streamed lists.
+//! Stats of pods and containers, and `wharf stats`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tonic::Code;
@@ -11,7 +10,7 @@ use wharf_proto::cri as pb;
 
 use crate::on_each_handler;
 
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 
 async fn stats(daemon: &Daemon, id: &str) -> Answer<pb::ContainerStats> {
     let request = pb::ContainerStatsRequest {
@@ -43,7 +42,7 @@ async fn listed(daemon: &Daemon, filter: pb::ContainerStatsFilter) -> Vec<String
     ids
 }
 
-fn value(field: Option<pb::UInt64Value>) -> u64 {
+pub fn value(field: Option<pb::UInt64Value>) -> u64 {
     field.expect("the kernel tells this").value
 }
 
@@ -278,206 +277,6 @@ async fn stats_are_listed_by_id_pod_and_labels() {
         let ids: Vec<_> = list.into_iter().map(|stats| stats.attributes.unwrap().id).collect();
         assert_eq!(ids, [wanted.as_str()]);
     }
-    daemon.finish().await;
-}
-
-#[tokio::test]
-async fn every_metric_that_is_described_is_given_with_its_labels() {
-    on_each_handler(async |daemon| {
-        let config = daemon.pod("metrics");
-        let pod = daemon.cri.run_pod(&config, "").await.unwrap();
-        let mut main = container("main", &daemon.busybox().await, "sleep 1000");
-        let resources = pb::LinuxContainerResources {
-            memory_limit_in_bytes: 64 * MIB as i64,
-            cpu_period: 100_000,
-            cpu_quota: 20_000,
-            cpu_shares: 1024,
-            ..Default::default()
-        };
-        main.linux.get_or_insert_default().resources = Some(resources);
-        let id = daemon.started(&pod, &config, &main).await;
-        let mut runtime = daemon.cri.runtime.clone();
-        let described = runtime
-            .list_metric_descriptors(pb::ListMetricDescriptorsRequest {})
-            .await
-            .unwrap();
-        let described: BTreeMap<_, _> = described
-            .into_inner()
-            .descriptors
-            .into_iter()
-            .map(|metric| (metric.name, metric.label_keys))
-            .collect();
-        let given = runtime
-            .list_pod_sandbox_metrics(pb::ListPodSandboxMetricsRequest {})
-            .await
-            .unwrap();
-        let given = given.into_inner().pod_metrics;
-        assert_eq!((given.len(), given[0].pod_sandbox_id.as_str()), (1, pod.as_str()));
-        assert_eq!(given[0].container_metrics[0].container_id, id);
-        let of_container = &given[0].container_metrics[0].metrics;
-        for metric in given[0].metrics.iter().chain(of_container) {
-            let keys = described
-                .get(&metric.name)
-                .unwrap_or_else(|| panic!("{} is not described", metric.name));
-            assert_eq!(metric.label_values.len(), keys.len(), "{metric:?}");
-            assert!(metric.value.is_some());
-        }
-        let label = |metric: &pb::Metric, key: &str| {
-            let at = described[&metric.name].iter().position(|known| known == key).unwrap();
-            metric.label_values[at].clone()
-        };
-        let limit = of_container
-            .iter()
-            .find(|metric| metric.name == "container_spec_memory_limit_bytes")
-            .unwrap();
-        assert_eq!(value(limit.value), 64 * MIB);
-        assert_eq!(
-            ["pod", "namespace", "container", "id"].map(|key| label(limit, key)),
-            [
-                "metrics".into(),
-                config.metadata.clone().unwrap().namespace,
-                "main".into(),
-                id.clone()
-            ]
-        );
-        let received = given[0]
-            .metrics
-            .iter()
-            .find(|metric| metric.name == "container_network_receive_bytes_total");
-        assert_eq!(label(received.unwrap(), "interface"), "eth0");
-        // What depends on the disk below, and on a kernel that keeps it for each cgroup.
-        let optional = |name: &str| {
-            [
-                "container_blkio_",
-                "container_fs_reads_",
-                "container_fs_writes_",
-                "container_hugetlb_",
-                "container_pressure_",
-            ]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
-        };
-        let names: BTreeSet<_> = given[0]
-            .metrics
-            .iter()
-            .chain(of_container)
-            .map(|metric| &metric.name)
-            .collect();
-        let missing: Vec<_> = described
-            .keys()
-            .filter(|name| !names.contains(name) && !optional(name))
-            .collect();
-        assert!(missing.is_empty(), "described and not given: {missing:?}");
-        daemon.finish().await;
-    })
-    .await;
-}
-
-/// All items of a stream; every message must hold some.
-async fn gather<R, I>(answer: Answer<tonic::Response<tonic::Streaming<R>>>, items: fn(R) -> Vec<I>) -> Vec<I> {
-    let mut stream = answer.unwrap().into_inner();
-    let mut all = Vec::new();
-    while let Some(message) = stream.message().await.unwrap() {
-        let part = items(message);
-        assert!(!part.is_empty(), "a message without items");
-        all.extend(part);
-    }
-    all
-}
-
-#[tokio::test]
-async fn streams_hold_what_lists_hold() {
-    let daemon = Daemon::start().await;
-    let mut runtime = daemon.cri.runtime.clone();
-    let mut images = daemon.cri.images.clone();
-    let none = gather(
-        runtime.stream_containers(pb::StreamContainersRequest::default()).await,
-        |part| part.containers,
-    );
-    assert!(none.await.is_empty());
-    let (pod, id) = daemon.running("one", "sleep 1000").await;
-    daemon.running("two", "sleep 1000").await;
-    daemon.pull("user-uid:latest").await;
-
-    let pods = gather(
-        runtime
-            .stream_pod_sandboxes(pb::StreamPodSandboxesRequest::default())
-            .await,
-        |part| part.pod_sandboxes,
-    );
-    assert_eq!(pods.await, daemon.cri.pods(None).await.unwrap());
-    let all = gather(
-        runtime.stream_containers(pb::StreamContainersRequest::default()).await,
-        |part| part.containers,
-    );
-    assert_eq!(all.await, daemon.cri.containers(None).await.unwrap());
-    let filter = Some(pb::ContainerFilter {
-        pod_sandbox_id: pod.clone(),
-        ..Default::default()
-    });
-    let one = gather(
-        runtime.stream_containers(pb::StreamContainersRequest { filter }).await,
-        |part| part.containers,
-    );
-    assert_eq!(
-        one.await.into_iter().map(|one| one.id).collect::<Vec<_>>(),
-        [id.as_str()]
-    );
-    let all = gather(images.stream_images(pb::StreamImagesRequest::default()).await, |part| {
-        part.images
-    })
-    .await;
-    assert_eq!((all.len(), &all), (2, &daemon.cri.image_list().await.unwrap()));
-    let filter = Some(pb::ImageFilter {
-        image: Some(wharf_e2e::cri::image_spec(&all[0].id)),
-    });
-    let one = gather(images.stream_images(pb::StreamImagesRequest { filter }).await, |part| {
-        part.images
-    })
-    .await;
-    assert_eq!(one, all[..1]);
-
-    let filter = Some(pb::ContainerStatsFilter {
-        id: id.clone(),
-        ..Default::default()
-    });
-    let one = gather(
-        runtime
-            .stream_container_stats(pb::StreamContainerStatsRequest { filter })
-            .await,
-        |part| part.container_stats,
-    );
-    assert_eq!(
-        one.await
-            .into_iter()
-            .map(|one| one.attributes.unwrap().id)
-            .collect::<Vec<_>>(),
-        [id]
-    );
-    let filter = Some(pb::PodSandboxStatsFilter {
-        id: pod.clone(),
-        ..Default::default()
-    });
-    let one = gather(
-        runtime
-            .stream_pod_sandbox_stats(pb::StreamPodSandboxStatsRequest { filter })
-            .await,
-        |part| part.pod_sandbox_stats,
-    );
-    assert_eq!(
-        one.await
-            .into_iter()
-            .map(|one| one.attributes.unwrap().id)
-            .collect::<Vec<_>>(),
-        [pod]
-    );
-    let all = gather(
-        runtime
-            .stream_pod_sandbox_metrics(pb::StreamPodSandboxMetricsRequest {})
-            .await,
-        |part| part.pod_sandbox_metrics,
-    );
-    assert_eq!(all.await.len(), 2);
     daemon.finish().await;
 }
 
