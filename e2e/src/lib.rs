@@ -16,6 +16,7 @@ pub mod lab;
 pub mod logs;
 pub mod registry;
 pub mod specs;
+pub mod streams;
 
 pub use cri::Cri;
 pub use daemon::{Daemon, Options};

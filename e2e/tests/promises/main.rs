@@ -9,6 +9,7 @@ mod compare;
 mod crash;
 mod daemon;
 mod exec;
+mod forward;
 mod images;
 mod life;
 mod metrics;
@@ -18,6 +19,9 @@ mod rules_node;
 mod security;
 mod stats;
 mod stream_lists;
+mod streaming;
+mod streaming_attach;
+mod streaming_leaks;
 
 /// Runs a test's body on each runtime handler that was asked for.
 ///
