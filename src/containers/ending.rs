@@ -11,10 +11,13 @@ use wharf_proto::{
 };
 
 use super::{Container, Error, Result, Tools, is_gone, signals};
-use crate::{cgroups, store};
+use crate::{cgroups, monitor, store};
 
 /// How long a process may take to vanish after SIGKILL before it is reported (it hangs in the kernel).
 const KILL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long after the daemon's start the pod's monitor may take to be reached.
+const REACH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Exit code of a container whose true end nobody saw (contract rule 15).
 const UNKNOWN_CODE: i32 = 255;
@@ -162,11 +165,28 @@ pub async fn stop(container: &Container, timeout: Duration) -> Result<()> {
 }
 
 async fn send(container: &Container, signal: i32, all: bool) -> Result<()> {
-    match container.monitor()?.kill(&container.id, signal, all).await {
+    let mut changes = container.record.subscribe();
+    let reached = tokio::select! {
+        monitor = container.sandbox.monitor_within(REACH_LIMIT) => monitor,
+        _ = changes.wait_for(|record| record.state() != ContainerState::ContainerRunning) => return Ok(()),
+    };
+    let answer = match reached {
+        Some(monitor) => monitor.kill(&container.id, signal, all).await,
+        // It runs, and nobody has reached its monitor since the daemon's start.
+        None => return wedged(container).await,
+    };
+    match answer {
         // It ended in between, and the event is on its way.
         Err(error) if is_gone(&error) => Ok(()),
+        Err(monitor::Error::Timeout { .. }) => wedged(container).await,
         other => other.map_err(container.monitor_error()),
     }
+}
+
+/// The monitor does not answer: only its end lets the container be ended, and the node settles it then.
+async fn wedged(container: &Container) -> Result<()> {
+    let killed = container.sandbox.end_wedged_monitor().await;
+    killed.map_err(|error| Error::State(format!("stop container {}: {error}", container.id)))
 }
 
 /// Removes the container, killing it first when it runs. Its log is kubelet's and stays (contract rule 18).

@@ -17,8 +17,11 @@ use crate::{
     store,
 };
 
-/// How long a monitor may take to answer before its pod is taken for lost.
+/// How long a monitor may take to answer before that is reported.
 const MONITOR_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the start waits for the slowest monitor. Three hundred that are well need a third of it on two cores.
+const PATIENCE: Duration = Duration::from_millis(900);
 
 /// What is left of a pod on disk.
 struct Found {
@@ -48,8 +51,16 @@ impl Node {
             .filter_map(|found| Some((found.pod.id.clone(), found.pod.record.get().network.clone()?)))
             .collect();
         self.mechanisms().networks.recover(&live).await?;
-        join_all(found.iter().map(|found| self.take_over(found))).await;
-        tracing::info!(pods = found.len(), "recovered");
+        let count = found.len();
+        let taken = found.into_iter().map(|found| {
+            let node = self.clone();
+            self.inner.tasks.spawn(async move { node.take_over(&found).await })
+        });
+        // A monitor that does not answer holds up nothing but its own pod.
+        match tokio::time::timeout(PATIENCE, join_all(taken)).await {
+            Ok(_) => tracing::info!(pods = count, "recovered"),
+            Err(_) => tracing::warn!(pods = count, "recovered; some monitors do not answer yet"),
+        }
         Ok(())
     }
 
@@ -103,22 +114,8 @@ impl Node {
         let record = pod.record.get();
         let same_boot = record.boot_id == self.mechanisms().boot_id;
         if same_boot && !record.teardown_done {
-            match Client::connect(&pod.paths.monitor(), MONITOR_LIMIT).await {
-                Ok((client, hello, events)) => {
-                    pod.set_monitor(Arc::new(client), &hello);
-                    self.reconcile(containers, &hello).await;
-                    self.watch(pod, events);
-                }
-                // It may be there and not answer: its containers run on, and the next start asks again.
-                Err(error @ monitor::Error::Timeout { .. }) => {
-                    tracing::error!(pod = pod.id, %error, "the pod's monitor does not answer");
-                }
-                Err(error) => {
-                    if pod.is_ready() {
-                        tracing::error!(pod = pod.id, %error, "the pod's monitor is gone");
-                    }
-                    self.monitor_ended(pod).await;
-                }
+            if !self.reach_monitor(pod, containers).await {
+                return;
             }
         } else {
             self.monitor_ended(pod).await;
@@ -139,6 +136,36 @@ impl Node {
                     node.show_broken(&pod).await;
                 }
             });
+        }
+    }
+
+    /// Connects to the pod's monitor, however long that takes: while it does not answer, its containers run on. False
+    /// when the daemon ends first.
+    async fn reach_monitor(&self, pod: &Arc<Sandbox>, containers: &[Arc<Container>]) -> bool {
+        loop {
+            let socket = pod.paths.monitor();
+            let answer = tokio::select! {
+                answer = Client::connect(&socket, MONITOR_LIMIT) => answer,
+                () = self.inner.ending.cancelled() => return false,
+            };
+            match answer {
+                Ok((client, hello, events)) => {
+                    pod.set_monitor(Arc::new(client), &hello);
+                    self.reconcile(containers, &hello).await;
+                    self.watch(pod, events);
+                    return true;
+                }
+                Err(error @ monitor::Error::Timeout { .. }) => {
+                    tracing::error!(pod = pod.id, %error, "the pod's monitor does not answer; waiting for it");
+                }
+                Err(error) => {
+                    if pod.is_ready() {
+                        tracing::error!(pod = pod.id, %error, "the pod's monitor is gone");
+                    }
+                    self.monitor_ended(pod).await;
+                    return true;
+                }
+            }
         }
     }
 

@@ -13,14 +13,15 @@ pub mod usage;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 pub use measured::{Measured, Taken};
 pub use paths::{PodPaths, Roots, container_exit, container_record};
 pub use start::{bring_up, visible_hostname};
 pub use teardown::{release_shared_cgroups, remove, tear_down};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use wharf_proto::{
     cri::{NamespaceMode, NamespaceOption, PodSandboxConfig},
     monitor::HelloReply,
@@ -122,7 +123,7 @@ pub struct Sandbox {
     /// Held while the pod is stopped or removed, so that only one teardown runs.
     pub teardown: tokio::sync::Mutex<()>,
     meter: usage::Meter,
-    monitor: RwLock<Option<(Arc<Client>, Processes)>>,
+    monitor: watch::Sender<Option<(Arc<Client>, Processes)>>,
     /// Commands that run in the pod's containers, and who waits for their exit code.
     execs: Mutex<HashMap<String, oneshot::Sender<i32>>>,
 }
@@ -138,18 +139,21 @@ impl Sandbox {
             paths,
             teardown: tokio::sync::Mutex::new(()),
             meter: usage::Meter::default(),
-            monitor: RwLock::new(None),
+            monitor: watch::Sender::new(None),
             execs: Mutex::default(),
         }
     }
 
     /// The connection to the pod's monitor, while it has one.
     pub fn monitor(&self) -> Option<Arc<Client>> {
-        self.monitor
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .map(|(client, _)| Arc::clone(client))
+        self.monitor.borrow().as_ref().map(|(client, _)| Arc::clone(client))
+    }
+
+    /// The connection to the pod's monitor, waiting for it after the daemon's start; none when it does not come in time.
+    pub async fn monitor_within(&self, limit: Duration) -> Option<Arc<Client>> {
+        let mut changes = self.monitor.subscribe();
+        let known = tokio::time::timeout(limit, changes.wait_for(Option::is_some)).await;
+        known.ok()?.ok()?.as_ref().map(|(client, _)| Arc::clone(client))
     }
 
     /// Remembers the connection to the pod's monitor and what it said of itself.
@@ -158,23 +162,33 @@ impl Sandbox {
             monitor: hello.pid,
             init: hello.pod_init,
         };
-        *self.monitor.write().unwrap_or_else(PoisonError::into_inner) = Some((client, processes));
+        self.monitor.send_replace(Some((client, processes)));
     }
 
     /// Forgets the monitor, which has ended.
     pub fn forget_monitor(&self) {
-        *self.monitor.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.monitor.send_replace(None);
         // Nobody will tell of their end any more.
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
+    /// Kills a monitor that lives and does not answer. Whoever follows it settles its containers.
+    ///
+    /// # Errors
+    /// When it can't be killed.
+    pub async fn end_wedged_monitor(&self) -> Result<()> {
+        tracing::error!(
+            pod = self.id,
+            "the pod's monitor does not answer and is killed; its containers end with it"
+        );
+        monitor::client::wedged::kill(&self.id, &self.paths.monitor())
+            .await
+            .map_err(self.io("kill the monitor that does not answer"))
+    }
+
     /// The pod's own processes, while it has a monitor.
     pub fn processes(&self) -> Option<Processes> {
-        self.monitor
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .map(|(_, processes)| *processes)
+        self.monitor.borrow().as_ref().map(|(_, processes)| *processes)
     }
 
     /// Announces a command, before it is started: the receiver gets its exit code, or nothing if the monitor ends.

@@ -58,25 +58,29 @@ async fn detach(mechanisms: &Mechanisms, sandbox: &Sandbox, network: Option<&rec
 }
 
 /// Ends the monitor. One that was started before a crash of the daemon but never connected to is found by its socket.
+/// One that does not answer is killed.
 async fn end_monitor(sandbox: &Sandbox) -> Result<()> {
     let client = match sandbox.monitor() {
         Some(client) => client,
         None => match Client::connect(&sandbox.paths.monitor(), MONITOR_LIMIT).await {
             Ok((client, _, _)) => Arc::new(client),
+            Err(monitor::Error::Timeout { .. }) => return sandbox.end_wedged_monitor().await,
             // Nobody listens: it has ended.
             Err(_) => return Ok(()),
         },
     };
     match client.shutdown().await {
-        Err(source) if !client.is_closed() => Err(Error::Monitor {
-            pod: sandbox.id.clone(),
-            source,
-        }),
-        _ => {
-            sandbox.forget_monitor();
-            Ok(())
+        Err(monitor::Error::Timeout { .. }) => sandbox.end_wedged_monitor().await?,
+        Err(source) if !client.is_closed() => {
+            return Err(Error::Monitor {
+                pod: sandbox.id.clone(),
+                source,
+            });
         }
+        _ => {}
     }
+    sandbox.forget_monitor();
+    Ok(())
 }
 
 fn release_files(sandbox: &Sandbox) -> Result<()> {

@@ -14,6 +14,7 @@ mod images;
 mod life;
 mod metrics;
 mod network;
+mod recovery;
 mod rules;
 mod rules_node;
 mod security;

@@ -87,8 +87,11 @@ pub fn is_mount_root(dir: BorrowedFd<'_>, name: &CStr) -> nix::Result<bool> {
     let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
     // SAFETY: all-zero is a valid statx.
     let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    // By number: the standard library declares the C function as weak, and in a static binary with link-time
+    // optimisation that makes ours a call of address 0.
     // SAFETY: the name is NUL-terminated and the kernel writes no more than the structure.
-    Errno::result(unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, 0, &raw mut stat) })?;
+    let done = unsafe { libc::syscall(libc::SYS_statx, dir.as_raw_fd(), name.as_ptr(), flags, 0, &raw mut stat) };
+    Errno::result(done)?;
     Ok(stat.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0)
 }
 

@@ -3,11 +3,12 @@
 pub mod passing;
 mod program;
 mod spawn;
+pub mod wedged;
 mod wire;
 
 use std::{
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -31,6 +32,10 @@ use wire::{Outgoing, Waiting};
 
 /// How long a new monitor may take until it answers.
 const SPAWN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a monitor may take to do what needs no other program: signals, files, forgetting. Longer means that it is
+/// stopped or stuck.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a new monitor is told.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +76,7 @@ impl Events {
 /// Dropping it closes the connection; the monitor and its containers go on.
 #[derive(Debug)]
 pub struct Client {
+    socket: PathBuf,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     waiting: Arc<Waiting>,
     next_id: AtomicU64,
@@ -112,7 +118,7 @@ impl Client {
             .map_err(std::io::Error::other)
             .and_then(|started| started)
             .map_err(io_error(ATTEMPT, options.socket))?;
-        let (mut client, events) = Client::over(stream).map_err(io_error(ATTEMPT, options.socket))?;
+        let (mut client, events) = Client::over(stream, options.socket).map_err(io_error(ATTEMPT, options.socket))?;
         client.own(child);
         let hello = client.hello(options.socket, ATTEMPT, SPAWN_LIMIT).await?;
         Ok((client, hello, events))
@@ -125,12 +131,12 @@ impl Client {
     pub async fn connect(socket: &Path, limit: Duration) -> Result<(Client, proto::HelloReply, Events)> {
         const ATTEMPT: &str = "connect to monitor at";
         let stream = spawn::connect(socket).map_err(io_error(ATTEMPT, socket))?;
-        let (client, events) = Client::over(stream).map_err(io_error(ATTEMPT, socket))?;
+        let (client, events) = Client::over(stream, socket).map_err(io_error(ATTEMPT, socket))?;
         let hello = client.hello(socket, ATTEMPT, limit).await?;
         Ok((client, hello, events))
     }
 
-    fn over(stream: std::os::unix::net::UnixStream) -> std::io::Result<(Client, Events)> {
+    fn over(stream: std::os::unix::net::UnixStream, socket: &Path) -> std::io::Result<(Client, Events)> {
         let (reader, writer) = UnixStream::from_std(stream)?.into_split();
         let (outgoing, frames) = mpsc::unbounded_channel();
         let (event_sender, events) = mpsc::unbounded_channel();
@@ -143,6 +149,7 @@ impl Client {
         });
         let write = tokio::spawn(wire::write(writer, frames));
         let client = Client {
+            socket: socket.to_owned(),
             outgoing,
             waiting,
             next_id: AtomicU64::new(1),
@@ -216,9 +223,15 @@ impl Client {
     }
 
     async fn ask_done(&self, attempt: &'static str, object: &str, op: Op) -> Result<()> {
-        match self.ask(attempt, object, op, Vec::new()).await? {
-            Answer::Done(_) => Ok(()),
-            _ => Err(unexpected(attempt, object)),
+        match tokio::time::timeout(ANSWER_LIMIT, self.ask(attempt, object, op, Vec::new())).await {
+            Ok(Ok(Answer::Done(_))) => Ok(()),
+            Ok(Ok(_)) => Err(unexpected(attempt, object)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::Timeout {
+                attempt,
+                path: self.socket.clone(),
+                seconds: ANSWER_LIMIT.as_secs_f32(),
+            }),
         }
     }
 
