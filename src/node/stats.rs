@@ -2,7 +2,8 @@
 //! keeps what was known of it, or is left out, and holds up nobody (contract rules 33, 35 and 36).
 
 use std::{
-    sync::Arc,
+    collections::{HashMap, HashSet},
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -24,10 +25,12 @@ use crate::{
         Measured, Sandbox, Taken,
         usage::{Sample, blocking, network, own_usage, summed},
     },
+    store,
 };
 
-/// Objects that are read at once: enough to keep the disk and the cores busy, few enough to need few threads.
-const READERS: usize = 16;
+/// Objects that are read at once. The work is the kernel's and needs a core, so more would only cost threads; one that
+/// hangs is left behind after its limit.
+const READERS: usize = 4;
 /// How long one object's counters may take.
 const COUNTERS_LIMIT: Duration = Duration::from_secs(2);
 /// How long walks of writable layers may hold up one call in all.
@@ -123,27 +126,25 @@ impl Node {
 
     /// Stats of `pods` and their running containers.
     pub async fn pod_stats(&self, pods: Vec<Arc<Sandbox>>) -> Vec<PodStats> {
-        let walks = Instant::now() + WALKS_LIMIT;
+        let containers = self.running_stats(self.running_in(&pods)).await;
+        let mut containers = by_pod(containers, |stats| &stats.container);
         stream::iter(pods)
-            .map(|pod| self.stats_of_pod(pod, walks))
+            .map(|pod| {
+                let containers = containers.remove(&pod.id).unwrap_or_default();
+                self.stats_of_pod(pod, containers)
+            })
             .buffered(READERS)
             .collect()
             .await
     }
 
-    async fn stats_of_pod(&self, pod: Arc<Sandbox>, walks: Instant) -> PodStats {
+    async fn stats_of_pod(&self, pod: Arc<Sandbox>, containers: Vec<ContainerStats>) -> PodStats {
         let (mechanisms, tasks) = (self.mechanisms(), &self.inner.tasks);
-        let containers = self.running_in(&pod).into_iter();
-        let containers = stream::iter(containers).map(|container| self.stats_of(container, walks));
-        let containers = containers
-            .buffered(READERS)
-            .filter(|stats| std::future::ready(stats.sample.is_some()))
-            .collect::<Vec<_>>();
-        let (network, own) = (
+        let (network, own) = join(
             network(mechanisms, &pod, tasks, limit()),
             own_usage(mechanisms, &pod, tasks, limit()),
-        );
-        let (containers, (network, own)) = join(containers, join(network, own)).await;
+        )
+        .await;
         let (sample, at) = match own {
             Some(taken) => (taken.value.clone(), taken.at),
             None => {
@@ -151,7 +152,7 @@ impl Node {
                     let sample = stats.sample.as_ref()?;
                     Some((stats.container.id.as_str(), &sample.value.usage))
                 });
-                (summed(&pod, usages), crate::store::now())
+                (summed(&pod, usages), store::now())
             }
         };
         PodStats {
@@ -166,19 +167,23 @@ impl Node {
     /// Metrics of `pods` and their running containers.
     pub async fn pod_metrics(&self, pods: Vec<Arc<Sandbox>>) -> Vec<PodMetrics> {
         let walks = Instant::now() + WALKS_LIMIT;
+        let containers = stream::iter(self.running_in(&pods))
+            .map(|container| self.metrics_of(container, walks))
+            .buffered(READERS)
+            .filter_map(std::future::ready)
+            .collect::<Vec<_>>()
+            .await;
+        let mut containers = by_pod(containers, |metrics| &metrics.container);
         stream::iter(pods)
-            .map(|pod| async move {
-                let containers = stream::iter(self.running_in(&pod))
-                    .map(|container| self.metrics_of(container, walks))
-                    .buffered(READERS)
-                    .filter_map(std::future::ready)
-                    .collect::<Vec<_>>();
-                let network = network(self.mechanisms(), &pod, &self.inner.tasks, limit());
-                let (containers, network) = join(containers, network).await;
-                PodMetrics {
-                    pod,
-                    network,
-                    containers,
+            .map(|pod| {
+                let containers = containers.remove(&pod.id).unwrap_or_default();
+                async move {
+                    let network = network(self.mechanisms(), &pod, &self.inner.tasks, limit()).await;
+                    PodMetrics {
+                        pod,
+                        network,
+                        containers,
+                    }
                 }
             })
             .buffered(READERS)
@@ -200,10 +205,15 @@ impl Node {
         })
     }
 
-    fn running_in(&self, pod: &Sandbox) -> Vec<Arc<Container>> {
-        let mut containers = self.containers_of(&pod.id);
-        containers.retain(|container| is_running(container));
-        containers.sort_unstable_by_key(|container| container.record.get().created_at);
+    /// The running containers of `pods`, oldest first.
+    fn running_in(&self, pods: &[Arc<Sandbox>]) -> Vec<Arc<Container>> {
+        let pods: HashSet<&str> = pods.iter().map(|pod| pod.id.as_str()).collect();
+        let all = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
+        let wanted =
+            |container: &&Arc<Container>| pods.contains(container.sandbox.id.as_str()) && is_running(container);
+        let mut containers: Vec<_> = all.values().filter(wanted).cloned().collect();
+        drop(all);
+        containers.sort_by_cached_key(|container| container.record.get().created_at);
         containers
     }
 
@@ -236,6 +246,15 @@ impl Node {
         let ask = || blocking(move || rootfs::space(&root).ok());
         self.inner.disk.space.now(&self.inner.tasks, limit(), ask).await
     }
+}
+
+/// Sorts what was read of containers by their pods.
+fn by_pod<T>(read: Vec<T>, container: fn(&T) -> &Arc<Container>) -> HashMap<String, Vec<T>> {
+    let mut pods: HashMap<String, Vec<T>> = HashMap::new();
+    for one in read {
+        pods.entry(container(&one).sandbox.id.clone()).or_default().push(one);
+    }
+    pods
 }
 
 fn is_running(container: &Container) -> bool {

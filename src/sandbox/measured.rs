@@ -1,10 +1,7 @@
 //! A figure that costs something to get, and may not come at all: a disk that hangs, a kernel lock.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -18,6 +15,8 @@ use crate::store;
 const REST: u32 = 20;
 /// A figure is never taken for fresh longer than this.
 const LONGEST_REST: Duration = Duration::from_secs(300);
+/// A measurement that runs for this long is not waited for any more: it has held up one caller, which is enough.
+const HUNG: Duration = Duration::from_secs(2);
 
 /// A value and when it was taken.
 #[derive(Debug)]
@@ -44,7 +43,8 @@ pub struct Measured<T>(Arc<Inner<T>>);
 #[derive(Debug)]
 struct Inner<T> {
     newest: watch::Sender<Option<Arc<Taken<T>>>>,
-    running: AtomicBool,
+    /// Since when a measurement runs.
+    running: Mutex<Option<Instant>>,
 }
 
 impl<T> Clone for Measured<T> {
@@ -57,7 +57,7 @@ impl<T> Default for Measured<T> {
     fn default() -> Self {
         Self(Arc::new(Inner {
             newest: watch::Sender::new(None),
-            running: AtomicBool::new(false),
+            running: Mutex::new(None),
         }))
     }
 }
@@ -76,7 +76,16 @@ impl<T: Send + Sync + 'static> Measured<T> {
         F: Future<Output = Option<T>> + Send + 'static,
     {
         let mut changes = self.0.newest.subscribe();
-        if !self.0.running.swap(true, Ordering::SeqCst) {
+        let running_since = {
+            let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let since = *running;
+            running.get_or_insert_with(Instant::now);
+            since
+        };
+        if running_since.is_some_and(|since| since.elapsed() > HUNG) {
+            return self.newest();
+        }
+        if running_since.is_none() {
             let (running, work) = (Running(Arc::clone(&self.0), None), measure());
             tasks.spawn(async move {
                 let (at, begun) = (store::now(), Instant::now());
@@ -94,7 +103,7 @@ impl<T: Send + Sync + 'static> Measured<T> {
         }
         // A measurement that failed to end in time, or died, leaves what was there before.
         let _ = tokio::time::timeout_at(until.into(), changes.changed()).await;
-        self.0.newest.borrow().clone()
+        self.newest()
     }
 
     /// As [`Measured::now`], but spares the work while the value is fresh: the dearer it was, the longer it counts so.
@@ -132,7 +141,7 @@ impl<T> Running<T> {
 
 impl<T> Drop for Running<T> {
     fn drop(&mut self) {
-        self.0.running.store(false, Ordering::SeqCst);
+        *self.0.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
         // Whoever waits is told, even if there is no outcome.
         match self.1.take() {
             Some(outcome) => drop(self.0.newest.send_replace(outcome)),
@@ -143,7 +152,7 @@ impl<T> Drop for Running<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::sync::Notify;
 
@@ -182,6 +191,13 @@ mod tests {
             );
         }
         assert_eq!(runs.load(Ordering::SeqCst), 1);
+        tokio::time::sleep(HUNG).await;
+        let begun = Instant::now();
+        assert_eq!(measured.now(&tasks, soon(), hang).await.unwrap().value, 1);
+        assert!(begun.elapsed() < Duration::from_secs(10), "it was waited for again");
+        gate.notify_one();
+        tasks.close();
+        tasks.wait().await;
         gate.notify_one();
         assert_eq!(measured.now(&tasks, soon(), hang).await.unwrap().value, 2);
     }
