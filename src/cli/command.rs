@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    completions, doctor, exec, images, info, inspect, logs, pods, ps, pull, rm, rmi, run, serve, stats, stop, top,
-    units, version,
+    attach, completions, doctor, exec, images, info, inspect, logs, pods, ps, pull, rm, rmi, run, serve, stats, stop,
+    top, units, version,
 };
 
 /// Runs containers on this node.
@@ -59,6 +59,8 @@ pub enum Command {
     Logs(logs::Arguments),
     /// Run a command in a running container
     Exec(exec::Arguments),
+    /// Connect to the stdin, stdout and stderr of a running container
+    Attach(attach::Arguments),
     /// Stop containers or pods
     Stop(stop::Arguments),
     /// Remove containers or pods

@@ -7,8 +7,9 @@
 //! below in this process.
 //!
 //! One file per command; what commands share is in `client` (the connection), `resolve` (names to ids), `output`
-//! (tables, JSON, YAML), `units` (ages and sizes), `logfile` (the CRI log format) and `error` (messages, exit codes).
+//! (tables, JSON, YAML), `stream` (what exec and attach are made of), `units` (ages and sizes), `logfile` (the CRI log format) and `error` (messages, exit codes).
 
+mod attach;
 mod client;
 mod command;
 mod completions;
@@ -32,6 +33,7 @@ mod run;
 mod serve;
 mod stats;
 mod stop;
+mod stream;
 mod top;
 mod units;
 mod version;
@@ -97,6 +99,7 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Top(arguments) => top::run(&client, &arguments).await,
         Command::Logs(arguments) => logs::run(&client, &arguments).await,
         Command::Exec(arguments) => exec::run(&client, &arguments).await,
+        Command::Attach(arguments) => attach::run(&client, &arguments).await,
         Command::Stop(arguments) => stop::run(&client, &arguments).await,
         Command::Rm(arguments) => rm::run(&client, &arguments).await,
         Command::Pull(arguments) => pull::run(&client, &arguments).await,

@@ -3,18 +3,16 @@
 mod flags;
 mod plan;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use wharf_proto::cri;
 
+use super::attach::{self, Wanted};
 use super::client::{Client, Owner};
 use super::error::{DAEMON_FAILED, Error, Outcome, Result};
-use super::exec::{exit_code, interactive};
+use super::exec::{exit_code, need_terminal};
 use super::logfile::Show;
 use super::resolve::{self, RUN_LABEL};
-use super::stop::GRACE;
-use super::{logs, output, pull, rm};
+use super::stream::{End, Ended, Proxy, Relay, Signals};
+use super::{logs, output, pull, rm, wait};
 
 use flags::PullPolicy;
 pub use flags::{Arguments, label};
@@ -22,8 +20,8 @@ use plan::Plan;
 
 /// Runs the container; without `-d` its exit code becomes ours.
 pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
-    if arguments.interactive || arguments.tty {
-        return Err(interactive("run"));
+    if !arguments.detach {
+        need_terminal(arguments.interactive, arguments.tty)?;
     }
     if arguments.detach && arguments.rm {
         return Err(
@@ -39,26 +37,62 @@ pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
         must_be_free(client, &plan.name).await.map_err(failed)?;
     }
     // From here on Ctrl-C must not leave half a container behind.
-    let mut interrupts = Interrupts::new().map_err(failed)?;
+    let mut signals = Signals::new().map_err(failed)?;
     let id = create(client, &plan).await.map_err(failed)?;
-    if let Err(error) = start(client, &id, &plan.name).await {
-        let code = error.exec_failure().unwrap_or(DAEMON_FAILED);
-        finish(client, &id, arguments.rm).await.unwrap_or_else(|problem| {
-            problem.report();
-        });
-        return Err(error.code(code));
-    }
+    let started = begin(client, &id, &plan.name, arguments).await;
+    let relay = match started {
+        Ok(relay) => relay,
+        Err(error) => {
+            let code = error.exec_failure().unwrap_or(DAEMON_FAILED);
+            finish(client, &id, arguments.rm).await.unwrap_or_else(|problem| {
+                problem.report();
+            });
+            return Err(error.code(code));
+        }
+    };
     if arguments.detach {
         output::line(&id)?;
         return Ok(0);
     }
-    let outcome = attend(client, &id, &plan.name, &mut interrupts).await;
-    if !matches!(outcome, Ok(Attended::LeftRunning)) {
+    let proxy = Proxy {
+        client,
+        id: &id,
+        name: &plan.name,
+    };
+    let outcome = match relay {
+        Some(relay) => converse(&proxy, relay, &mut signals, arguments).await,
+        None => attend(&proxy, &mut signals, arguments.sig_proxy).await,
+    };
+    if !matches!(outcome, Ok(Attended::LeftRunning(_))) {
         finish(client, &id, arguments.rm).await?;
     }
     match outcome? {
-        Attended::Ended(code) => Ok(code),
-        Attended::LeftRunning => Ok(130),
+        Attended::Ended(code) | Attended::LeftRunning(code) => Ok(code),
+    }
+}
+
+/// Starts the container; with `-i` or `-t` its streams are open before it runs where the runtime allows that.
+async fn begin(client: &Client, id: &str, name: &str, arguments: &Arguments) -> Result<Option<Relay>> {
+    if arguments.detach || !arguments.interactive && !arguments.tty {
+        start(client, id, name).await?;
+        return Ok(None);
+    }
+    let wanted = Wanted {
+        stdin: arguments.interactive,
+        tty: arguments.tty,
+        keys: Some(arguments.detach_keys.clone()),
+    };
+    match attach::open(client, id, name, &wanted).await {
+        Ok(mut relay) => {
+            relay.established().await;
+            start(client, id, name).await?;
+            Ok(Some(relay))
+        }
+        Err(problem) if attach::must_run_first(&problem) => {
+            start(client, id, name).await?;
+            attach::open(client, id, name, &wanted).await.map(Some)
+        }
+        Err(problem) => Err(problem),
     }
 }
 
@@ -161,36 +195,61 @@ async fn start(client: &Client, id: &str, name: &str) -> Result<()> {
 enum Attended {
     /// It ended, with this code.
     Ended(u8),
-    /// The person insisted on leaving.
-    LeftRunning,
+    /// The person left, with this code for us.
+    LeftRunning(u8),
 }
 
-/// Shows what the container writes until it ends. Ctrl-C stops it, again kills it, a third time leaves it alone.
-async fn attend(client: &Client, id: &str, name: &str, interrupts: &mut Interrupts) -> Result<Attended> {
+/// Joins our streams with the container's until it ends or the person leaves.
+async fn converse(proxy: &Proxy<'_>, relay: Relay, signals: &mut Signals, arguments: &Arguments) -> Result<Attended> {
+    let (client, id, name) = (proxy.client, proxy.id, proxy.name);
+    let end = if arguments.sig_proxy && !arguments.tty {
+        proxy.during(relay.run(), signals).await
+    } else {
+        tokio::select! {
+            end = relay.run() => Ok(end),
+            number = signals.next() => Err(number),
+        }
+    };
+    match end {
+        Err(number) => return Ok(Attended::LeftRunning(exit_code(128 + number))),
+        Ok(end) => match end? {
+            End::Over(Ended::Code(_)) => {}
+            End::Detached => {
+                output::note(format_args!("\r\nwharf: left container {name} running"));
+                return Ok(Attended::LeftRunning(0));
+            }
+            End::Over(Ended::Failed(message)) => output::note(format_args!("wharf: {message}")),
+            End::Lost(why) => output::note(format_args!("wharf: the connection to container {name} broke: {why}")),
+        },
+    }
+    match proxy.during(wait::exited(client, id), signals).await {
+        Err(number) => Ok(Attended::LeftRunning(exit_code(128 + number))),
+        Ok(status) => verdict(name, status?),
+    }
+}
+
+/// Shows what the container writes, by its log, until it ends.
+async fn attend(proxy: &Proxy<'_>, signals: &mut Signals, sig_proxy: bool) -> Result<Attended> {
+    let (client, id, name) = (proxy.client, proxy.id, proxy.name);
     let status = client.container_status(id, false).await?.status.unwrap_or_default();
     let mut log = logs::open(&status, |_| Ok(0))?;
     let mut printer = logs::printer(Show::default());
-    let mut follow = std::pin::pin!(logs::follow(client, id, &mut log, &mut printer));
-    let mut stops = FuturesUnordered::new();
-    let mut presses = 0;
-    let status = loop {
+    let follow = logs::follow(client, id, &mut log, &mut printer);
+    let status = if sig_proxy {
+        proxy.during(follow, signals).await
+    } else {
         tokio::select! {
-            status = &mut follow => break status?,
-            () = interrupts.next() => {
-                presses += 1;
-                match presses {
-                    1 => stops.push(client.stop_container(id, name, GRACE)),
-                    2 => stops.push(client.stop_container(id, name, std::time::Duration::ZERO)),
-                    _ => return Ok(Attended::LeftRunning),
-                }
-            }
-            Some(stopped) = stops.next(), if !stops.is_empty() => {
-                if let Err(problem) = stopped {
-                    problem.report();
-                }
-            }
+            status = follow => Ok(status),
+            number = signals.next() => Err(number),
         }
     };
+    match status {
+        Err(number) => Ok(Attended::LeftRunning(exit_code(128 + number))),
+        Ok(status) => verdict(name, status?),
+    }
+}
+
+fn verdict(name: &str, status: Option<cri::ContainerStatus>) -> Result<Attended> {
     let Some(status) = status else {
         return Err(Error::new(format!("container {name} was removed while it ran")).code(DAEMON_FAILED));
     };
@@ -222,27 +281,4 @@ async fn finish(client: &Client, id: &str, remove: bool) -> Result<()> {
         return rm::run_made(client, &container, &name).await;
     }
     client.stop_pod(&container.pod_sandbox_id, &name).await
-}
-
-/// Ctrl-C, and the polite kill.
-struct Interrupts {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Interrupts {
-    fn new() -> Result<Self> {
-        let watch = |kind| signal(kind).map_err(|source| Error::new(format!("watch for signals: {source}")));
-        Ok(Self {
-            interrupt: watch(SignalKind::interrupt())?,
-            terminate: watch(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

@@ -3,7 +3,10 @@
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, async_trait};
-use wharf_proto::api::{DoctorRequest, DoctorResponse, PullImageRequest, PullProgress, wharf_server::Wharf};
+use wharf_proto::api::{
+    DoctorRequest, DoctorResponse, PullImageRequest, PullProgress, SignalContainerRequest, SignalContainerResponse,
+    wharf_server::Wharf,
+};
 
 use super::{Face, status::status};
 use crate::node::doctor;
@@ -40,6 +43,18 @@ impl Wharf for Face {
             }
         });
         Ok(Response::new(stream))
+    }
+
+    async fn signal_container(
+        &self,
+        request: Request<SignalContainerRequest>,
+    ) -> Result<Response<SignalContainerResponse>, Status> {
+        let request = request.into_inner();
+        self.node()?
+            .signal_container(&request.container_id, request.signal)
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(Response::new(SignalContainerResponse {}))
     }
 
     async fn doctor(&self, _: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {

@@ -1,4 +1,4 @@
-//! Streams between a client and what runs on the node: exec, attach, and connections into a pod's network.
+//! What a client has with something that runs on the node: exec, attach, signals, and connections into a pod's network.
 
 use tokio::net::TcpStream;
 
@@ -54,6 +54,18 @@ impl Node {
     /// When the container does not run.
     pub async fn attach_session(&self, id: &str, options: AttachOptions) -> Result<Session> {
         Ok(session::attach(&self.container(id)?, options).await?)
+    }
+
+    /// Sends signal `number` to the first process of a container.
+    ///
+    /// # Errors
+    /// When there is no such signal or container, or it does not run.
+    pub async fn signal_container(&self, id: &str, number: i32) -> Result<()> {
+        let container = self.container(id)?;
+        if !(1..=64).contains(&number) {
+            return Err(Error::Invalid(format!("{number} is no signal; there are 1 to 64")));
+        }
+        Ok(session::signal(&container, number).await?)
     }
 
     /// A connection to `port` of localhost in the pod's network, by IPv4 and else by IPv6.

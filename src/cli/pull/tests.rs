@@ -62,6 +62,13 @@ impl Wharf for Daemon {
         Ok(Response::new(Box::pin(stream::iter(answers))))
     }
 
+    async fn signal_container(
+        &self,
+        _: Request<wharf_proto::api::SignalContainerRequest>,
+    ) -> Result<Response<wharf_proto::api::SignalContainerResponse>, Status> {
+        Err(Status::unimplemented("not part of this"))
+    }
+
     async fn doctor(&self, _: Request<api::DoctorRequest>) -> Result<Response<api::DoctorResponse>, Status> {
         Err(Status::unimplemented(""))
     }

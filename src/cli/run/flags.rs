@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use wharf_proto::cri;
 
+use crate::cli::{attach::DETACH_KEYS, stream::Keys};
 use crate::config::parse_size;
 
 /// Arguments of `wharf run`.
@@ -79,12 +80,18 @@ pub struct Arguments {
     /// Don't show the progress of a pull
     #[arg(short, long)]
     pub quiet: bool,
-    /// Keep stdin open (not yet possible)
+    /// Send stdin to the container; with -d keep its stdin open
     #[arg(short, long)]
     pub interactive: bool,
-    /// Give the command a terminal (not yet possible)
+    /// Give the container a terminal
     #[arg(short, long)]
     pub tty: bool,
+    /// Pass signals such as Ctrl-C on to the container, unless it has a terminal
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub sig_proxy: bool,
+    /// Keys that leave the container running, in a terminal
+    #[arg(long, value_name = "KEYS", default_value = DETACH_KEYS, value_parser = Keys::parse)]
+    pub detach_keys: Keys,
     /// Reference or id of the image
     pub image: String,
     /// The command and its arguments instead of the image's

@@ -125,6 +125,10 @@ fn container(
         labels: labels.clone(),
         annotations,
         log_path: format!("{name}.log"),
+        stdin: arguments.interactive,
+        // What stays in the background can be attached to again and again.
+        stdin_once: arguments.interactive && !arguments.detach,
+        tty: arguments.tty,
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(cri::LinuxContainerResources {
                 memory_limit_in_bytes: arguments.memory.unwrap_or_default(),

@@ -128,6 +128,18 @@ impl Session {
     }
 }
 
+/// Sends a signal to the container's init.
+///
+/// # Errors
+/// [`Error::State`] when it does not run.
+pub async fn signal(container: &Container, number: i32) -> Result<()> {
+    if container.state() != ContainerState::ContainerRunning {
+        return Err(Error::State(format!("container {} is not running", container.id)));
+    }
+    let sent = container.monitor()?.kill(&container.id, number, false).await;
+    sent.map_err(container.monitor_error())
+}
+
 /// The two ends of a pipe, reading end first.
 fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
     Ok(pipe2(OFlag::O_CLOEXEC)?)

@@ -57,12 +57,7 @@ pub async fn channels(
         client.outgoing.clone(),
     );
     let told = {
-        let serve = async {
-            // An empty message says that the connection stands; older clients wait for it.
-            let first = streams.stdout.as_ref().or(streams.stderr.as_ref());
-            first.unwrap_or(&streams.error).write(&[]).await?;
-            session::run(client.node, grant, &streams).await
-        };
+        let serve = async { session::run(client.node, grant, &streams).await };
         let run = connection.run();
         tokio::pin!(run);
         let told = tokio::select! {

@@ -82,3 +82,14 @@ struct Streams {
     /// The outcome is told in JSON.
     json: bool,
 }
+
+impl Streams {
+    /// Says over WebSocket, by an empty message, that the session stands: older clients wait for it, and one that
+    /// attaches before it starts the container must know that nothing will be missed.
+    async fn greet(&self) -> std::io::Result<()> {
+        match self.stdout.as_ref().or(self.stderr.as_ref()).unwrap_or(&self.error) {
+            first @ Writer::Channel(_) => first.write(&[]).await,
+            Writer::Spdy(_) => Ok(()),
+        }
+    }
+}

@@ -24,6 +24,7 @@ pub async fn run(node: &Node, grant: Grant, streams: &Streams) -> io::Result<()>
         Grant::Attach { id, options } => (true, node.attach_session(&id, options).await),
         Grant::PortForward { .. } => return Ok(()),
     };
+    streams.greet().await?;
     let outcome = match opened {
         Ok(session) => match bridge(session, streams).await {
             Ok(_) if attach => Outcome::Detached,
