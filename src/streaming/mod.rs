@@ -11,6 +11,8 @@ mod forward;
 mod http;
 mod inbox;
 mod outgoing;
+#[cfg(test)]
+mod recorded;
 mod remote;
 mod server;
 mod spdy;
