@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{connect, split};
+use super::{connect_url, split};
 use crate::{Result, lab::Lab};
 
 /// What a server said to a request.
@@ -28,7 +28,7 @@ impl Answer {
 /// When nobody answers.
 pub async fn upgrade(lab: &Lab, method: &str, url: &str, headers: &[(&str, &str)]) -> Result<(TcpStream, Answer)> {
     let (host, path) = split(url);
-    let mut stream = connect(lab, host).await?;
+    let mut stream = connect_url(lab, url).await?;
     let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n");
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));

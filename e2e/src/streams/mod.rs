@@ -4,6 +4,7 @@ mod forward;
 mod http;
 mod session;
 pub mod spdy;
+pub mod tls;
 pub mod websocket;
 
 pub use forward::Forward;
@@ -47,6 +48,18 @@ pub async fn connect(lab: &Lab, address: &str) -> Result<TcpStream> {
         .await?
         .map_err(|_| "the thread panicked")??;
     Ok(TcpStream::from_std(stream)?)
+}
+
+/// A connection to a URL's server; with TLS when it says so.
+///
+/// # Errors
+/// When nobody listens there, or the server does not like the client.
+pub async fn connect_url(lab: &Lab, url: &str) -> Result<TcpStream> {
+    let stream = connect(lab, split(url).0).await?;
+    if url.starts_with("https:") {
+        return tls::wrap(stream).await;
+    }
+    Ok(stream)
 }
 
 /// Host and path of a URL.

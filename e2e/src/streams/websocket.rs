@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::{Message, protocol::WebSocketConfig};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::{connect, split};
+use super::connect_url;
 use crate::{Result, lab::Lab};
 
 /// Opens a WebSocket; an empty `protocol` offers none.
@@ -16,7 +16,7 @@ use crate::{Result, lab::Lab};
 /// # Errors
 /// When the server refuses.
 pub async fn open(lab: &Lab, url: &str, protocol: &str) -> Result<WebSocketStream<TcpStream>> {
-    let stream = connect(lab, split(url).0).await?;
+    let stream = connect_url(lab, url).await?;
     let mut request = url.replacen("http", "ws", 1).into_client_request()?;
     if !protocol.is_empty() {
         request

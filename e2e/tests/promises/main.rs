@@ -23,6 +23,7 @@ mod stream_lists;
 mod streaming;
 mod streaming_attach;
 mod streaming_leaks;
+mod streaming_tls;
 mod terminal;
 
 /// Runs a test's body on each runtime handler that was asked for.
