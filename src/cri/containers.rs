@@ -5,9 +5,9 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Request, Status};
 use wharf_proto::{
     cri::{
-        Container as Item, ContainerResources, ContainerState, ContainerStatus, ContainerStatusRequest,
-        ContainerStatusResponse, ContainerUser, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse,
-        ListContainersRequest, ReopenContainerLogRequest, StopContainerRequest,
+        Container as Item, ContainerConfig, ContainerResources, ContainerState, ContainerStatus,
+        ContainerStatusRequest, ContainerStatusResponse, ContainerUser, CreateContainerRequest, ExecSyncRequest,
+        ExecSyncResponse, ListContainersRequest, ReopenContainerLogRequest, StopContainerRequest,
     },
     json, record,
 };
@@ -74,16 +74,18 @@ impl Face {
             .node()?
             .containers(owners(request))
             .iter()
-            .map(|container| item(container))
-            .filter(|container| {
-                id_matches(&filter.id, &container.id)
-                    && id_matches(&filter.pod_sandbox_id, &container.pod_sandbox_id)
-                    && filter
-                        .state
+            .map(|container| container.record.get())
+            .filter(|record| {
+                let wanted = filter.state.as_ref().map(|wanted| wanted.state);
+                id_matches(&filter.id, &record.id)
+                    && id_matches(&filter.pod_sandbox_id, &record.pod_id)
+                    && wanted.is_none_or(|wanted| wanted == i32::from(state(record)))
+                    && record
+                        .config
                         .as_ref()
-                        .is_none_or(|wanted| wanted.state == container.state)
-                    && labels_match(&filter.label_selector, &container.labels)
+                        .is_none_or(|config| labels_match(&filter.label_selector, &config.labels))
             })
+            .map(|record| item(&record))
             .collect();
         items.sort_unstable_by_key(|container| std::cmp::Reverse(container.created_at));
         Ok(items)
@@ -123,19 +125,20 @@ fn state(record: &record::Container) -> ContainerState {
     }
 }
 
-fn item(container: &Container) -> Item {
-    let record = container.record.get();
-    let config = record.config.clone().unwrap_or_default();
+/// Takes of the config only what the list shows: the rest is most of it.
+fn item(record: &record::Container) -> Item {
+    let none = ContainerConfig::default();
+    let config = record.config.as_ref().unwrap_or(&none);
     Item {
         id: record.id.clone(),
         pod_sandbox_id: record.pod_id.clone(),
-        metadata: config.metadata,
-        image: config.image,
+        metadata: config.metadata.clone(),
+        image: config.image.clone(),
         image_ref: record.image_id.clone(),
-        state: state(&record).into(),
+        state: state(record).into(),
         created_at: record.created_at,
-        labels: config.labels,
-        annotations: config.annotations,
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
         image_id: record.image_id.clone(),
     }
 }

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use tonic::{Request, Status};
 use wharf_proto::{
     cri::{
-        LinuxPodSandboxStatus, ListPodSandboxRequest, Namespace, PodIp, PodSandbox, PodSandboxNetworkStatus,
-        PodSandboxState, PodSandboxStatus, PodSandboxStatusRequest, PodSandboxStatusResponse, RunPodSandboxRequest,
+        LinuxPodSandboxStatus, ListPodSandboxRequest, Namespace, PodIp, PodSandbox, PodSandboxConfig,
+        PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus, PodSandboxStatusRequest, PodSandboxStatusResponse,
+        RunPodSandboxRequest,
     },
     json, record,
 };
@@ -38,12 +39,17 @@ impl Face {
             .node()?
             .pods(owners(request))
             .iter()
-            .map(|pod| item(pod))
-            .filter(|pod| {
-                id_matches(&filter.id, &pod.id)
-                    && filter.state.as_ref().is_none_or(|wanted| wanted.state == pod.state)
-                    && labels_match(&filter.label_selector, &pod.labels)
+            .map(|pod| pod.record.get())
+            .filter(|record| {
+                let wanted = filter.state.as_ref().map(|wanted| wanted.state);
+                id_matches(&filter.id, &record.id)
+                    && wanted.is_none_or(|wanted| wanted == i32::from(state(record)))
+                    && record
+                        .config
+                        .as_ref()
+                        .is_none_or(|config| labels_match(&filter.label_selector, &config.labels))
             })
+            .map(|record| item(&record))
             .collect();
         items.sort_unstable_by_key(|pod| std::cmp::Reverse(pod.created_at));
         Ok(items)
@@ -70,16 +76,16 @@ fn state(record: &record::Pod) -> PodSandboxState {
     }
 }
 
-fn item(pod: &Sandbox) -> PodSandbox {
-    let record = pod.record.get();
-    let config = record.config.clone().unwrap_or_default();
+fn item(record: &record::Pod) -> PodSandbox {
+    let none = PodSandboxConfig::default();
+    let config = record.config.as_ref().unwrap_or(&none);
     PodSandbox {
         id: record.id.clone(),
-        metadata: config.metadata,
-        state: state(&record).into(),
+        metadata: config.metadata.clone(),
+        state: state(record).into(),
         created_at: record.created_at,
-        labels: config.labels,
-        annotations: config.annotations,
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
         runtime_handler: record.runtime_handler.clone(),
     }
 }

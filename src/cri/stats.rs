@@ -3,9 +3,10 @@
 use tonic::{Request, Status};
 use wharf_proto::{
     cri::{
-        ContainerAttributes, ContainerStats, ContainerStatsFilter, CpuUsage, FilesystemIdentifier, FilesystemUsage,
-        IoUsage, LinuxPodSandboxStats, MemoryUsage, NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes,
-        PodSandboxStats, PodSandboxStatsFilter, ProcessUsage, PsiData, PsiStats, SwapUsage, UInt64Value,
+        ContainerAttributes, ContainerConfig, ContainerStats, ContainerStatsFilter, CpuUsage, FilesystemIdentifier,
+        FilesystemUsage, IoUsage, LinuxPodSandboxStats, MemoryUsage, NetworkInterfaceUsage, NetworkUsage,
+        PodSandboxAttributes, PodSandboxConfig, PodSandboxStats, PodSandboxStatsFilter, ProcessUsage, PsiData,
+        PsiStats, SwapUsage, UInt64Value,
     },
     record,
 };
@@ -103,14 +104,15 @@ pub(super) fn number(value: u64) -> Option<UInt64Value> {
 
 fn container_stats(read: &Read) -> ContainerStats {
     let record = read.container.record.get();
-    let config = record.config.clone().unwrap_or_default();
+    let none = ContainerConfig::default();
+    let config = record.config.as_ref().unwrap_or(&none);
     let sample = read.sample.as_ref().map(|taken| (&taken.value, taken.at));
     ContainerStats {
         attributes: Some(ContainerAttributes {
             id: record.id.clone(),
-            metadata: config.metadata,
-            labels: config.labels,
-            annotations: config.annotations,
+            metadata: config.metadata.clone(),
+            labels: config.labels.clone(),
+            annotations: config.annotations.clone(),
         }),
         cpu: sample.and_then(|(sample, at)| cpu(sample, at)),
         memory: sample.and_then(|(sample, at)| memory(sample, at)),
@@ -123,14 +125,15 @@ fn container_stats(read: &Read) -> ContainerStats {
 fn pod_stats(read: &PodStats) -> PodSandboxStats {
     let record = read.pod.record.get();
     let ready = record.state() == record::PodState::PodReady;
-    let config = record.config.clone().unwrap_or_default();
+    let none = PodSandboxConfig::default();
+    let config = record.config.as_ref().unwrap_or(&none);
     let (sample, at) = (&read.sample, read.at);
     PodSandboxStats {
         attributes: Some(PodSandboxAttributes {
             id: record.id.clone(),
-            metadata: config.metadata,
-            labels: config.labels,
-            annotations: config.annotations,
+            metadata: config.metadata.clone(),
+            labels: config.labels.clone(),
+            annotations: config.annotations.clone(),
         }),
         linux: Some(LinuxPodSandboxStats {
             cpu: cpu(sample, at),

@@ -132,6 +132,48 @@ async fn stats_tell_what_a_container_and_its_pod_use() {
     .await;
 }
 
+/// Kubelet makes a cgroup for each pod, named after its uid; what runs in it counts for the pod.
+#[tokio::test]
+async fn a_pod_with_a_cgroup_of_its_own_is_measured_by_it() {
+    let daemon = Daemon::start().await;
+    let mut config = daemon.pod("own");
+    let uid = "7d0b1b1e-30a8-4c57-9a3d-0f3f2f6f8a11";
+    config.metadata.as_mut().unwrap().uid = uid.into();
+    config.linux.get_or_insert_default().cgroup_parent = format!("/kubepods/pod{uid}");
+    let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+    let image = daemon.busybox().await;
+    for name in ["one", "two"] {
+        daemon
+            .started(&pod, &config, &container(name, &image, "sleep 1000"))
+            .await;
+    }
+    let whole = pod_stats(&daemon, &pod).await.unwrap();
+    assert_eq!(value(whole.process.unwrap().process_count), 2);
+    let told = value(whole.cpu.unwrap().usage_core_nano_seconds);
+    let sum: u64 = whole
+        .containers
+        .iter()
+        .map(|one| value(one.cpu.unwrap().usage_core_nano_seconds))
+        .sum();
+    assert!(told >= sum, "the pod used {told}, its containers {sum}");
+    if let Some(usage) = in_cgroup(&daemon, &format!("pod{uid}"), "memory", "memory.usage_in_bytes") {
+        let told = value(whole.memory.unwrap().usage_bytes);
+        assert!(
+            told.abs_diff(usage) < 2 * MIB,
+            "told {told}, the pod's cgroup says {usage}"
+        );
+    }
+    daemon.gone(&pod).await;
+    // They are kubelet's to remove.
+    let mut left = daemon.lab.cgroups_below();
+    left.retain(|path| path.to_string_lossy().contains("/kubepods"));
+    left.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+    for dir in left {
+        std::fs::remove_dir(&dir).unwrap();
+    }
+    daemon.finish().await;
+}
+
 #[tokio::test]
 async fn network_counters_are_the_pods_own() {
     let daemon = Daemon::start().await;
