@@ -54,6 +54,15 @@ e2e: ## Run the end-to-end tests as root with real containers, on each handler (
 	cargo build --locked --workspace --bins
 	WHARF_HANDLERS="$(HANDLERS)" scripts/cargo-test.sh -p wharf-e2e --test promises
 
+.PHONY: critest
+critest: ## Run critest, where it is installed, on each handler (HANDLERS; flags of critest in ARGS)
+	cargo build --locked --workspace --bins
+	@for handler in $(HANDLERS); do ./critest.sh $$handler $(ARGS); done
+
+.PHONY: fuzz
+fuzz: ## Feed the parsers of untrusted bytes with noise, SECONDS each (10)
+	@scripts/fuzz.sh $(SECONDS_EACH)
+
 .PHONY: deny
 deny: ## Check licences, advisories and sources of dependencies with cargo-deny
 	@scripts/deny.sh

@@ -1,5 +1,7 @@
 //! First process of a lab: makes the namespaces, waits until its standard input closes, and ends; with it ends, by the
-//! kernel's hand, every process in its PID namespace. `lab whoami ADDRESS` is a server that tells callers their address.
+//! kernel's hand, every process in its PID namespace. `lab run NAME COMMAND...` runs a command in such a lab, which ends
+//! with it. `lab whoami ADDRESS` is a server that tells callers their address. `lab critest-images DIR` writes the images
+//! that critest names into a docker-registry's storage.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -9,20 +11,27 @@ use std::process::{Command, ExitCode};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigHandler, Signal, signal};
-use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, fork};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["whoami", address] => whoami(address),
-        ["cgroup", name, rest @ ..] => lab(name, rest.contains(&"--no-cgroup2")),
-        _ => Err("usage: lab cgroup NAME [--no-cgroup2] | lab whoami ADDRESS".into()),
+        ["whoami", address] => whoami(address).map(|()| 0),
+        ["cgroup", name, rest @ ..] => lab(name, rest.contains(&"--no-cgroup2"), &[]),
+        ["run", "--no-cgroup2", name, command @ ..] if !command.is_empty() => lab(name, true, command),
+        ["run", name, command @ ..] if !command.is_empty() => lab(name, false, command),
+        ["critest-images", dir] => critest_images(Path::new(dir)).map(|()| 0),
+        _ => Err(
+            "usage: lab cgroup NAME [--no-cgroup2] | lab run [--no-cgroup2] NAME COMMAND... | \
+                  lab whoami ADDRESS | lab critest-images DIR"
+                .into(),
+        ),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("lab: {error}");
             ExitCode::FAILURE
@@ -41,34 +50,69 @@ fn whoami(address: &str) -> Result {
     Ok(())
 }
 
-fn lab(name: &str, hide_cgroup2: bool) -> Result {
+/// Prints the digest of the image that critest pulls by digest, which can't be the public one's.
+fn critest_images(dir: &Path) -> Result {
+    println!(
+        "{}",
+        wharf_e2e::fixtures::make_critest(dir).map_err(|error| error.to_string())?
+    );
+    Ok(())
+}
+
+/// Makes a lab that lasts until standard input closes or, where there is a command, until that has ended.
+fn lab(name: &str, hide_cgroup2: bool, command: &[&str]) -> Result<u8> {
     let cgroups = make_cgroups(name)?;
-    unshare(
-        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWCGROUP,
-    )?;
+    let mut namespaces =
+        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWCGROUP;
+    if !command.is_empty() {
+        // What the command does to "the host's" shared memory stays in the lab.
+        namespaces |= CloneFlags::CLONE_NEWIPC;
+    }
+    unshare(namespaces)?;
     // SAFETY: this process has one thread.
     match unsafe { fork()? } {
         ForkResult::Parent { child } => {
-            drop(std::io::stdin());
-            println!("pid {child}");
+            if command.is_empty() {
+                println!("pid {child}");
+            }
             let ended = waitpid(child, None);
             cgroups.iter().for_each(|path| remove_tree(path));
-            ended?;
-            Ok(())
+            Ok(exit_code(ended?))
         }
         ForkResult::Child => {
             inside(hide_cgroup2)?;
+            if let [program, args @ ..] = command {
+                let child = Command::new(program).args(args).spawn()?;
+                return reap(Pid::from_raw(child.id().cast_signed()));
+            }
+            // SAFETY: no handler is installed; ignoring SIGCHLD makes the kernel reap what this init inherits.
+            unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn)? };
             println!("ready");
             std::io::stdin().read_to_end(&mut Vec::new())?;
-            Ok(())
+            Ok(0)
         }
+    }
+}
+
+/// Reaps what this init inherits until `main` has ended; returns its exit code.
+fn reap(main: Pid) -> Result<u8> {
+    loop {
+        let ended = waitpid(None, None)?;
+        if ended.pid() == Some(main) {
+            return Ok(exit_code(ended));
+        }
+    }
+}
+
+fn exit_code(status: WaitStatus) -> u8 {
+    match status {
+        WaitStatus::Exited(_, code) => u8::try_from(code).unwrap_or(1),
+        _ => 1,
     }
 }
 
 /// Set-up inside the new namespaces, then duty as their init.
 fn inside(hide_cgroup2: bool) -> Result {
-    // SAFETY: no handler is installed; ignoring SIGCHLD makes the kernel reap what this init inherits.
-    unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn)? };
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     // As on a machine with systemd.
@@ -96,12 +140,11 @@ fn inside(hide_cgroup2: bool) -> Result {
 }
 
 fn run(program: &str, args: &[&str]) -> Result {
-    // SIGCHLD is ignored, so that there may be no status to collect: ECHILD then means that it ended.
-    let mut child = Command::new(program).args(args).spawn()?;
-    match child.wait() {
-        Ok(status) if !status.success() => Err(format!("{program} {args:?}: {status}").into()),
-        _ => Ok(()),
+    let status = Command::new(program).args(args).status()?;
+    if !status.success() {
+        return Err(format!("{program} {args:?}: {status}").into());
     }
+    Ok(())
 }
 
 /// Mount point and mount options (controllers) of each cgroup v1 hierarchy.
