@@ -18,6 +18,17 @@ fn options<'a>(input: &SpecInput<'a>) -> Option<&'a cri::NamespaceOption> {
         .as_ref()
 }
 
+fn pod_options(input: &SpecInput) -> cri::NamespaceOption {
+    let context = input
+        .pod
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref());
+    context
+        .and_then(|context| context.namespace_options.clone())
+        .unwrap_or_default()
+}
+
 fn mode(value: i32, what: &str) -> Result<NamespaceMode> {
     NamespaceMode::try_from(value).or_else(|_| invalid(format!("{what} namespace mode {value} does not exist")))
 }
@@ -41,9 +52,12 @@ pub(super) fn generate(input: &SpecInput) -> Result<Vec<LinuxNamespace>> {
         )));
     }
     let mut out = vec![new(LinuxNamespaceType::Mount)];
-    let shared = |out: &mut Vec<_>, kind, name, value, pin: &Option<PathBuf>| -> Result<()> {
+    let pod = pod_options(input);
+    let shared = |out: &mut Vec<_>, kind, name, value, of_pod, pin: &Option<PathBuf>| -> Result<()> {
         match mode(value, name)? {
             NamespaceMode::Node => {}
+            // What the pod has is the node's.
+            NamespaceMode::Pod if of_pod == NamespaceMode::Node => {}
             NamespaceMode::Pod => out.push(join(kind, name, pin)?),
             other => return invalid(format!("{name} namespace mode {} is not possible", other.as_str_name())),
         }
@@ -55,11 +69,26 @@ pub(super) fn generate(input: &SpecInput) -> Result<Vec<LinuxNamespace>> {
         LinuxNamespaceType::Network,
         "network",
         options.network,
+        pod.network(),
         &pins.net,
     )?;
-    shared(&mut out, LinuxNamespaceType::Ipc, "IPC", options.ipc, &pins.ipc)?;
+    shared(
+        &mut out,
+        LinuxNamespaceType::Ipc,
+        "IPC",
+        options.ipc,
+        pod.ipc(),
+        &pins.ipc,
+    )?;
     // With the host's network goes the host's name.
-    shared(&mut out, LinuxNamespaceType::Uts, "UTS", options.network, &pins.uts)?;
+    shared(
+        &mut out,
+        LinuxNamespaceType::Uts,
+        "UTS",
+        options.network,
+        pod.network(),
+        &pins.uts,
+    )?;
     match mode(options.pid, "PID")? {
         NamespaceMode::Node => {}
         NamespaceMode::Container => out.push(new(LinuxNamespaceType::Pid)),

@@ -238,6 +238,31 @@ fn host_namespaces() {
 }
 
 #[test]
+fn what_the_pod_has_is_shared_where_that_is_the_nodes_too() {
+    let mut case = Case::new();
+    let node = NamespaceMode::Node as i32;
+    case.pod.linux.get_or_insert_default().security_context = Some(cri::LinuxSandboxSecurityContext {
+        namespace_options: Some(cri::NamespaceOption {
+            network: node,
+            ipc: node,
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    case.namespaces = Pins::default();
+    let spec = case
+        .generate()
+        .expect("a container of a pod on the node's network may say \"as the pod\"");
+    let namespaces = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().clone())
+        .unwrap_or_default();
+    let kinds: Vec<String> = namespaces.iter().map(|namespace| namespace.typ().to_string()).collect();
+    assert_eq!(kinds, ["mnt", "pid"]);
+}
+
+#[test]
 fn cgroup_v2_and_a_shared_pid_namespace() {
     let mut case = Case::new();
     case.host.cgroup_v2 = true;
