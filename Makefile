@@ -60,8 +60,8 @@ critest: ## Run critest, where it is installed, on each handler (HANDLERS; flags
 	@for handler in $(HANDLERS); do ./critest.sh $$handler $(ARGS); done
 
 .PHONY: fuzz
-fuzz: ## Feed the parsers of untrusted bytes with noise, SECONDS each (10)
-	@scripts/fuzz.sh $(SECONDS_EACH)
+fuzz: ## Fuzz each parser of untrusted bytes for some time (FUZZ_SECONDS=10)
+	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),10)
 
 .PHONY: deny
 deny: ## Check licences, advisories and sources of dependencies with cargo-deny

@@ -19,6 +19,9 @@ mod exec;
 mod images;
 mod info;
 mod inspect;
+#[cfg(fuzzing)]
+pub mod logfile;
+#[cfg(not(fuzzing))]
 mod logfile;
 mod logging;
 mod logs;

@@ -26,6 +26,9 @@ mod testing;
 mod tests;
 pub mod unpack;
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
+
 pub use error::{Error, ErrorKind, Result};
 pub use image::{Image, ImageConfig, Layer};
 pub use reference::Reference;

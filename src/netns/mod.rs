@@ -18,6 +18,9 @@ mod subnet;
 mod sysctl;
 mod thread;
 
+#[cfg(fuzzing)]
+pub use cni::fuzzing;
+
 #[cfg(test)]
 mod tests;
 

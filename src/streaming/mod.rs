@@ -21,6 +21,9 @@ mod tokens;
 mod transport;
 mod websocket;
 
+#[cfg(fuzzing)]
+pub use spdy::fuzzing;
+
 use std::io;
 
 pub use server::Server;

@@ -4,7 +4,7 @@ use http::{HeaderMap, header::WWW_AUTHENTICATE};
 
 /// What a registry asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub(in crate::images) enum Challenge {
     Basic,
     Bearer {
         realm: String,
@@ -14,7 +14,7 @@ pub(super) enum Challenge {
 }
 
 /// The best challenge among `headers`: a token rather than a password.
-pub(super) fn best(headers: &HeaderMap) -> Option<Challenge> {
+pub(in crate::images) fn best(headers: &HeaderMap) -> Option<Challenge> {
     let mut basic = None;
     for value in headers.get_all(WWW_AUTHENTICATE) {
         let Ok(text) = value.to_str() else { continue };

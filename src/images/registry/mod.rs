@@ -7,7 +7,7 @@
 
 mod auth;
 mod blob;
-mod challenge;
+pub(super) mod challenge;
 mod endpoint;
 mod session;
 mod tls;

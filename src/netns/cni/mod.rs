@@ -2,6 +2,8 @@
 
 mod args;
 mod config;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod plugin;
 mod result;
 mod watch;

@@ -141,7 +141,8 @@ async fn read(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
     }
 }
 
-fn judge(status: ExitStatus, answer: &[u8], complaint: &[u8]) -> std::result::Result<Value, String> {
+/// What a plugin said, from its end and its outputs.
+pub(super) fn judge(status: ExitStatus, answer: &[u8], complaint: &[u8]) -> std::result::Result<Value, String> {
     let text = String::from_utf8_lossy(answer);
     let value = if text.trim().is_empty() {
         Ok(Value::Null)

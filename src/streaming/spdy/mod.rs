@@ -6,6 +6,8 @@
 
 mod connection;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod headers;
 mod stream;
 #[cfg(test)]

@@ -1,0 +1,13 @@
+//! wharf.toml.
+#![no_main]
+
+use std::io::Write;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(mut file) = tempfile::NamedTempFile::new_in("/dev/shm") else { return };
+    if file.write_all(bytes).is_ok() {
+        let _ = wharf::config::load(Some(file.path()));
+    }
+});

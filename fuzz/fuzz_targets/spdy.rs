@@ -1,0 +1,6 @@
+//! Frames of a SPDY client.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| wharf::streaming::fuzzing::frames(bytes));
