@@ -12,8 +12,8 @@ use wharf_proto::{
 
 use super::{Container, Error, Result, Tools, ending, host, signals, spec, users};
 use crate::{
-    images::Image,
-    sandbox::{DEFAULT_CGROUP_PARENT, PodPaths, host_ipc, host_network},
+    images::{Image, rootfs::Owners},
+    sandbox::{self, DEFAULT_CGROUP_PARENT, PodPaths, host_ipc, host_network},
     store,
 };
 
@@ -67,9 +67,10 @@ pub async fn create(
             )?)
         })
         .await?;
+    let owners = owners(container, &on_record, &config)?;
     let rootfs = tools
         .images
-        .mount_rootfs(&image, &container.dir)
+        .mount_rootfs(&image, &container.dir, owners)
         .await
         .map_err(|source| Error::Rootfs {
             id: container.id.clone(),
@@ -173,12 +174,36 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
 fn pins(paths: &PodPaths, pod: &PodSandboxConfig, pid: Option<PathBuf>) -> spec::Pins {
     let pin = |name: &str| Some(paths.namespaces().join(name));
     let (net, ipc) = (!host_network(pod), !host_ipc(pod));
+    let user = matches!(sandbox::users(pod), Ok(Some(_)));
     spec::Pins {
+        user: pin("user").filter(|_| user),
         net: pin("net").filter(|_| net),
         uts: pin("uts").filter(|_| net),
         ipc: pin("ipc").filter(|_| ipc),
         pid,
     }
+}
+
+/// Whose the root filesystem's files are: the pod's users, where it has its own. A container's must be the pod's.
+fn owners(container: &Container, pod: &PodSandboxConfig, config: &ContainerConfig) -> Result<Option<Owners>> {
+    let users = sandbox::users(pod).map_err(|error| Error::Invalid(error.to_string()))?;
+    let options = config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref())
+        .and_then(|context| context.namespace_options.as_ref());
+    let own = options.and_then(|options| options.userns_options.as_ref());
+    if !sandbox::same_users(users.as_ref(), own) {
+        return Err(Error::Invalid(format!(
+            "the user namespace of a container must be that of its pod sandbox {}",
+            container.sandbox.id
+        )));
+    }
+    Ok(users.map(|users| Owners {
+        namespace: container.sandbox.paths.namespaces().join("user"),
+        uids: users.uids,
+        gids: users.gids,
+    }))
 }
 
 /// The PID namespace that the config asks to share: the pod's, or that of another container of the same pod, which must

@@ -61,6 +61,12 @@ pub struct Host {
 }
 
 impl Host {
+    /// Pods can have a user namespace: overlayfs takes layers with mapped owners since Linux 5.19.
+    #[must_use]
+    pub fn user_namespaces(&self) -> bool {
+        self.kernel >= (5, 19) && std::path::Path::new("/proc/self/ns/user").exists()
+    }
+
     /// Read-only can be made recursive: mount_setattr(2) is there since Linux 5.12.
     #[must_use]
     pub fn recursive_read_only(&self) -> bool {

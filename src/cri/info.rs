@@ -44,7 +44,7 @@ impl Face {
         // The empty name stands for the default handler. What a command can do is not asked yet, so nothing is claimed.
         let features = |name: &str| RuntimeHandlerFeatures {
             recursive_read_only_mounts: node.config().handler(name).is_none(),
-            user_namespaces: false,
+            user_namespaces: node.config().handler(name).is_none() && node.has_user_namespaces(),
         };
         let runtime_handlers = std::iter::once("")
             .chain(node.config().handler_names())
@@ -64,6 +64,7 @@ impl Face {
             runtime_handlers,
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,
+                user_namespaces_host_network: node.has_user_namespaces(),
                 ..Default::default()
             }),
         })

@@ -32,7 +32,12 @@ impl Mounts {
 }
 
 /// See [`super::Images::mount_rootfs`].
-pub(super) async fn mount(room: &Arc<Room>, image: &Image, container: &Path) -> Result<PathBuf> {
+pub(super) async fn mount(
+    room: &Arc<Room>,
+    image: &Image,
+    container: &Path,
+    owners: Option<rootfs::Owners>,
+) -> Result<PathBuf> {
     let pins = image.pins.clone();
     let mut text = format!("{}\n", image.id);
     for pin in &pins {
@@ -45,7 +50,7 @@ pub(super) async fn mount(room: &Arc<Room>, image: &Image, container: &Path) -> 
     let mounted = blocking(move || {
         let file = directory.join(FILE);
         store::write_file(&file, text.as_bytes(), 0o600)?;
-        rootfs::mount(&top_first, &directory).map_err(|error| {
+        rootfs::mount(&top_first, &directory, owners.as_ref()).map_err(|error| {
             let _ = fs::remove_file(&file);
             error.into()
         })

@@ -130,12 +130,17 @@ impl Images {
     }
 
     /// Mounts a writable root filesystem of `image` at `container_dir/rootfs` and returns that path. The layers are kept
-    /// until [`Images::unmount_rootfs`].
+    /// until [`Images::unmount_rootfs`]. With `owners` its files belong to the users of their namespace.
     ///
     /// # Errors
     /// When the kernel refuses the mount.
-    pub async fn mount_rootfs(&self, image: &Image, container_dir: &Path) -> Result<PathBuf> {
-        mounts::mount(&self.room, image, container_dir).await
+    pub async fn mount_rootfs(
+        &self,
+        image: &Image,
+        container_dir: &Path,
+        owners: Option<super::rootfs::Owners>,
+    ) -> Result<PathBuf> {
+        mounts::mount(&self.room, image, container_dir, owners).await
     }
 
     /// Undoes [`Images::mount_rootfs`]; nothing mounted is fine.

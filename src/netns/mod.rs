@@ -17,6 +17,7 @@ mod socket;
 mod subnet;
 mod sysctl;
 mod thread;
+mod users;
 
 #[cfg(fuzzing)]
 pub use cni::fuzzing;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 pub use connect::connect;
 pub use counters::{Counters, Traffic};
 pub use error::{Error, Result};
+pub use users::Users;
 use wharf_proto::{cri, record};
 
 use crate::config::{Config, NetworkMode};
@@ -46,6 +48,8 @@ pub struct Want {
     pub ipc: bool,
     /// A host name namespace.
     pub uts: bool,
+    /// A user namespace that owns the others.
+    pub users: Option<Users>,
 }
 
 /// What a pod's network needs to know about the pod.
@@ -113,7 +117,7 @@ impl Networks {
         })))
     }
 
-    /// Makes the wanted namespaces and pins them as `dir/net`, `dir/ipc` and `dir/uts`.
+    /// Makes the wanted namespaces and pins them as `dir/net`, `dir/ipc`, `dir/uts` and `dir/user`.
     ///
     /// # Errors
     /// When the kernel refuses, or a sysctl is not one that a pod may set; nothing stays pinned then.

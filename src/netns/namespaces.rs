@@ -2,16 +2,18 @@
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use super::link::Links;
+use super::users::Holder;
 use super::{Error, Result, Want, sysctl, thread};
 
-const KINDS: [&str; 3] = ["net", "ipc", "uts"];
+/// The user namespace last: it owns the others.
+const KINDS: [&str; 4] = ["net", "ipc", "uts", "user"];
 
 /// See [`super::Networks::create_namespaces`].
 pub(super) async fn create(dir: &Path, want: Want, hostname: &str, sysctls: &[(String, String)]) -> Result<()> {
@@ -40,7 +42,21 @@ fn make(dir: &Path, want: Want, hostname: &str, settings: &[sysctl::Setting]) ->
     flags.set(CloneFlags::CLONE_NEWNET, want.net);
     flags.set(CloneFlags::CLONE_NEWIPC, want.ipc);
     flags.set(CloneFlags::CLONE_NEWUTS, want.uts);
-    unshare(flags).map_err(|errno| Error::kernel("create namespaces", errno))?;
+    let holder = match &want.users {
+        None => {
+            unshare(flags).map_err(|errno| Error::kernel("create namespaces", errno))?;
+            None
+        }
+        Some(users) => {
+            let holder = Holder::start(flags, users)?;
+            for (kind, wanted) in KINDS.into_iter().zip([want.net, want.ipc, want.uts]) {
+                if wanted {
+                    holder.enter(kind)?;
+                }
+            }
+            Some(holder)
+        }
+    };
     if want.net {
         Links::open()?.set_up("lo")?;
     }
@@ -51,20 +67,22 @@ fn make(dir: &Path, want: Want, hostname: &str, settings: &[sysctl::Setting]) ->
     sysctl::write(settings)?;
     for (kind, wanted) in KINDS.into_iter().zip([want.net, want.ipc, want.uts]) {
         if wanted {
-            pin(&dir.join(kind), kind)?;
+            pin(&dir.join(kind), Path::new(&format!("/proc/thread-self/ns/{kind}")))?;
         }
     }
-    Ok(())
+    match holder {
+        Some(holder) => pin(&dir.join("user"), &holder.namespace("user")),
+        None => Ok(()),
+    }
 }
 
-fn pin(target: &Path, kind: &str) -> Result<()> {
+fn pin(target: &Path, handle: &Path) -> Result<()> {
     OpenOptions::new()
         .write(true)
         .create_new(true)
         .open(target)
         .map_err(|source| Error::io("create namespace pin", target, source))?;
-    let handle = PathBuf::from(format!("/proc/thread-self/ns/{kind}"));
-    mount(Some(&handle), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    mount(Some(handle), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .map_err(|errno| Error::io("pin namespace at", target, errno.into()))
 }
 

@@ -105,6 +105,7 @@ mod tests {
         net: true,
         ipc: true,
         uts: true,
+        users: None,
     };
 
     fn one(want: Want, name: &str) -> Result<Vec<Setting>> {

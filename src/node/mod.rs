@@ -136,6 +136,12 @@ impl Node {
         &self.mechanisms().config
     }
 
+    /// Whether pods with the built-in runtime can get a user namespace.
+    #[must_use]
+    pub fn has_user_namespaces(&self) -> bool {
+        self.inner.tools.host.user_namespaces()
+    }
+
     /// Whether pods can get a network.
     #[must_use]
     pub fn network_status(&self) -> NetworkStatus {

@@ -46,6 +46,7 @@ impl Node {
             ));
         }
         self.check_handler(&handler)?;
+        self.check_users(&config, &handler)?;
         let record = record::Pod {
             schema: store::SCHEMA,
             id: store::new_id()?,
@@ -79,6 +80,16 @@ impl Node {
         Err(Error::Invalid(format!(
             "no runtime handler {handler:?} is configured (known: {known})"
         )))
+    }
+
+    /// Only the built-in runtime makes root filesystems and volumes of a user namespace as Wharf describes them.
+    fn check_users(&self, config: &PodSandboxConfig, handler: &str) -> Result<()> {
+        if sandbox::users(config)?.is_some() && self.config().handler(handler).is_some() {
+            return Err(Error::Invalid(format!(
+                "runtime handler {handler:?} does not support user namespaces; the built-in one does"
+            )));
+        }
+        Ok(())
     }
 
     /// What an earlier request for this pod has made.

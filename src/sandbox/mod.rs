@@ -10,6 +10,7 @@ mod paths;
 mod start;
 mod teardown;
 pub mod usage;
+mod users;
 
 use std::{
     collections::HashMap,
@@ -22,6 +23,7 @@ pub use paths::{PodPaths, Roots, container_exit, container_record};
 pub use start::{bring_up, visible_hostname};
 pub use teardown::{release_shared_cgroups, remove, tear_down};
 use tokio::sync::{oneshot, watch};
+pub use users::{same_users, users};
 use wharf_proto::{
     cri::{NamespaceMode, NamespaceOption, PodSandboxConfig},
     monitor::HelloReply,

@@ -8,10 +8,10 @@ use wharf_proto::{
     record,
 };
 
-use super::{Error, Mechanisms, PodPaths, Result, Sandbox, files, host_ipc, host_network, namespace_options};
+use super::{Error, Mechanisms, PodPaths, Result, Sandbox, files, host_ipc, host_network, namespace_options, users};
 use crate::{
     monitor::client::{Client, Events, SpawnOptions},
-    netns::Want,
+    netns::{Users, Want},
     store,
 };
 
@@ -21,14 +21,12 @@ const SHM_SIZE: &str = "size=67108864";
 /// Checks what can be checked before anything is made.
 fn validate(config: &PodSandboxConfig) -> Result<()> {
     let options = namespace_options(config);
-    if options
-        .userns_options
-        .as_ref()
-        .is_some_and(|user| user.mode() != NamespaceMode::Node)
-    {
-        return Err(Error::Unsupported(
-            "user namespaces for pods are not implemented yet".into(),
-        ));
+    // A file system of processes can only be mounted by who owns their namespace, which is then the node.
+    if users(config)?.is_some() && options.pid() != NamespaceMode::Container {
+        return Err(Error::Unsupported(format!(
+            "PID namespace mode {} together with a user namespace is not supported yet",
+            options.pid().as_str_name()
+        )));
     }
     if matches!(options.pid(), NamespaceMode::Target) {
         return Err(Error::Invalid(
@@ -49,11 +47,16 @@ fn validate(config: &PodSandboxConfig) -> Result<()> {
 
 /// The sysctls of a pod: what both peers set by default, then what was asked for, without those that would reach the
 /// node because the pod shares that namespace with it (kubelet refuses them, CRI-O skips them).
-fn sysctls(config: &PodSandboxConfig) -> Vec<(String, String)> {
+fn sysctls(config: &PodSandboxConfig, users: Option<&Users>) -> Vec<(String, String)> {
     let mut wanted = HashMap::new();
     if !host_network(config) {
+        // Written by the node, which has other numbers for the pod's groups.
+        let groups = users.map_or_else(
+            || "0 2147483647".to_owned(),
+            |users| format!("{} {}", users.gids.host_id, users.gids.host_id + users.gids.length - 1),
+        );
         wanted.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
-        wanted.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+        wanted.insert("net.ipv4.ping_group_range".to_owned(), groups);
     }
     let asked = config
         .linux
@@ -204,15 +207,22 @@ async fn set_up_network(
     config: &PodSandboxConfig,
 ) -> Result<Option<record::Network>> {
     let host_network = host_network(config);
+    let users = users(config)?;
     let want = Want {
         net: !host_network,
         ipc: !host_ipc(config),
         uts: !host_network,
+        users,
     };
     let hostname = visible_hostname(config);
     mechanisms
         .networks
-        .create_namespaces(&sandbox.paths.namespaces(), want, &hostname, &sysctls(config))
+        .create_namespaces(
+            &sandbox.paths.namespaces(),
+            want,
+            &hostname,
+            &sysctls(config, users.as_ref()),
+        )
         .await
         .map_err(sandbox.network_error())?;
     if host_network {

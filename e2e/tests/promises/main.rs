@@ -25,6 +25,7 @@ mod streaming_attach;
 mod streaming_leaks;
 mod streaming_tls;
 mod terminal;
+mod userns;
 
 /// Runs a test's body on each runtime handler that was asked for.
 ///

@@ -67,6 +67,8 @@ pub struct Pins {
     pub ipc: Option<PathBuf>,
     /// Host name.
     pub uts: Option<PathBuf>,
+    /// Users; the others belong to it.
+    pub user: Option<PathBuf>,
     /// The PID namespace to join: the pod's for POD mode, the target container's for TARGET mode.
     pub pid: Option<PathBuf>,
 }
@@ -74,6 +76,12 @@ pub struct Pins {
 impl SpecInput<'_> {
     pub(super) fn context(&self) -> Option<&cri::LinuxContainerSecurityContext> {
         self.config.linux.as_ref()?.security_context.as_ref()
+    }
+
+    /// The pod's user namespace as it was asked for, if it has one.
+    pub(super) fn users(&self) -> Option<crate::netns::Users> {
+        self.namespaces.user.as_ref()?;
+        crate::sandbox::users(self.pod).ok().flatten()
     }
 
     pub(super) fn privileged(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount};
 use wharf_proto::cri::{self, MountPropagation};
 
 use super::{Error, Result, SpecInput, invalid, namespaces};
@@ -137,10 +137,10 @@ fn cri_mount(input: &SpecInput, mount: &cri::Mount, source: Option<&MountSource>
             "ImageVolumeMountFailed: mount at {shown}: image volumes are not supported yet"
         )));
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(Error::Unsupported(format!(
-            "mount at {shown}: id mappings are not supported yet"
-        )));
+    if mount.uid_mappings.is_empty() != mount.gid_mappings.is_empty() {
+        return invalid(format!(
+            "mount at {shown}: users and groups must be mapped both or not at all"
+        ));
     }
     let Some(source) = source else {
         return invalid(format!("mount at {shown}: no host_path"));
@@ -176,7 +176,22 @@ fn cri_mount(input: &SpecInput, mount: &cri::Mount, source: Option<&MountSource>
     options.push(access(input, mount, &target)?.to_owned());
     let mut out = self::mount("", "bind", &source.path, &[]);
     out.set_destination(target).set_options(Some(options));
+    if !mount.uid_mappings.is_empty() {
+        let mapped = |mappings: &[cri::IdMapping]| mappings.iter().copied().map(id_mapping).collect::<Result<_>>();
+        out.set_uid_mappings(Some(mapped(&mount.uid_mappings)?))
+            .set_gid_mappings(Some(mapped(&mount.gid_mappings)?));
+    }
     Ok(out)
+}
+
+/// A range of ids in the runtime specification's words.
+pub(super) fn id_mapping(mapping: cri::IdMapping) -> Result<LinuxIdMapping> {
+    LinuxIdMappingBuilder::default()
+        .host_id(mapping.host_id)
+        .container_id(mapping.container_id)
+        .size(mapping.length)
+        .build()
+        .or_else(|error| invalid(format!("id mapping: {error}")))
 }
 
 /// `rro` reaches the mounts below as well, which plain `ro` leaves writable.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 use wharf_proto::cri::{self, NamespaceMode};
 
-use super::{Error, Result, SpecInput, invalid};
+use super::{Result, SpecInput, invalid};
 
 fn options<'a>(input: &SpecInput<'a>) -> Option<&'a cri::NamespaceOption> {
     input
@@ -41,16 +41,6 @@ pub(super) fn host_ipc(input: &SpecInput) -> bool {
 pub(super) fn generate(input: &SpecInput) -> Result<Vec<LinuxNamespace>> {
     let none = cri::NamespaceOption::default();
     let options = options(input).unwrap_or(&none);
-    if let Some(userns) = options
-        .userns_options
-        .as_ref()
-        .filter(|u| u.mode != NamespaceMode::Node as i32)
-    {
-        return Err(Error::Unsupported(format!(
-            "user namespace mode {}: user namespaces are not supported yet",
-            mode(userns.mode, "user")?.as_str_name()
-        )));
-    }
     let mut out = vec![new(LinuxNamespaceType::Mount)];
     let pod = pod_options(input);
     let shared = |out: &mut Vec<_>, kind, name, value, of_pod, pin: &Option<PathBuf>| -> Result<()> {
@@ -64,6 +54,9 @@ pub(super) fn generate(input: &SpecInput) -> Result<Vec<LinuxNamespace>> {
         Ok(())
     };
     let pins = input.namespaces;
+    if pins.user.is_some() {
+        out.push(join(LinuxNamespaceType::User, "user", &pins.user)?);
+    }
     shared(
         &mut out,
         LinuxNamespaceType::Network,

@@ -76,6 +76,7 @@ impl Case {
                 ..Default::default()
             },
             namespaces: Pins {
+                user: None,
                 net: pin("net"),
                 ipc: pin("ipc"),
                 uts: pin("uts"),
@@ -465,12 +466,6 @@ fn what_is_not_there_yet_is_named() {
         name: "vendor.com/gpu=0".into(),
     }];
     assert!(case.refused().contains("vendor.com/gpu=0"));
-    let mut case = Case::new();
-    case.context().namespace_options = Some(cri::NamespaceOption {
-        userns_options: Some(Default::default()),
-        ..Default::default()
-    });
-    assert!(case.refused().contains("user namespaces are not supported yet"));
     let mut case = Case::new();
     case.image.cmd.clear();
     assert!(case.refused().contains("no command"));

@@ -18,6 +18,10 @@ pub fn generate(input: &SpecInput) -> Result<Spec> {
         .set_readonly(Some(input.read_only_root()));
     let mounts = mounts::generate(input)?;
 
+    let range = |mapping| mounts::id_mapping(mapping).map(|mapping| vec![mapping]);
+    let users = input.users();
+    let uids = users.map(|users| range(users.uids)).transpose()?;
+    let gids = users.map(|users| range(users.gids)).transpose()?;
     let mut linux = Linux::default();
     linux
         .set_namespaces(Some(namespaces::generate(input)?))
@@ -30,8 +34,9 @@ pub fn generate(input: &SpecInput) -> Result<Spec> {
         .set_readonly_paths(security::paths(input, |c| &c.readonly_paths))
         // The pod's sysctls are in force in its namespaces already; a container must not set them anew.
         .set_sysctl(None)
-        .set_uid_mappings(None)
-        .set_gid_mappings(None);
+        // The namespace has its mappings; runtimes ask here whose the bundle's files are.
+        .set_uid_mappings(uids)
+        .set_gid_mappings(gids);
 
     let mut spec = Spec::default();
     spec.set_version("1.0.2".to_owned())

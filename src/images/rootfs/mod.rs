@@ -1,7 +1,8 @@
 //! Root filesystems of containers: overlay mounts over unpacked layers, their removal, and the figures of the
-//! filesystem below. Owns what a container's directory has under `rootfs`, `upper`, `work` and `empty`; never knows
+//! filesystem below. Owns what a container's directory has under `rootfs`, `upper`, `work`, `empty` and `mapped`; never knows
 //! images or records, never follows a symlink a container made. All of it blocks: run it with `spawn_blocking`.
 
+mod mapped;
 mod overlay;
 mod remove;
 mod sys;
@@ -12,6 +13,7 @@ mod usage;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use mapped::Owners;
 pub use overlay::{mount, unmount};
 pub use remove::{remove_at, remove_tree};
 pub use usage::{Space, mountpoint, space, usage, writable_layer};
@@ -45,6 +47,9 @@ pub enum Error {
         log: String,
         source: io::Error,
     },
+    /// The file system that holds the layer can't show its files as others' (ext4, xfs, btrfs and tmpfs can).
+    #[error("map the owners of layer {}: {source}; its file system must support id-mapped mounts", layer.display())]
+    Map { layer: PathBuf, source: io::Error },
     /// Something is mounted there already.
     #[error("mount overlay at {}: it is a mount point already", path.display())]
     AlreadyMounted { path: PathBuf },

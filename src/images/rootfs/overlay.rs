@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchown};
 
+use super::mapped::{self, Mapped, Owners};
 use super::{Error, Result, io_at, remove_tree, sys};
 
 /// Bytes of options that mount(2) takes: a page, with the NUL.
@@ -19,11 +20,11 @@ const MOUNT_DATA: usize = 4096;
 
 /// Mounts `layers` (top first; none is allowed) at `container_dir/rootfs` and returns that path. Changes go to
 /// `container_dir/upper`, which is made if it is absent and kept if not. `volatile`: the kernel syncs nothing of it,
-/// because a container does not survive a crash of the machine.
+/// because a container does not survive a crash of the machine. With `owners` the files are theirs.
 ///
 /// # Errors
 /// A layer is missing, something is mounted there already, or overlayfs refuses.
-pub fn mount(layers: &[PathBuf], container_dir: &Path) -> Result<PathBuf> {
+pub fn mount(layers: &[PathBuf], container_dir: &Path, owners: Option<&Owners>) -> Result<PathBuf> {
     let rootfs = container_dir.join("rootfs");
     let (upper, work, empty) = (
         container_dir.join("upper"),
@@ -36,7 +37,7 @@ pub fn mount(layers: &[PathBuf], container_dir: &Path) -> Result<PathBuf> {
     make_dir(&rootfs)?;
     make_dir(&work)?;
     if make_dir(&upper)? {
-        adopt_root(layers.first(), &upper)?;
+        adopt_root(layers.first(), &upper, owners)?;
     }
     let target = open_path(&rootfs)?;
     if sys::is_mount_root(target.as_fd(), c"").map_err(io_at("stat", &rootfs))? {
@@ -48,8 +49,11 @@ pub fn mount(layers: &[PathBuf], container_dir: &Path) -> Result<PathBuf> {
         make_dir(&empty)?;
         lower.push(empty);
     }
+    let mapped = owners
+        .map(|owners| Mapped::new(&lower, owners, container_dir))
+        .transpose()?;
     let plan = Plan {
-        lower: &lower,
+        lower: mapped.as_ref().map_or(&lower, |mapped| &mapped.layers),
         upper: &upper,
         work: &work,
     };
@@ -78,6 +82,7 @@ pub fn mount(layers: &[PathBuf], container_dir: &Path) -> Result<PathBuf> {
 /// # Errors
 /// Whatever else the kernel refuses.
 pub fn unmount(container_dir: &Path) -> Result<()> {
+    mapped::release(container_dir)?;
     let rootfs = container_dir.join("rootfs");
     loop {
         match umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
@@ -247,11 +252,14 @@ fn make_dir(path: &Path) -> Result<bool> {
 }
 
 /// The merged root directory has the attributes of `upper`, so they must be those of the image's root.
-fn adopt_root(layer: Option<&PathBuf>, upper: &Path) -> Result<()> {
+fn adopt_root(layer: Option<&PathBuf>, upper: &Path, owners: Option<&Owners>) -> Result<()> {
     let (mut mode, mut owner) = (0o755, (0, 0));
     if let Some(layer) = layer {
         let stat = nix::sys::stat::stat(layer).map_err(io_at("stat layer", layer))?;
         (mode, owner) = (stat.st_mode & 0o7777, (stat.st_uid, stat.st_gid));
+    }
+    if let Some(owners) = owners {
+        owner = owners.on_node(owner);
     }
     let upper_fd = open(
         upper,

@@ -52,20 +52,23 @@ fn the_top_layer_wins_and_changes_stay_in_upper() {
         fs::set_permissions(&layers[0], fs::Permissions::from_mode(0o711)).unwrap();
         let container = root.join("c");
         fs::create_dir(&container).unwrap();
-        let rootfs = mount(&layers, &container).unwrap();
+        let rootfs = mount(&layers, &container, None).unwrap();
         assert_eq!(fs::read_to_string(rootfs.join("which")).unwrap(), "2");
         assert!(rootfs.join("only0").exists());
         assert_eq!(fs::metadata(&rootfs).unwrap().mode() & 0o7777, 0o711);
         fs::write(rootfs.join("new"), b"x").unwrap();
         assert!(container.join("upper/new").exists() && !layers[0].join("new").exists());
-        assert!(matches!(mount(&layers, &container), Err(Error::AlreadyMounted { .. })));
+        assert!(matches!(
+            mount(&layers, &container, None),
+            Err(Error::AlreadyMounted { .. })
+        ));
         unmount(&container).unwrap();
         unmount(&container).unwrap();
         unmount(&root.join("absent")).unwrap();
         assert_eq!(fs::read_dir(&rootfs).unwrap().count(), 0);
         // The mark of a volatile mount that was not unmounted in order.
         fs::create_dir_all(container.join("work/work/incompat/volatile")).unwrap();
-        mount(&layers, &container).unwrap();
+        mount(&layers, &container, None).unwrap();
         assert!(rootfs.join("new").exists());
         unmount(&container).unwrap();
     });
@@ -78,7 +81,7 @@ fn no_layer_one_layer_and_a_hundred_layers_mount() {
             let layers = layers(root, count, name);
             let container = root.join(format!("c-{name}"));
             fs::create_dir(&container).unwrap();
-            let rootfs = mount(&layers, &container).unwrap();
+            let rootfs = mount(&layers, &container, None).unwrap();
             assert_eq!(
                 fs::read_dir(&rootfs).unwrap().count(),
                 if count == 0 { 0 } else { count + 1 },
@@ -114,7 +117,9 @@ fn a_missing_layer_is_named() {
     in_namespace(|root| {
         let container = root.join("c");
         fs::create_dir(&container).unwrap();
-        let error = mount(&[root.join("not-there")], &container).unwrap_err().to_string();
+        let error = mount(&[root.join("not-there")], &container, None)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("not-there"), "{error}");
     });
 }
@@ -132,7 +137,7 @@ fn a_layer_whose_root_is_opaque_hides_those_below() {
         );
         let container = root.join("c");
         fs::create_dir(&container).unwrap();
-        let rootfs = mount(&layers, &container).unwrap();
+        let rootfs = mount(&layers, &container, None).unwrap();
         assert!(rootfs.join("only1").exists() && !rootfs.join("only0").exists());
         unmount(&container).unwrap();
     });

@@ -95,6 +95,7 @@ impl Node {
             net: true,
             ipc: false,
             uts: false,
+            users: None,
         };
         networks
             .create_namespaces(&self.pins(name), want, name, &[])

@@ -18,6 +18,7 @@ fn namespaces_are_pinned_with_host_name_sysctls_and_loopback() {
             net: true,
             ipc: true,
             uts: true,
+            users: None,
         };
         networks.create_namespaces(&dir, want, "pod-a", &sysctls).await.unwrap();
         let pins = ["net", "ipc", "uts"].map(|kind| File::open(dir.join(kind)).unwrap());
@@ -61,6 +62,7 @@ fn nothing_stays_pinned_after_a_sysctl_that_is_refused() {
             net: true,
             ipc: true,
             uts: true,
+            users: None,
         };
         for (name, value) in [
             ("net.ipv4.no_such", "1"),

@@ -68,6 +68,11 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
     // A cgroup namespace begins where its first process is, so the helper goes ahead; limits follow when init is there.
     cgroup.join_self().map_err(cgroup_error)?;
     take_stdio(&request.stdio)?;
+    // In another user namespace the helper may set no limits any more; else they wait until init is there.
+    let early = existing
+        .iter()
+        .any(|(kind, ..)| *kind == libc::CLONE_NEWUSER)
+        .then(|| limit(&plan, &cgroup));
     for (kind, fd, path) in &existing {
         sys::setns(fd.as_fd(), *kind).context(|| format!("join namespace {}", path.display()))?;
         if *kind == libc::CLONE_NEWIPC {
@@ -88,7 +93,7 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
         }
         Forked::Parent { pid, pidfd } => {
             drop(theirs);
-            let result = supervise(&plan, &cgroup, pid, new_userns, &ours);
+            let result = supervise(&plan, &cgroup, early, pid, new_userns, &ours);
             match result {
                 Ok(console) => Ok(Report {
                     pid,
@@ -107,6 +112,7 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
 fn supervise(
     plan: &init::Plan,
     cgroup: &Cgroup,
+    limited: Option<Result<()>>,
     pid: i32,
     new_userns: bool,
     init: &OwnedFd,
@@ -120,13 +126,18 @@ fn supervise(
         }
         report::send(init.as_fd(), &Ok(Report::default()));
     }
-    let limited = cgroup.apply(&with_default_devices(
-        linux.resources().clone().unwrap_or_else(no_resources),
-    ));
+    let limited = limited.unwrap_or_else(|| limit(plan, cgroup));
     // Init's own words first: a limit that could not be set is less likely the cause of trouble than its effect.
     let report = report::receive(init.as_fd())?.ok_or(Error::HelperDied("create"))?;
-    limited.map_err(|e| Error::Cgroup(e.to_string()))?;
+    limited?;
     Ok(report.fds.into_iter().next())
+}
+
+fn limit(plan: &init::Plan, cgroup: &Cgroup) -> Result<()> {
+    let resources = plan.bundle.linux()?.resources().clone();
+    cgroup
+        .apply(&with_default_devices(resources.unwrap_or_else(no_resources)))
+        .map_err(|e| Error::Cgroup(e.to_string()))
 }
 
 fn no_resources() -> LinuxResources {
