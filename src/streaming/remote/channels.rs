@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use tokio::time::timeout;
 
 use super::{LINGER, Reader, Streams, Writer, session, status::Outcome};
@@ -58,7 +59,8 @@ pub async fn channels(
     );
     let told = {
         let serve = async { session::run(client.node, grant, &streams).await };
-        let run = connection.run();
+        // Polled again after its end, it would panic; fused, it waits.
+        let run = connection.run().fuse();
         tokio::pin!(run);
         let told = tokio::select! {
             ended = &mut run => Err(ended),
@@ -74,7 +76,7 @@ pub async fn channels(
         }
         told
     };
-    if !matches!(told, Err(Ended::Closed | Ended::Io(_))) {
+    if !matches!(told, Err(Ended::Closed | Ended::Io(_) | Ended::WebSocket(_))) {
         for reader in [&streams.stdin, &streams.resize].into_iter().flatten() {
             reader.discard();
         }

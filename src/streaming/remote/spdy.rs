@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::{FutureExt as _, future::FusedFuture as _};
 use tokio::time::timeout;
 
 use super::{LINGER, Reader, Streams, Writer, session, status::Outcome};
@@ -22,7 +23,8 @@ pub async fn spdy(
 ) -> Result<(), Ended> {
     let mut all = Slots::default();
     let result = {
-        let run = connection.run();
+        // Polled again after its end, it would panic; fused, it waits.
+        let run = connection.run().fuse();
         tokio::pin!(run);
         let gathered = tokio::select! {
             ended = &mut run => Err(ended),
@@ -51,7 +53,7 @@ pub async fn spdy(
                     }
                 }
                 // The client has read everything when it closes.
-                if !matches!(told, Err(Ended::Closed | Ended::Io(_))) {
+                if !run.is_terminated() && !matches!(told, Err(Ended::Io(_))) {
                     for reader in [&streams.stdin, &streams.resize].into_iter().flatten() {
                         reader.discard();
                     }
