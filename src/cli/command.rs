@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    attach, completions, doctor, exec, images, info, inspect, logs, pods, ps, pull, rm, rmi, run, serve, stats, stop,
-    top, units, version,
+    attach, completions, cp, doctor, exec, images, info, inspect, logs, pods, port_forward, ps, pull, rm, rmi, run,
+    serve, stats, stop, top, units, version,
 };
 
 /// Runs containers on this node.
@@ -61,6 +61,10 @@ pub enum Command {
     Exec(exec::Arguments),
     /// Connect to the stdin, stdout and stderr of a running container
     Attach(attach::Arguments),
+    /// Copy files between this machine and a container
+    Cp(cp::Arguments),
+    /// Forward ports of this machine to a pod
+    PortForward(port_forward::Arguments),
     /// Stop containers or pods
     Stop(stop::Arguments),
     /// Remove containers or pods

@@ -13,6 +13,7 @@ mod attach;
 mod client;
 mod command;
 mod completions;
+mod cp;
 mod doctor;
 mod error;
 mod exec;
@@ -27,6 +28,7 @@ mod logging;
 mod logs;
 mod output;
 mod pods;
+mod port_forward;
 mod ps;
 mod pull;
 mod resolve;
@@ -103,6 +105,8 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Logs(arguments) => logs::run(&client, &arguments).await,
         Command::Exec(arguments) => exec::run(&client, &arguments).await,
         Command::Attach(arguments) => attach::run(&client, &arguments).await,
+        Command::Cp(arguments) => cp::run(&client, &arguments).await,
+        Command::PortForward(arguments) => port_forward::run(&client, &arguments).await,
         Command::Stop(arguments) => stop::run(&client, &arguments).await,
         Command::Rm(arguments) => rm::run(&client, &arguments).await,
         Command::Pull(arguments) => pull::run(&client, &arguments).await,

@@ -6,6 +6,7 @@
 mod bad_input;
 mod cli;
 mod compare;
+mod copying;
 mod crash;
 mod daemon;
 mod exec;
