@@ -1,12 +1,14 @@
 //! `wharf port-forward`: ports of this machine that lead to localhost in a pod.
 
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     task::JoinSet,
+    time::{Duration, Instant, sleep_until},
 };
 use tokio_tungstenite::tungstenite::Message;
 use wharf_proto::cri;
@@ -20,6 +22,10 @@ use super::{output, stream};
 /// Channels of the one port of a connection, and how a stream is ended since v5.
 const DATA: u8 = 0;
 const ERROR: u8 = 1;
+
+/// Before v5 the pod can't be told that our side sends nothing more: the connection is closed when nothing has come from
+/// the pod for so long after that.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// Arguments of `wharf port-forward`.
 #[derive(clap::Args)]
@@ -112,14 +118,21 @@ async fn forward(url: &str, mut local: TcpStream, port: u16) -> Result<()> {
     let closes = socket.closes();
     let (mut sending, mut receiving) = socket.stream.split();
     let (mut from, mut to) = local.split();
+    let heard = Mutex::new(Instant::now());
     let up = async {
         let mut buffer = vec![0; 32 << 10];
         loop {
             let count = from.read(&mut buffer).await.unwrap_or(0);
             let message = match buffer.get(..count).unwrap_or_default() {
                 [] if closes => vec![stream::CLOSE, DATA],
-                // Before v5 there is no word for it; the pod's side ends the connection.
-                [] => break,
+                [] => {
+                    let mut until = Instant::now() + QUIET;
+                    while until > Instant::now() {
+                        sleep_until(until).await;
+                        until = *heard.lock().unwrap_or_else(PoisonError::into_inner) + QUIET;
+                    }
+                    return;
+                }
                 bytes => [&[DATA], bytes].concat(),
             };
             if sending.send(Message::binary(message)).await.is_err() || count == 0 {
@@ -133,6 +146,7 @@ async fn forward(url: &str, mut local: TcpStream, port: u16) -> Result<()> {
         let mut begun = [false; 2];
         while let Some(Ok(message)) = receiving.next().await {
             let Message::Binary(data) = message else { continue };
+            *heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             let Some((&channel, mut content)) = data.split_first() else {
                 continue;
             };
