@@ -14,3 +14,4 @@ pub mod sandbox;
 pub mod serve;
 pub mod store;
 pub mod streaming;
+pub mod sys;

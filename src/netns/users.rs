@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use wharf_proto::cri::IdMapping;
 
 use super::{Error, Result};
-use crate::runtime::sys::{self, Forked};
+use crate::sys::{self, Forked};
 
 /// Which ids of the node a pod's ids are: one range each, as in kubelet's requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

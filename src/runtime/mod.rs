@@ -11,7 +11,6 @@ pub mod command;
 mod error;
 mod report;
 pub mod seccomp_compile;
-pub mod sys;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,8 @@
 //! How a helper tells its result: one packet on a socket pair, with descriptors beside it.
 
 use super::error::Context;
-use super::{Error, Pending, Result, sys};
+use super::{Error, Pending, Result};
+use crate::sys;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, sendmsg,
     socketpair,

@@ -28,7 +28,7 @@ fn main() {
     }
     nix::sys::prctl::set_child_subreaper(true).unwrap();
     // runc hands on what its caller ignores.
-    wharf::runtime::sys::reset_signals();
+    wharf::sys::reset_signals();
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
     let state = tempdir();

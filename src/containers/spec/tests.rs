@@ -366,7 +366,7 @@ fn impossible_mounts_are_refused_by_name() {
     assert!(refused(|m, _| m.recursive_read_only = true).contains("needs readonly"));
     assert!(refused(|m, _| (m.readonly, m.recursive_read_only) = (true, true)).starts_with("RROUnsupported"));
     assert!(refused(|m, _| m.image = Some(Default::default())).contains("ImageVolumeMountFailed"));
-    assert!(refused(|m, _| m.uid_mappings = vec![Default::default()]).contains("id mappings"));
+    assert!(refused(|m, _| m.uid_mappings = vec![Default::default()]).contains("mapped both"));
     assert!(refused(|m, _| m.mount_options = vec!["suid".into()]).contains("suid"));
 }
 

@@ -8,7 +8,7 @@ use nix::mount::{MntFlags, umount2};
 use wharf_proto::cri::IdMapping;
 
 use super::{Error, Result, io_at, remove_tree};
-use crate::runtime::sys::{self, MountAttr};
+use crate::sys::{self, MountAttr};
 
 /// Whose a root filesystem is: the ids in an image are those of this user namespace.
 #[derive(Debug, Clone)]

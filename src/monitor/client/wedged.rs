@@ -8,7 +8,7 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::runtime::sys;
+use crate::sys;
 
 /// How long a killed process may take to vanish, milliseconds.
 const VANISH_LIMIT: u16 = 5_000;

@@ -1,8 +1,8 @@
 //! Capabilities: what the spec asks for, as far as this machine has it.
 
 use crate::runtime::error::Context;
-use crate::runtime::sys::{self, CapSets};
 use crate::runtime::{Error, Result};
+use crate::sys::{self, CapSets};
 use oci_spec::runtime::{Capabilities, LinuxCapabilities};
 
 /// By number, from capability 0 on.

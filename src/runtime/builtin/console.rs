@@ -2,7 +2,8 @@
 
 use super::paths::Root;
 use crate::runtime::error::Context;
-use crate::runtime::{Error, Result, sys};
+use crate::runtime::{Error, Result};
+use crate::sys;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{fstat, makedev};
 use nix::sys::statfs::{DEVPTS_SUPER_MAGIC, fstatfs};

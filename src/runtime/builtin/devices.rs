@@ -3,8 +3,8 @@
 use super::paths::Root;
 use super::spec::Bundle;
 use crate::runtime::error::Context;
-use crate::runtime::sys;
 use crate::runtime::{Error, Result};
+use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat, makedev, mknodat};

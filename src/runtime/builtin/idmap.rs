@@ -1,8 +1,8 @@
 //! User namespace mappings: for a container's own namespace, and for mounts whose ids are mapped.
 
 use crate::runtime::error::Context;
-use crate::runtime::sys::{self, Forked};
 use crate::runtime::{Error, Result};
+use crate::sys::{self, Forked};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxIdMapping;

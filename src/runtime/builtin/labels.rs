@@ -1,7 +1,8 @@
 //! Labels of the security modules, for the moment of execution.
 
 use crate::runtime::error::Context;
-use crate::runtime::{Error, Result, sys};
+use crate::runtime::{Error, Result};
+use crate::sys;
 use oci_spec::runtime::Process;
 use std::fs::File;
 use std::io::Write;

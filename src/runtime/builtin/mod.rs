@@ -25,8 +25,9 @@ mod sysctl;
 
 use super::error::Context;
 use super::report::{self, Report};
-use super::{ContainerRef, CreateRequest, Created, Error, ExecRequest, Executed, Handler, Pending, Result, sys};
+use super::{ContainerRef, CreateRequest, Created, Error, ExecRequest, Executed, Handler, Pending, Result};
 use crate::cgroups::{self, Cgroup};
+use crate::sys;
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd};
 

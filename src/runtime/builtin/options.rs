@@ -1,6 +1,6 @@
 //! Mount options as the runtime spec names them.
 
-use crate::runtime::sys::MountAttr;
+use crate::sys::MountAttr;
 
 /// Options of one mount, sorted by what they act on.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Paths inside a container's root, which is hostile: nothing found there may lead out of it.
 
-use crate::runtime::sys;
+use crate::sys;
 use nix::fcntl::{AT_FDCWD, OFlag, openat, readlinkat};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
 use std::collections::VecDeque;

@@ -1,7 +1,8 @@
 //! Resource limits, clamped where the machine does not let them be raised.
 
 use crate::runtime::error::Context;
-use crate::runtime::{Error, Result, sys};
+use crate::runtime::{Error, Result};
+use crate::sys;
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType};
 
 /// Limits as the kernel counts them: resource, soft, hard.

@@ -2,7 +2,8 @@
 
 use super::spec::{Bundle, Namespace};
 use crate::runtime::error::Context;
-use crate::runtime::{Error, Result, sys};
+use crate::runtime::{Error, Result};
+use crate::sys;
 use oci_spec::runtime::LinuxNamespaceType;
 use std::fs::File;
 use std::io::Write;

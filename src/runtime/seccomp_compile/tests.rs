@@ -208,8 +208,8 @@ fn the_kernel_accepts_and_obeys_a_program() {
     );
     // A thread of its own: filters cannot be taken off.
     let errno = std::thread::spawn(move || {
-        crate::runtime::sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).unwrap();
-        crate::runtime::sys::seccomp_set_filter(&program, 0).unwrap();
+        crate::sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).unwrap();
+        crate::sys::seccomp_set_filter(&program, 0).unwrap();
         // SAFETY: no arguments.
         let result = unsafe { libc::syscall(libc::SYS_getppid) };
         (result, std::io::Error::last_os_error().raw_os_error())
