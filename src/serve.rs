@@ -190,6 +190,7 @@ async fn wait(
             ended = &mut serving => return finished(ended),
         }
     }
+    face.end_streams();
     stop.cancel();
     match tokio::time::timeout(Duration::from_secs(5), &mut serving).await {
         Ok(ended) => finished(ended),

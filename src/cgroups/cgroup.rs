@@ -71,6 +71,23 @@ impl Cgroup {
         }
     }
 
+    /// The files that [`Cgroup::apply`] writes for limits such as an update may have.
+    pub(super) fn limit_files(&self, r: &LinuxResources) -> Vec<PathBuf> {
+        let sizes: Vec<_> = r
+            .hugepage_limits()
+            .iter()
+            .flatten()
+            .map(|l| l.page_size().clone())
+            .collect();
+        match &*self.hierarchies.0 {
+            Layout::V1 { unified, .. } => {
+                let below = |controller: &str| self.hierarchies.v1_root(controller).map(|root| root.join(&self.rel));
+                v1::limit_files(below, unified.as_ref().map(|root| root.join(&self.rel)), r, &sizes)
+            }
+            Layout::V2 { root } => v2::limit_files(&root.join(&self.rel), r, &sizes),
+        }
+    }
+
     /// Moves the calling process in, as `Cgroup::joiner()?.join()` does.
     pub fn join_self(&self) -> Result<()> {
         self.joiner()?.join()

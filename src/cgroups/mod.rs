@@ -20,6 +20,7 @@ mod mounts;
 mod path;
 #[cfg(test)]
 mod tests;
+mod update;
 mod usage;
 mod v1;
 mod v2;
@@ -27,6 +28,7 @@ mod v2;
 pub use cgroup::{Cgroup, Joiner};
 pub use convert::cpu_shares_to_weight;
 pub use detect::{Hierarchies, detect};
+pub use update::Undo;
 pub use usage::{Cpu, Depth, DeviceIo, HugePages, Memory, Psi, Rate, Stall, Swap, Tasks, Throttling, Usage};
 
 use std::{io, path::PathBuf};
@@ -67,6 +69,24 @@ pub enum Error {
         file: String,
         /// The cgroup's directory.
         path: PathBuf,
+    },
+    /// A memory limit that would have the kernel kill at once.
+    #[error("memory limit {limit} of cgroup {path}: {used} bytes are in use")]
+    BelowUsage {
+        /// The cgroup.
+        path: String,
+        /// What was asked for, bytes.
+        limit: u64,
+        /// What is in use and can't easily be had back, bytes.
+        used: u64,
+    },
+    /// A change failed, and so did taking back what had been changed by then.
+    #[error("{error}; then, taking back what was done by then: {second}")]
+    HalfDone {
+        /// Why the change failed.
+        error: Box<Error>,
+        /// Why it could not be taken back.
+        second: Box<Error>,
     },
     /// The cgroup still has processes in it after the time allowed.
     #[error("remove cgroup {path}: still in use by processes {pids:?}")]

@@ -106,6 +106,40 @@ pub(super) fn apply(mounts: &[V1Mount], unified: Option<&Path>, rel: &str, r: &L
     Ok(())
 }
 
+/// See [`super::Cgroup::limit_files`].
+pub(super) fn limit_files(
+    below: impl Fn(&str) -> Option<PathBuf>,
+    unified: Option<PathBuf>,
+    r: &LinuxResources,
+    page_sizes: &[String],
+) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut add = |controller: &str, names: &[&str]| {
+        if let Some(dir) = below(controller) {
+            files.extend(names.iter().map(|name| dir.join(name)));
+        }
+    };
+    if r.memory().is_some() {
+        add("memory", &["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]);
+    }
+    if r.cpu().is_some() {
+        add("cpu", &["cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us"]);
+        add("cpuset", &["cpuset.cpus", "cpuset.mems"]);
+    }
+    let (huge, suffix) = match below("hugetlb") {
+        Some(dir) => (Some(dir), "limit_in_bytes"),
+        None => (unified, "max"),
+    };
+    if let Some(dir) = huge {
+        files.extend(
+            page_sizes
+                .iter()
+                .flat_map(|size| v2::hugepage_files(&dir, size, suffix)),
+        );
+    }
+    files
+}
+
 struct V1<'a> {
     mounts: &'a [V1Mount],
     rel: &'a str,

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
 };
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
@@ -95,6 +95,27 @@ pub(super) fn apply(dir: &Path, r: &LinuxResources) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// See [`super::Cgroup::limit_files`].
+pub(super) fn limit_files(dir: &Path, r: &LinuxResources, page_sizes: &[String]) -> Vec<PathBuf> {
+    let mut names = Vec::new();
+    if r.memory().is_some() {
+        names.extend(["memory.max", "memory.swap.max"]);
+    }
+    if r.cpu().is_some() {
+        names.extend(["cpu.weight", "cpu.max", "cpuset.cpus", "cpuset.mems"]);
+    }
+    let unified = r.unified().iter().flatten().map(|(key, _)| key.as_str());
+    names.extend(unified.filter(|key| check_unified_key(key).is_ok()));
+    let mut files: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
+    files.extend(page_sizes.iter().flat_map(|size| hugepage_files(dir, size, "max")));
+    files
+}
+
+/// The files of one huge page limit.
+pub(super) fn hugepage_files(dir: &Path, size: &str, suffix: &str) -> [PathBuf; 2] {
+    ["", "rsvd."].map(|kind| dir.join(format!("hugetlb.{}.{kind}{suffix}", size.replace('/', "_"))))
 }
 
 /// A key is a file of a controller in this cgroup, nothing else.

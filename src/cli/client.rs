@@ -177,6 +177,22 @@ impl Client {
             .map_err(|s| self.error(&format!("stop container {name}"), &s))
     }
 
+    /// Changes a container's limits.
+    pub async fn update_container(&self, id: &str, name: &str, limits: cri::LinuxContainerResources) -> Result<()> {
+        let message = cri::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(limits),
+            ..Default::default()
+        };
+        let answer = self
+            .runtime()
+            .update_container_resources(self.patient(message, Owner::All))
+            .await;
+        answer
+            .map(|_| ())
+            .map_err(|s| self.error(&format!("update container {name}"), &s))
+    }
+
     /// Removes a container, killing it if it runs.
     pub async fn remove_container(&self, id: &str, name: &str) -> Result<()> {
         let message = cri::RemoveContainerRequest {

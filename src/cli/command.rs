@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{
     attach, completions, cp, doctor, exec, images, info, inspect, logs, pods, port_forward, ps, pull, rm, rmi, run,
-    serve, stats, stop, top, units, version,
+    serve, stats, stop, top, units, update, version,
 };
 
 /// Runs containers on this node.
@@ -67,6 +67,8 @@ pub enum Command {
     PortForward(port_forward::Arguments),
     /// Stop containers or pods
     Stop(stop::Arguments),
+    /// Change the limits of containers
+    Update(update::Arguments),
     /// Remove containers or pods
     Rm(rm::Arguments),
     /// Fetch an image from a registry

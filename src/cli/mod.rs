@@ -41,6 +41,7 @@ mod stop;
 mod stream;
 mod top;
 mod units;
+mod update;
 mod version;
 mod wait;
 
@@ -108,6 +109,7 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Cp(arguments) => cp::run(&client, &arguments).await,
         Command::PortForward(arguments) => port_forward::run(&client, &arguments).await,
         Command::Stop(arguments) => stop::run(&client, &arguments).await,
+        Command::Update(arguments) => update::run(&client, &arguments).await,
         Command::Rm(arguments) => rm::run(&client, &arguments).await,
         Command::Pull(arguments) => pull::run(&client, &arguments).await,
         Command::Images(arguments) => images::run(&client, &arguments).await,

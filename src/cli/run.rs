@@ -1,6 +1,6 @@
 //! `wharf run`: a container in a pod of its own, over plain CRI.
 
-mod flags;
+pub(super) mod flags;
 mod plan;
 
 use wharf_proto::cri;

@@ -22,11 +22,11 @@ const REACH_LIMIT: Duration = Duration::from_secs(10);
 /// Exit code of a container whose true end nobody saw (contract rule 15).
 const UNKNOWN_CODE: i32 = 255;
 
-/// Records the end that the monitor tells of, and releases what the runtime and the root filesystem hold.
+/// Records the end that the monitor tells of. What the container holds is then for [`release`].
 ///
 /// # Errors
 /// When the record can't be written; the state is published all the same.
-pub async fn ended(tools: &Tools, container: &Container, told: &ContainerExited) -> Result<()> {
+pub async fn ended(container: &Container, told: &ContainerExited) -> Result<()> {
     let path = container.exit_file();
     let written = container.blocking(move || Ok(store::read_record::<Exit>(&path)?)).await;
     let exit = written.ok().flatten().unwrap_or_else(|| Exit {
@@ -35,8 +35,7 @@ pub async fn ended(tools: &Tools, container: &Container, told: &ContainerExited)
         finished_at: told.finished_at,
         ..Default::default()
     });
-    finish(container, exit).await?;
-    release(tools, container).await
+    finish(container, exit).await
 }
 
 /// Why a process with this exit code ended, in CRI's words.
@@ -49,11 +48,11 @@ fn reason(code: i32, oom_killed: bool) -> &'static str {
 }
 
 /// Records the end of a container whose monitor is gone: as the monitor wrote it, or Unknown. What still runs in its
-/// cgroup is killed.
+/// cgroup is killed first; what the container holds is then for [`release`].
 ///
 /// # Errors
 /// When its processes can't be killed or the record can't be written.
-pub async fn lost(tools: &Tools, container: &Container) -> Result<()> {
+pub async fn lost(container: &Container) -> Result<()> {
     let cgroup = container.record.get().cgroup_path.clone();
     let path = container.exit_file();
     let id = container.id.clone();
@@ -79,8 +78,7 @@ pub async fn lost(tools: &Tools, container: &Container) -> Result<()> {
         finished_at: store::now(),
         started_at: container.record.get().started_at,
     });
-    finish(container, exit).await?;
-    unmount(tools, container).await
+    finish(container, exit).await
 }
 
 /// Publishes the end. A container that was never started, or has ended already, is left as it is.
@@ -106,7 +104,10 @@ pub(super) async fn finish(container: &Container, exit: Exit) -> Result<()> {
 }
 
 /// Lets the monitor forget the ended container and unmounts its root filesystem.
-pub(super) async fn release(tools: &Tools, container: &Container) -> Result<()> {
+///
+/// # Errors
+/// When a step fails; the container's removal tries again.
+pub async fn release(tools: &Tools, container: &Container) -> Result<()> {
     let _one_at_a_time = container.release.lock().await;
     if let Some(monitor) = container.sandbox.monitor() {
         match monitor.delete(&container.id).await {

@@ -14,6 +14,7 @@ pub mod session;
 pub mod signals;
 pub mod spec;
 mod start;
+mod update;
 pub mod usage;
 pub mod users;
 
@@ -26,9 +27,10 @@ use std::{
 };
 
 pub use create::{create, undo};
-pub use ending::{ended, lost, remove, stop};
+pub use ending::{ended, lost, release, remove, stop};
 pub use exec::{Output, exec_sync};
 pub use start::{reopen_log, start};
+pub use update::update;
 use wharf_proto::{monitor::ErrorKind, record};
 
 use crate::{

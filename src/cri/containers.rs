@@ -143,7 +143,7 @@ fn item(record: &record::Container) -> Item {
     }
 }
 
-fn full(record: &record::Container) -> ContainerStatus {
+pub(super) fn full(record: &record::Container) -> ContainerStatus {
     let config = record.config.clone().unwrap_or_default();
     let exit = record.exit.clone().unwrap_or_default();
     ContainerStatus {

@@ -4,6 +4,7 @@
 
 mod authority;
 mod containers;
+mod events;
 mod filters;
 mod image_service;
 mod images;
@@ -17,6 +18,7 @@ mod stats;
 mod status;
 mod streaming;
 mod streams;
+mod update;
 
 use std::sync::{Arc, OnceLock};
 
@@ -52,6 +54,13 @@ impl Face {
     #[must_use]
     pub fn is_well(&self) -> bool {
         self.runtime_status(false).is_ok()
+    }
+
+    /// Ends the streams that would otherwise go on for ever, so that the server can end in order.
+    pub fn end_streams(&self) {
+        if let Ok(node) = self.node() {
+            node.end_events();
+        }
     }
 
     fn node(&self) -> Result<&Node, Status> {

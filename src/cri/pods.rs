@@ -5,15 +5,15 @@ use std::collections::HashMap;
 use tonic::{Request, Status};
 use wharf_proto::{
     cri::{
-        LinuxPodSandboxStatus, ListPodSandboxRequest, Namespace, PodIp, PodSandbox, PodSandboxConfig,
-        PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus, PodSandboxStatusRequest, PodSandboxStatusResponse,
-        RunPodSandboxRequest,
+        LinuxContainerResources, LinuxPodSandboxStatus, ListPodSandboxRequest, Namespace, PodIp, PodSandbox,
+        PodSandboxConfig, PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus, PodSandboxStatusRequest,
+        PodSandboxStatusResponse, RunPodSandboxRequest,
     },
     json, record,
 };
 
 use super::{
-    Face,
+    Face, containers,
     filters::{id_matches, labels_match},
     owner, owners,
     status::status,
@@ -61,10 +61,12 @@ impl Face {
             .pod(&request.pod_sandbox_id)
             .map_err(|error| status(&error))?;
         let info = if request.verbose { verbose(&pod) } else { HashMap::new() };
+        let moment = self.node()?.moment(&pod);
         Ok(PodSandboxStatusResponse {
-            status: Some(pod_status(&pod)),
+            status: Some(pod_status(&moment.pod)),
             info,
-            ..Default::default()
+            containers_statuses: moment.containers.iter().map(|one| containers::full(one)).collect(),
+            timestamp: moment.at,
         })
     }
 }
@@ -90,16 +92,15 @@ fn item(record: &record::Pod) -> PodSandbox {
     }
 }
 
-fn pod_status(pod: &Sandbox) -> PodSandboxStatus {
-    let record = pod.record.get();
+pub(super) fn pod_status(record: &record::Pod) -> PodSandboxStatus {
     let config = record.config.clone().unwrap_or_default();
     let options = namespace_options(&config);
     PodSandboxStatus {
         id: record.id.clone(),
         metadata: config.metadata,
-        state: state(&record).into(),
+        state: state(record).into(),
         created_at: record.created_at,
-        network: Some(network(&record)),
+        network: Some(network(record)),
         linux: Some(LinuxPodSandboxStatus {
             namespaces: Some(Namespace { options: Some(options) }),
         }),
@@ -127,9 +128,16 @@ fn verbose(pod: &Sandbox) -> HashMap<String, String> {
     let record = pod.record.get();
     let config = record.config.clone().unwrap_or_default();
     let config = json::to_value("runtime.v1.PodSandboxConfig", &config, false).unwrap_or_default();
+    let limits = |limits: &Option<LinuxContainerResources>| {
+        let json = |limits| json::to_value("runtime.v1.LinuxContainerResources", limits, false).unwrap_or_default();
+        limits.as_ref().map(json)
+    };
     let info = serde_json::json!({
         "config": config,
         "runtimeHandler": record.runtime_handler,
+        "overhead": limits(&record.overhead),
+        "resources": limits(&record.resources),
+        "resourcesApplied": record.limits_applied,
         "pid": pod.processes().map_or(0, |processes| processes.monitor),
         "namespaces": pod.paths.namespaces(),
         "network": record.network.as_ref().map(|network| serde_json::json!({

@@ -162,9 +162,10 @@ impl RuntimeService for Face {
 
     async fn update_container_resources(
         &self,
-        _: Request<UpdateContainerResourcesRequest>,
+        request: Request<UpdateContainerResourcesRequest>,
     ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
-        not_yet("UpdateContainerResources")
+        self.update_container(request.into_inner()).await?;
+        Ok(Response::new(UpdateContainerResourcesResponse {}))
     }
 
     async fn reopen_container_log(
@@ -280,9 +281,9 @@ impl RuntimeService for Face {
 
     async fn get_container_events(
         &self,
-        _: Request<GetEventsRequest>,
+        request: Request<GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        not_yet("GetContainerEvents")
+        self.container_events(&request).map(Response::new)
     }
 
     async fn list_metric_descriptors(
@@ -320,8 +321,9 @@ impl RuntimeService for Face {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<UpdatePodSandboxResourcesRequest>,
+        request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
-        not_yet("UpdatePodSandboxResources")
+        self.update_sandbox(request.into_inner()).await?;
+        Ok(Response::new(UpdatePodSandboxResourcesResponse {}))
     }
 }

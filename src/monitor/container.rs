@@ -65,6 +65,9 @@ pub struct Container {
     pub init_pid: i32,
     /// Wait status of an init that ended before its start was confirmed.
     pub early_end: Option<i32>,
+    /// How many of its processes had been killed for lack of memory when it was first sent a signal: what ends it then
+    /// is the signal, unless the count has grown.
+    pub oom_before_signal: Option<u64>,
     /// Unix time, nanoseconds.
     pub started_at: i64,
     /// When outputs that outlive init are closed.

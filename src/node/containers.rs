@@ -100,12 +100,15 @@ impl Node {
         // Listed even before it is complete, so that a pod stopped meanwhile finds it.
         self.insert_container(&container);
         let made = match made {
-            Ok(()) if container.sandbox.is_ready() => return Ok(container.id.clone()),
+            Ok(()) if container.sandbox.is_ready() => {
+                self.tell_container(&container);
+                return Ok(container.id.clone());
+            }
             Ok(()) => Error::State(format!("pod sandbox {} was stopped meanwhile", container.sandbox.id)),
             Err(error) => error.into(),
         };
         match containers::undo(&self.inner.tools, &container).await {
-            Ok(()) => self.forget_container(&container.id),
+            Ok(()) => self.forget_container(&container),
             Err(error) => {
                 tracing::error!(container = container.id, %error, "container that failed to be created could not be undone");
             }
@@ -120,8 +123,12 @@ impl Node {
     pub async fn start_container(&self, id: &str) -> Result<()> {
         let container = self.container(id)?;
         let node = self.clone();
-        self.own(async move { Ok(containers::start(&node.inner.tools, &container).await?) })
-            .await
+        self.own(async move {
+            let started = containers::start(&node.inner.tools, &container).await;
+            node.tell_container(&container);
+            Ok(started?)
+        })
+        .await
     }
 
     /// Stops a container; see [`containers::stop`]. An unknown one is stopped already.
@@ -147,7 +154,7 @@ impl Node {
         let node = self.clone();
         self.own(async move {
             containers::remove(&node.inner.tools, &container).await?;
-            node.forget_container(&container.id);
+            node.forget_container(&container);
             Ok(())
         })
         .await

@@ -27,6 +27,12 @@ pub enum Error {
     /// Another object has this identity and is not what was asked for.
     #[error("{0}")]
     Exists(String),
+    /// A listener read so slowly that events had to be dropped.
+    #[error("{0} events were lost because they were not read in time; list anew")]
+    EventsLost(u64),
+    /// The daemon ends.
+    #[error("wharf is ending")]
+    Ending,
     /// A task ended unexpectedly.
     #[error("{0}")]
     Internal(String),

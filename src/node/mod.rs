@@ -7,11 +7,13 @@
 mod containers;
 pub mod doctor;
 mod error;
+mod events;
 mod joined;
 mod pods;
 mod recovery;
 pub mod stats;
 mod streams;
+mod update;
 mod watch;
 
 use std::{
@@ -21,7 +23,9 @@ use std::{
 };
 
 pub use error::{Error, Result};
+pub use events::{Event, Moment, Step, Subscription};
 use joined::Joined;
+pub use sandbox::Limits;
 pub use streams::{AttachOptions, ExecOptions, Input, Output, Session};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wharf_proto::record::Owner;
@@ -71,6 +75,7 @@ struct Inner {
     tasks: TaskTracker,
     ending: CancellationToken,
     disk: stats::Disk,
+    events: events::Bus,
 }
 
 impl Node {
@@ -90,6 +95,7 @@ impl Node {
                 tasks,
                 ending: CancellationToken::new(),
                 disk: stats::Disk::default(),
+                events: events::Bus::default(),
             }),
         };
         node.recover().await?;
@@ -243,12 +249,13 @@ impl Node {
             .insert(pod.id.clone(), Arc::clone(pod));
     }
 
-    fn forget_pod(&self, id: &str) {
+    fn forget_pod(&self, pod: &Sandbox) {
         self.inner
             .pods
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
+            .remove(&pod.id);
+        self.tell_pod(pod);
     }
 
     fn insert_container(&self, container: &Arc<Container>) {
@@ -256,12 +263,13 @@ impl Node {
         containers.insert(container.id.clone(), Arc::clone(container));
     }
 
-    fn forget_container(&self, id: &str) {
+    fn forget_container(&self, container: &Container) {
         self.inner
             .containers
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
+            .remove(&container.id);
+        self.tell_container(container);
     }
 
     /// Runs `work` as the node's own: a caller that goes away does not end it (contract rule 37).

@@ -56,8 +56,7 @@ impl Node {
             created_at: store::now(),
             state: PodState::PodCreating.into(),
             boot_id: self.mechanisms().boot_id.clone(),
-            network: None,
-            teardown_done: false,
+            ..Default::default()
         };
         let key = PodKey::of(&record);
         let (node, finder, wanted) = (self.clone(), self.clone(), key.clone());
@@ -119,6 +118,7 @@ impl Node {
         match sandbox::bring_up(self.mechanisms(), &pod).await {
             Ok(events) => {
                 self.insert_pod(&pod);
+                self.tell_pod(&pod);
                 self.watch(&pod, events);
                 tracing::info!(pod = pod.id, "pod sandbox is ready");
                 Ok(pod.id.clone())
@@ -129,6 +129,7 @@ impl Node {
                     tracing::error!(pod = pod.id, error = %leftover, "and could not be taken down whole");
                     self.show_broken(&pod).await;
                     self.insert_pod(&pod);
+                    self.tell_pod(&pod);
                 }
                 Err(error.into())
             }
@@ -204,8 +205,9 @@ impl Node {
         )
         .await;
         stops.into_iter().collect::<containers::Result<()>>()?;
-        sandbox::tear_down(self.mechanisms(), pod).await?;
-        Ok(())
+        let down = sandbox::tear_down(self.mechanisms(), pod).await;
+        self.tell_pod(pod);
+        Ok(down?)
     }
 
     /// Removes a pod with all its containers, stopping it first when needed. An unknown pod is removed already.
@@ -225,10 +227,10 @@ impl Node {
         let _one_at_a_time = pod.teardown.lock().await;
         for container in self.containers_of(&pod.id) {
             containers::remove(&self.inner.tools, &container).await?;
-            self.forget_container(&container.id);
+            self.forget_container(&container);
         }
         sandbox::remove(pod).await?;
-        self.forget_pod(&pod.id);
+        self.forget_pod(pod);
         tracing::info!(pod = pod.id, "pod sandbox is removed");
         Ok(())
     }

@@ -51,6 +51,11 @@ impl Node {
             .filter_map(|found| Some((found.pod.id.clone(), found.pod.record.get().network.clone()?)))
             .collect();
         self.mechanisms().networks.recover(&live).await?;
+        // Whoever listens later hears what happens from here on.
+        for Found { pod, containers } in &found {
+            self.tell_pod(pod);
+            containers.iter().for_each(|container| self.tell_container(container));
+        }
         let count = found.len();
         let taken = found.into_iter().map(|found| {
             let node = self.clone();
@@ -186,12 +191,11 @@ impl Node {
                         container.record.publish_unwritten(edit);
                         tracing::error!(container = container.id, %error, "could not record that the container runs");
                     }
+                    self.tell_container(container);
                 }
                 Some(known) => {
                     let exit = known.exit.clone().unwrap_or_default();
-                    if let Err(error) = containers::ended(&self.inner.tools, container, &exit).await {
-                        tracing::error!(container = container.id, %error, "could not record how the container ended");
-                    }
+                    self.container_ended(container, &exit).await;
                 }
                 None => self.container_lost(container).await,
             }
@@ -200,7 +204,7 @@ impl Node {
 
     async fn finish_container(&self, container: &Arc<Container>) {
         match containers::undo(&self.inner.tools, container).await {
-            Ok(()) => self.forget_container(&container.id),
+            Ok(()) => self.forget_container(&container),
             Err(error) => {
                 tracing::error!(container = container.id, %error, "could not remove an unfinished container");
             }

@@ -52,10 +52,23 @@ impl Node {
                 oom = exit.oom_killed,
                 "container ended"
             );
-            if let Err(error) = containers::ended(&node.inner.tools, &container, &exit).await {
-                tracing::error!(container = container.id, %error, "could not release all of an ended container");
-            }
+            node.container_ended(&container, &exit).await;
         });
+    }
+
+    /// Records and tells how a container ended, then releases what it held.
+    pub(super) async fn container_ended(&self, container: &Container, exit: &ContainerExited) {
+        if let Err(error) = containers::ended(container, exit).await {
+            tracing::error!(container = container.id, %error, "could not record how a container ended");
+        }
+        self.release_ended(container).await;
+    }
+
+    async fn release_ended(&self, container: &Container) {
+        self.tell_container(container);
+        if let Err(error) = containers::release(&self.inner.tools, container).await {
+            tracing::error!(container = container.id, %error, "could not release all of an ended container");
+        }
     }
 
     /// A monitor that ended while its pod was ready has crashed or was killed: the pod can't go on.
@@ -71,6 +84,7 @@ impl Node {
                 tracing::error!(pod = pod.id, %error, "could not record that the pod is not ready");
             }
         }
+        self.tell_pod(pod);
         for container in self.containers_of(&pod.id) {
             self.container_lost(&container).await;
         }
@@ -84,8 +98,11 @@ impl Node {
         ) {
             return;
         }
-        if let Err(error) = containers::lost(&self.inner.tools, container).await {
-            tracing::error!(container = container.id, %error, "could not settle a container whose monitor ended");
+        match containers::lost(container).await {
+            Ok(()) => self.release_ended(container).await,
+            Err(error) => {
+                tracing::error!(container = container.id, %error, "could not settle a container whose monitor ended");
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ mod measured;
 mod paths;
 mod start;
 mod teardown;
+mod update;
 pub mod usage;
 mod users;
 
@@ -23,6 +24,7 @@ pub use paths::{PodPaths, Roots, container_exit, container_record};
 pub use start::{bring_up, visible_hostname};
 pub use teardown::{release_shared_cgroups, remove, tear_down};
 use tokio::sync::{oneshot, watch};
+pub use update::{Limits, update};
 pub use users::{same_users, users};
 use wharf_proto::{
     cri::{NamespaceMode, NamespaceOption, PodSandboxConfig},

@@ -9,7 +9,9 @@ mod compare;
 mod copying;
 mod crash;
 mod daemon;
+mod events;
 mod exec;
+mod exits;
 mod forward;
 mod images;
 mod life;
@@ -26,6 +28,7 @@ mod streaming_attach;
 mod streaming_leaks;
 mod streaming_tls;
 mod terminal;
+mod update;
 mod userns;
 
 /// Runs a test's body on each runtime handler that was asked for.

@@ -273,7 +273,7 @@ fn port(text: &str) -> Result<cri::PortMapping, String> {
     })
 }
 
-fn memory(text: &str) -> Result<i64, String> {
+pub fn memory(text: &str) -> Result<i64, String> {
     let bytes = parse_size(text)
         .filter(|bytes| *bytes > 0)
         .and_then(|bytes| i64::try_from(bytes).ok());
@@ -281,7 +281,7 @@ fn memory(text: &str) -> Result<i64, String> {
 }
 
 /// CPUs as a quota in a period of 100 ms.
-fn cpus(text: &str) -> Result<i64, String> {
+pub fn cpus(text: &str) -> Result<i64, String> {
     let cpus = text.parse::<f64>().ok().filter(|cpus| (0.01..=4096.0).contains(cpus));
     let cpus = cpus.ok_or_else(|| format!("\"{text}\" is no number of CPUs such as 0.5 or 2"))?;
     Ok((cpus * 100_000.0).round() as i64)

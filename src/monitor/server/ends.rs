@@ -87,8 +87,9 @@ impl Monitor {
         };
         let path = container.cgroup_path.clone();
         container.init_pid = 0;
+        let before = container.oom_before_signal.unwrap_or(0);
         // Asked before anything can remove the cgroup. The count stands before the victim dies.
-        let oom_killed = !path.is_empty() && self.roots.oom_kills(&path) > 0;
+        let oom_killed = !path.is_empty() && self.roots.oom_kills(&path) > before;
         self.conclude(
             serial,
             Exit {

@@ -124,6 +124,7 @@ impl Monitor {
             state: State::Creating,
             init_pid: 0,
             early_end: None,
+            oom_before_signal: None,
             started_at: 0,
             drain_until: None,
             exit_unsaved: false,
@@ -193,6 +194,11 @@ impl Monitor {
             return Err(error(ErrorKind::WrongState, message));
         }
         let serial = container.serial;
+        let so_far = self.roots.oom_kills(&container.cgroup_path);
+        if let Some(container) = self.container(serial) {
+            container.oom_before_signal.get_or_insert(so_far);
+        }
+        let container = self.find(&kill.container_id)?;
         match container.handler.kill(&container.reference(), kill.signal, kill.all) {
             Ok(None) => Ok(Some(Answer::Done(Done {}))),
             Ok(Some(pending)) => {
