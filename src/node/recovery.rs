@@ -204,7 +204,7 @@ impl Node {
 
     async fn finish_container(&self, container: &Arc<Container>) {
         match containers::undo(&self.inner.tools, container).await {
-            Ok(()) => self.forget_container(&container),
+            Ok(()) => self.forget_container(container),
             Err(error) => {
                 tracing::error!(container = container.id, %error, "could not remove an unfinished container");
             }
