@@ -119,7 +119,9 @@ async fn a_user_namespace_on_the_nodes_network() {
     let main = daemon.started(&id, &pod, &config).await;
     let map = daemon.cri.shell(&main, "cat /proc/self/uid_map").await.unwrap();
     assert!(map.contains("200000"), "{map}");
-    assert!(daemon.cri.shell(&main, "ip -o link").await.unwrap().contains("outside"));
+    let nodes = std::fs::read_link(format!("/proc/{}/ns/net", daemon.pid())).unwrap();
+    let own = daemon.cri.shell(&main, "readlink /proc/self/ns/net").await.unwrap();
+    assert_eq!(own.trim_end(), nodes.to_string_lossy());
     daemon.gone(&id).await;
     daemon.finish().await;
 }
