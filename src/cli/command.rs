@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    attach, completions, cp, doctor, exec, images, info, inspect, logs, pods, port_forward, ps, pull, rm, rmi, run,
-    serve, stats, stop, top, units, update, version,
+    attach, completions, cp, doctor, exec, history, images, info, inspect, login, logs, pods, port_forward, ps, pull,
+    rm, rmi, run, serve, stats, stop, tag, top, units, update, version,
 };
 
 /// Runs containers on this node.
@@ -73,8 +73,16 @@ pub enum Command {
     Rm(rm::Arguments),
     /// Fetch an image from a registry
     Pull(pull::Arguments),
+    /// Keep credentials for a registry
+    Login(login::Login),
+    /// Forget the credentials for a registry
+    Logout(login::Logout),
     /// List images
     Images(images::Arguments),
+    /// Give an image another name
+    Tag(tag::Arguments),
+    /// Show how an image was made
+    History(history::Arguments),
     /// Remove images
     Rmi(rmi::Arguments),
     /// Show all about a container, a pod or an image

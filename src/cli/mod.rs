@@ -3,7 +3,7 @@
 //! This room owns words on the command line, tables, messages and exit codes. It must never touch the daemon's files
 //! or the kernel objects of a container: everything it does is a gRPC call, plain CRI wherever CRI has one, so that
 //! most commands work with any CRI runtime's socket. What it may read itself are log files, whose paths CRI gives
-//! away for that purpose. `serve` and `doctor` (when no daemon answers) are the two commands that call the rooms
+//! away for that purpose, and the person's own `config.json` of Docker with credentials. `serve` and `doctor` (when no daemon answers) are the two commands that call the rooms
 //! below in this process.
 //!
 //! One file per command; what commands share is in `client` (the connection), `resolve` (names to ids), `output`
@@ -14,9 +14,11 @@ mod client;
 mod command;
 mod completions;
 mod cp;
+mod dockerconfig;
 mod doctor;
 mod error;
 mod exec;
+mod history;
 mod images;
 mod info;
 mod inspect;
@@ -25,6 +27,7 @@ pub mod logfile;
 #[cfg(not(fuzzing))]
 mod logfile;
 mod logging;
+mod login;
 mod logs;
 mod output;
 mod pods;
@@ -39,6 +42,7 @@ mod serve;
 mod stats;
 mod stop;
 mod stream;
+mod tag;
 mod top;
 mod units;
 mod update;
@@ -112,6 +116,10 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Update(arguments) => update::run(&client, &arguments).await,
         Command::Rm(arguments) => rm::run(&client, &arguments).await,
         Command::Pull(arguments) => pull::run(&client, &arguments).await,
+        Command::Login(arguments) => login::login(&client, &arguments).await,
+        Command::Logout(arguments) => login::logout(&arguments).await,
+        Command::Tag(arguments) => tag::run(&client, &arguments).await,
+        Command::History(arguments) => history::run(&client, &arguments).await,
         Command::Images(arguments) => images::run(&client, &arguments).await,
         Command::Rmi(arguments) => rmi::run(&client, &arguments).await,
         Command::Inspect(arguments) => inspect::run(&client, &arguments).await,

@@ -8,9 +8,11 @@ use tonic::Code;
 use wharf_proto::{api, cri};
 
 use super::client::{Client, Owner, image_spec};
+use super::dockerconfig::DockerConfig;
 use super::error::{Error, Outcome, Result};
 use super::output;
 use super::units::short_id;
+use crate::images::Reference;
 use progress::Progress;
 
 /// Arguments of `wharf pull`.
@@ -58,6 +60,10 @@ pub struct Pulled {
 /// Pulls an image, showing progress on stderr unless `quiet`.
 pub async fn pull(client: &Client, image: &str, auth: Option<cri::AuthConfig>, quiet: bool) -> Result<Pulled> {
     let attempt = format!("pull {image}");
+    let auth = match auth {
+        Some(auth) => Some(auth),
+        None => kept(image).await?,
+    };
     let message = api::PullImageRequest {
         image: image.to_owned(),
         auth: auth.clone(),
@@ -96,6 +102,14 @@ pub async fn pull(client: &Client, image: &str, auth: Option<cri::AuthConfig>, q
         reference,
         up_to_date: done.up_to_date,
     })
+}
+
+/// The person's credentials for the registry of `image`. The daemon says what is wrong with a reference.
+async fn kept(image: &str) -> Result<Option<cri::AuthConfig>> {
+    match Reference::parse(image) {
+        Ok(reference) => DockerConfig::load()?.get(&reference.registry).await,
+        Err(_) => Ok(None),
+    }
 }
 
 /// CRI's own pull, which any runtime has and which shows no progress.
@@ -137,7 +151,7 @@ fn credentials(text: &str) -> Result<cri::AuthConfig> {
 }
 
 /// One line of stdin; what is typed is not shown.
-fn read_password(user: &str) -> Result<String> {
+pub(super) fn read_password(user: &str) -> Result<String> {
     use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
     let stdin = io::stdin();
     let shown = if stdin.is_terminal() {
@@ -160,7 +174,7 @@ fn read_password(user: &str) -> Result<String> {
     read.map_err(|source| Error::new(format!("read the password from stdin: {source}")))?;
     let password = line.trim_end_matches(['\r', '\n']);
     if password.is_empty() {
-        return Err(Error::new("--creds: stdin has no password"));
+        return Err(Error::new("stdin has no password"));
     }
     Ok(password.to_owned())
 }

@@ -159,6 +159,10 @@ pub struct Pull {
     pub max_parallel_layers: usize,
     /// Seconds without a byte after which a transfer counts as broken; 1 to 3600.
     pub stall_timeout_secs: u64,
+    /// Trees of `hosts.toml` files and certificates, by registry; the first that knows one counts. Absolute.
+    pub hosts_dirs: Vec<PathBuf>,
+    /// `registries.conf`, version 2, with its `.d` directory. Absolute; absent is fine.
+    pub registries_conf: PathBuf,
 }
 
 /// The server of exec, attach and port-forward.
@@ -251,6 +255,15 @@ impl Default for Pull {
         Self {
             max_parallel_layers: 3,
             stall_timeout_secs: 60,
+            hosts_dirs: [
+                "/etc/wharf/certs.d",
+                "/etc/containerd/certs.d",
+                "/etc/containers/certs.d",
+                "/etc/docker/certs.d",
+            ]
+            .map(Into::into)
+            .into(),
+            registries_conf: "/etc/containers/registries.conf".into(),
         }
     }
 }

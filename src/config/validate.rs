@@ -54,6 +54,10 @@ pub fn check(config: &Config) -> Check {
         1,
         32,
     )?;
+    for directory in &config.pull.hosts_dirs {
+        absolute(&["pull", "hosts_dirs"], directory)?;
+    }
+    absolute(&["pull", "registries_conf"], &config.pull.registries_conf)?;
     range(&["pull", "stall_timeout_secs"], config.pull.stall_timeout_secs, 1, 3600)?;
     streaming(config)?;
     capabilities(config)

@@ -4,7 +4,8 @@ use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, async_trait};
 use wharf_proto::api::{
-    DoctorRequest, DoctorResponse, PullImageRequest, PullProgress, SignalContainerRequest, SignalContainerResponse,
+    DoctorRequest, DoctorResponse, ImageHistoryRequest, ImageHistoryResponse, LoginRequest, LoginResponse,
+    PullImageRequest, PullProgress, SignalContainerRequest, SignalContainerResponse, TagImageRequest, TagImageResponse,
     wharf_server::Wharf,
 };
 
@@ -55,6 +56,34 @@ impl Wharf for Face {
             .await
             .map_err(|error| status(&error))?;
         Ok(Response::new(SignalContainerResponse {}))
+    }
+
+    async fn tag_image(&self, request: Request<TagImageRequest>) -> Result<Response<TagImageResponse>, Status> {
+        let request = request.into_inner();
+        let images = self.node()?.images();
+        let tagged = images.tag(&request.image, &request.name).await;
+        let name = tagged.map_err(|error| status(&error.into()))?;
+        Ok(Response::new(TagImageResponse { name }))
+    }
+
+    async fn image_history(
+        &self,
+        request: Request<ImageHistoryRequest>,
+    ) -> Result<Response<ImageHistoryResponse>, Status> {
+        let history = self.node()?.images().history(&request.into_inner().image).await;
+        let steps = history.map_err(|error| status(&error.into()))?;
+        Ok(Response::new(ImageHistoryResponse { steps }))
+    }
+
+    async fn login(&self, request: Request<LoginRequest>) -> Result<Response<LoginResponse>, Status> {
+        let request = request.into_inner();
+        let images = self.node()?.images();
+        let auth = request.auth.unwrap_or_default();
+        images
+            .login(&request.registry, auth)
+            .await
+            .map_err(|error| status(&error.into()))?;
+        Ok(Response::new(LoginResponse {}))
     }
 
     async fn doctor(&self, _: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {

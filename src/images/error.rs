@@ -24,6 +24,9 @@ pub enum Error {
         /// The registry.
         host: String,
     },
+    /// There is no such image on this node.
+    #[error("there is no image {0:?} on this node")]
+    NoImage(String),
     /// The registry can't be reached or is out of order. Kubelet looks for this first word.
     #[error("RegistryUnavailable: {host}: {reason}")]
     RegistryUnavailable {
@@ -117,7 +120,7 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::NotFound { .. } | Self::NoImage(_) => ErrorKind::NotFound,
             Self::InvalidReference { .. } => ErrorKind::InvalidReference,
             Self::RegistryUnavailable { .. } => ErrorKind::RegistryUnavailable,
             Self::Unauthorized { .. } => ErrorKind::Unauthorized,

@@ -128,7 +128,7 @@ impl Index {
         let mut entries = self.lock();
         if entries.contains_key(&arrival.id) {
             // Another reference brought it meanwhile.
-            return self.name_locked(&mut entries, &arrival.id, reference, digest);
+            return self.name_locked(&mut entries, &arrival.id, reference, Some(digest));
         }
         let mut record = record::Image {
             schema: store::SCHEMA,
@@ -138,7 +138,7 @@ impl Index {
             pulled_at: now(),
             ..Default::default()
         };
-        name(&mut record, reference, digest);
+        name(&mut record, reference, Some(digest));
         store::write_record(&temporary.path().join("record"), &record)?;
         sync(&temporary.path().join("record"))?;
         temporary.keep_as(&self.directory(&arrival.id))?;
@@ -150,8 +150,15 @@ impl Index {
         Ok(())
     }
 
-    /// Gives the image `id` another name; false if it is not here. Blocking.
-    pub fn name(&self, id: &str, reference: &Reference, digest: &str) -> Result<bool> {
+    /// The configuration of the image `id`, as it came. Blocking.
+    pub fn config(&self, id: &str) -> Result<Vec<u8>> {
+        let path = self.directory(id).join("config");
+        fs::read(&path).map_err(Error::io("read", path))
+    }
+
+    /// Gives the image `id` another name, and the one with the digest that the name led to in a registry; false if it is
+    /// not here. Blocking.
+    pub fn name(&self, id: &str, reference: &Reference, digest: Option<&str>) -> Result<bool> {
         let mut entries = self.lock();
         if !entries.contains_key(id) {
             return Ok(false);
@@ -190,7 +197,7 @@ impl Index {
         entries: &mut BTreeMap<String, Entry>,
         id: &str,
         reference: &Reference,
-        digest: &str,
+        digest: Option<&str>,
     ) -> Result<()> {
         let Some(entry) = entries.get_mut(id) else {
             return Ok(());
@@ -295,12 +302,14 @@ fn settle_tags(entries: &mut BTreeMap<String, Entry>) -> Vec<String> {
 }
 
 /// Adds the names that a pull of `reference` gives; false if nothing is new.
-fn name(record: &mut record::Image, reference: &Reference, digest: &str) -> bool {
+fn name(record: &mut record::Image, reference: &Reference, digest: Option<&str>) -> bool {
     let mut changed = false;
-    let by_digest = format!("{}@{digest}", reference.name());
-    if let Err(at) = record.digests.binary_search(&by_digest) {
-        record.digests.insert(at, by_digest);
-        changed = true;
+    if let Some(digest) = digest {
+        let by_digest = format!("{}@{digest}", reference.name());
+        if let Err(at) = record.digests.binary_search(&by_digest) {
+            record.digests.insert(at, by_digest);
+            changed = true;
+        }
     }
     if let Some(tagged) = reference.tagged()
         && !record.tags.iter().any(|tag| tag.name == tagged)

@@ -188,6 +188,13 @@ impl Layers {
         Ok(())
     }
 
+    /// Bytes of the files of the layer `diff_id`, if it is here.
+    pub fn bytes(&self, diff_id: &str) -> Option<u64> {
+        let state = self.0.lock();
+        let name = state.by_diff.get(diff_id)?;
+        state.by_name.get(name).map(|entry| entry.bytes)
+    }
+
     /// Bytes and inodes of all layers.
     pub fn usage(&self) -> (u64, u64) {
         let state = self.0.lock();

@@ -8,6 +8,7 @@
 mod error;
 mod extract;
 mod flight;
+mod history;
 mod image;
 mod index;
 mod layers;

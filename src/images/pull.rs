@@ -73,7 +73,7 @@ async fn run(
     auth: Option<&cri::AuthConfig>,
     progress: &Arc<Progress>,
 ) -> Result<(String, bool)> {
-    let session = room.client.session(reference, auth)?;
+    let session = room.client.session(reference, auth).await?;
     let (documents, manifest) = resolve(&session, reference).await?;
     let top = documents
         .first()
@@ -92,7 +92,7 @@ async fn run(
         }
         let known = image.digests.contains(&format!("{}@{top}", reference.name()));
         let (room, reference, id, top) = (room.clone(), reference.clone(), id.clone(), top.clone());
-        let named = blocking(move || room.index.name(&id, &reference, &top)).await?;
+        let named = blocking(move || room.index.name(&id, &reference, Some(&top))).await?;
         if named {
             return Ok((image.id.clone(), known));
         }

@@ -9,7 +9,8 @@ use tokio::{sync::mpsc::UnboundedSender, task::JoinSet};
 use wharf_proto::{api, cri};
 
 use super::{
-    Error, FsUsage, Image, Reference, Result, flight, index, layers, mounts, progress, pull, registry, rootfs,
+    Error, ErrorKind, FsUsage, Image, Reference, Result, flight, index, layers, mounts, progress, pull, registry,
+    rootfs,
 };
 use crate::config::Config;
 
@@ -93,7 +94,30 @@ impl Images {
         auth: Option<cri::AuthConfig>,
         progress: Option<UnboundedSender<api::PullProgress>>,
     ) -> Result<String> {
-        let reference = Reference::parse(reference)?;
+        let names = self.room.client.names(reference).await?;
+        let mut last = None;
+        for name in names {
+            match self
+                .pull_one(Reference::parse(&name)?, auth.clone(), progress.clone())
+                .await
+            {
+                // A short name may be in the next registry.
+                Err(error) if error.kind() != ErrorKind::Other => last = Some(error),
+                result => return result,
+            }
+        }
+        Err(last.unwrap_or(Error::InvalidReference {
+            reference: reference.to_owned(),
+            reason: "it stands for no full name",
+        }))
+    }
+
+    async fn pull_one(
+        &self,
+        reference: Reference,
+        auth: Option<cri::AuthConfig>,
+        progress: Option<UnboundedSender<api::PullProgress>>,
+    ) -> Result<String> {
         let key = pull::key(&reference, auth.as_ref());
         let start = || pull::start(self.room.clone(), reference, auth);
         let (pull, heard, _) = self.room.pulls.join(key, start);
@@ -101,6 +125,22 @@ impl Images {
             heard.listen(listener);
         }
         pull.await.map_err(Error::Shared)
+    }
+
+    /// Shows `auth` to `registry`.
+    ///
+    /// # Errors
+    /// When the registry does not accept it, or does not answer.
+    pub async fn login(&self, registry: &str, auth: cri::AuthConfig) -> Result<()> {
+        // Any repository will do: what is asked for is above it.
+        let reference = Reference::parse(&format!("{registry}/login"))?;
+        if reference.registry != registry {
+            return Err(Error::InvalidReference {
+                reference: registry.to_owned(),
+                reason: "it is not a registry's host or host:port",
+            });
+        }
+        self.room.client.session(&reference, Some(&auth)).await?.check().await
     }
 
     /// All images by id, as last published.
@@ -113,7 +153,43 @@ impl Images {
     /// `name@digest`.
     #[must_use]
     pub fn find(&self, spec: &str) -> Option<Arc<Image>> {
-        self.room.index.find(spec)
+        let full = self.room.client.known_names(spec);
+        let named = full.iter().find_map(|name| self.room.index.find(name));
+        named.or_else(|| self.room.index.find(spec))
+    }
+
+    /// Gives the image that `spec` names another name; returns it in full.
+    ///
+    /// # Errors
+    /// When there is no such image, `name` is no reference with a tag, or the record can't be written.
+    pub async fn tag(&self, spec: &str, name: &str) -> Result<String> {
+        let image = self.find(spec).ok_or_else(|| Error::NoImage(spec.to_owned()))?;
+        let reference = Reference::parse(name)?;
+        let tagged = reference.tagged().ok_or_else(|| Error::InvalidReference {
+            reference: name.to_owned(),
+            reason: "a name to give can't have a digest",
+        })?;
+        let room = self.room.clone();
+        let found = pull::blocking(move || room.index.name(&image.id, &reference, None)).await?;
+        if found {
+            Ok(tagged)
+        } else {
+            Err(Error::NoImage(spec.to_owned()))
+        }
+    }
+
+    /// How the image that `spec` names was made, newest step first.
+    ///
+    /// # Errors
+    /// When there is no such image, or its configuration can't be read.
+    pub async fn history(&self, spec: &str) -> Result<Vec<api::HistoryStep>> {
+        let image = self.find(spec).ok_or_else(|| Error::NoImage(spec.to_owned()))?;
+        let room = self.room.clone();
+        pull::blocking(move || {
+            let config = room.index.config(&image.id)?;
+            super::history::steps(&config, &image, &room.layers)
+        })
+        .await
     }
 
     /// Removes the image that `spec` names with all its tags and digests; absent is fine. It is invisible at once; the

@@ -69,6 +69,21 @@ impl Wharf for Daemon {
         Err(Status::unimplemented("not part of this"))
     }
 
+    async fn tag_image(&self, _: Request<api::TagImageRequest>) -> Result<Response<api::TagImageResponse>, Status> {
+        Err(Status::unimplemented("tag_image"))
+    }
+
+    async fn image_history(
+        &self,
+        _: Request<api::ImageHistoryRequest>,
+    ) -> Result<Response<api::ImageHistoryResponse>, Status> {
+        Err(Status::unimplemented("image_history"))
+    }
+
+    async fn login(&self, _: Request<api::LoginRequest>) -> Result<Response<api::LoginResponse>, Status> {
+        Err(Status::unimplemented("login"))
+    }
+
     async fn doctor(&self, _: Request<api::DoctorRequest>) -> Result<Response<api::DoctorResponse>, Status> {
         Err(Status::unimplemented(""))
     }

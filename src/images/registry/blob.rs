@@ -36,6 +36,7 @@ pub(in crate::images) struct BlobStream {
 
 impl BlobStream {
     pub(super) fn new(session: Session, digest: &str, size: u64) -> Self {
+        let first = session.endpoints().iter().position(|endpoint| endpoint.digests);
         Self {
             session,
             digest: digest.to_owned(),
@@ -43,7 +44,8 @@ impl BlobStream {
             received: 0,
             skip: 0,
             body: None,
-            endpoint: 0,
+            // A session without one has failed at the manifest.
+            endpoint: first.unwrap_or_default(),
             strikes: 0,
             connections: 0,
         }
@@ -159,10 +161,11 @@ impl BlobStream {
 
     /// Turns to the next endpoint; the last one's failure is final.
     fn next_endpoint(&mut self, error: Error) -> Result<()> {
-        if self.endpoint + 1 == self.session.endpoints().len() {
+        let mut rest = self.session.endpoints().iter().enumerate().skip(self.endpoint + 1);
+        let Some((next, _)) = rest.find(|(_, endpoint)| endpoint.digests) else {
             return Err(error);
-        }
-        self.endpoint += 1;
+        };
+        self.endpoint = next;
         self.strikes = 0;
         Ok(())
     }

@@ -8,12 +8,20 @@
 mod auth;
 mod blob;
 pub(super) mod challenge;
+mod conf;
 mod endpoint;
+mod hosts;
+mod proxy;
 mod session;
+mod settings;
 mod tls;
 mod transport;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use wharf_proto::cri;
 
@@ -21,8 +29,10 @@ pub(super) use auth::Credentials;
 pub(super) use blob::BlobStream;
 pub(super) use session::{Document, Session, digest_of};
 
-use super::{Reference, Result};
-use crate::config::Config;
+use super::{Error, Reference, Result};
+use crate::config::{self, Config};
+use conf::Conf;
+use endpoint::Sources;
 
 /// Largest manifest, index or image configuration that is read.
 pub(super) const MAX_DOCUMENT: usize = 4 << 20;
@@ -40,7 +50,15 @@ pub(super) struct Patience {
 
 /// All registries. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Client(Arc<transport::Http>);
+pub(super) struct Client(Arc<Inner>);
+
+struct Inner {
+    http: Arc<transport::Http>,
+    registries: BTreeMap<String, config::Registry>,
+    pull: config::Pull,
+    /// `registries.conf` as last read.
+    conf: RwLock<Arc<Conf>>,
+}
 
 impl Client {
     /// A client for the registries in `config`. Reads no file yet.
@@ -56,18 +74,72 @@ impl Client {
     }
 
     pub fn with_patience(config: &Config, patience: Patience) -> Self {
-        Self(Arc::new(transport::Http::new(config.registries.clone(), patience)))
+        Self(Arc::new(Inner {
+            http: Arc::new(transport::Http::new(patience)),
+            registries: config.registries.clone(),
+            pull: config.pull.clone(),
+            conf: RwLock::default(),
+        }))
     }
 
-    /// A view of the repository of `reference`.
+    /// A view of the repository of `reference`. Reads the node's files about registries, so that a change counts from
+    /// the next pull on.
     ///
     /// # Errors
-    /// When `auth` is malformed.
-    pub fn session(&self, reference: &Reference, auth: Option<&cri::AuthConfig>) -> Result<Session> {
+    /// When `auth` is malformed, a file can't be used, or the registry is blocked.
+    pub async fn session(&self, reference: &Reference, auth: Option<&cri::AuthConfig>) -> Result<Session> {
         let credentials = auth
             .map(|auth| Credentials::for_registry(auth, &reference.registry))
             .transpose()?
             .flatten();
-        Ok(Session::new(self.0.clone(), reference, credentials))
+        let (client, name) = (self.clone(), reference.clone());
+        let endpoints = super::pull::blocking(move || {
+            let conf = client.reload()?;
+            let sources = Sources {
+                registries: &client.0.registries,
+                trees: &client.0.pull.hosts_dirs,
+                conf: &conf,
+            };
+            endpoint::endpoints(&sources, &name).map_err(|reason| Error::BadContent {
+                what: format!("registry {}", name.registry),
+                reason,
+            })
+        })
+        .await?;
+        Ok(Session::new(self.0.http.clone(), endpoints, reference, credentials))
+    }
+
+    /// The full references that `text` may stand for by `registries.conf`; just itself if nothing is said about it.
+    ///
+    /// # Errors
+    /// When the file can't be used, or leaves open what is meant.
+    pub async fn names(&self, text: &str) -> Result<Vec<String>> {
+        let client = self.clone();
+        let conf = super::pull::blocking(move || client.reload()).await?;
+        let expanded = conf.expand(text).map_err(|reason| Error::BadContent {
+            what: "image reference".into(),
+            reason,
+        })?;
+        Ok(expanded.unwrap_or_else(|| vec![text.to_owned()]))
+    }
+
+    /// The same as last read, for lookups: no file is touched.
+    pub fn known_names(&self, text: &str) -> Vec<String> {
+        let conf = self.0.conf.read().unwrap_or_else(PoisonError::into_inner).clone();
+        conf.expand(text).ok().flatten().unwrap_or_default()
+    }
+
+    /// Reads `registries.conf`. Blocking.
+    ///
+    /// # Errors
+    /// When it can't be used.
+    pub fn reload(&self) -> Result<Arc<Conf>> {
+        let conf = Conf::read(&self.0.pull.registries_conf).map_err(|reason| Error::BadContent {
+            what: "registries.conf".into(),
+            reason,
+        })?;
+        let conf = Arc::new(conf);
+        *self.0.conf.write().unwrap_or_else(PoisonError::into_inner) = conf.clone();
+        Ok(conf)
     }
 }

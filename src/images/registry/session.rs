@@ -15,10 +15,11 @@ use super::{
     BlobStream, MAX_DOCUMENT, auth,
     auth::Credentials,
     challenge::{self, Challenge},
-    endpoint::{Endpoint, endpoints},
+    endpoint::Endpoint,
+    settings::Settings,
     transport::{Answer, Failure, Http, Message, host_of, read},
 };
-use crate::images::{Error, Reference, Result, manifest};
+use crate::images::{Error, ErrorKind, Reference, Result, manifest};
 
 /// Longest answer of a token server, and longest error document that is looked at.
 const MAX_TOKEN: usize = 1 << 20;
@@ -51,8 +52,12 @@ struct Inner {
 }
 
 impl Session {
-    pub(super) fn new(http: Arc<Http>, reference: &Reference, credentials: Option<Credentials>) -> Self {
-        let endpoints = endpoints(&http.registries, reference);
+    pub(super) fn new(
+        http: Arc<Http>,
+        endpoints: Vec<Endpoint>,
+        reference: &Reference,
+        credentials: Option<Credentials>,
+    ) -> Self {
         Self(Arc::new(Inner {
             repository: reference.repository.clone(),
             endpoints,
@@ -76,15 +81,26 @@ impl Session {
     /// Of the registry itself, if all mirrors failed too.
     pub async fn manifest(&self, selector: &str) -> Result<Document> {
         let what = format!("manifest {}:{selector}", self.0.repository).replace(":sha256:", "@sha256:");
-        let mut last = None;
+        let mut last: Option<Error> = None;
+        let by_digest = selector.starts_with("sha256:");
         for endpoint in &self.0.endpoints {
+            if !(if by_digest { endpoint.digests } else { endpoint.tags }) {
+                continue;
+            }
             match self.manifest_from(endpoint, selector, &what).await {
                 Ok(document) => return Ok(document),
                 Err(error) => {
                     if endpoint.mirror {
                         tracing::debug!(%error, mirror = endpoint.host, "a mirror does not help");
                     }
-                    last = Some(error);
+                    // What a registry said tells more than that it can't be reached in another way too.
+                    if last.is_none() || endpoint.mirror || error.kind() != ErrorKind::RegistryUnavailable {
+                        last = Some(error);
+                    } else if let Some(last) = &mut last
+                        && last.kind() == ErrorKind::RegistryUnavailable
+                    {
+                        *last = error;
+                    }
                 }
             }
         }
@@ -141,6 +157,30 @@ impl Session {
         }
     }
 
+    /// Asks the registry itself whether it accepts the credentials.
+    ///
+    /// # Errors
+    /// When it does not, or does not answer.
+    pub async fn check(&self) -> Result<()> {
+        let repository = format!("/{}", self.0.repository);
+        let mut last = None;
+        for endpoint in self.0.endpoints.iter().filter(|endpoint| !endpoint.mirror) {
+            let mut endpoint = endpoint.clone();
+            if let Some(root) = endpoint.base.strip_suffix(&repository) {
+                endpoint.base = root.to_owned();
+            }
+            match self.get(&endpoint, "", HeaderMap::new(), "the registry").await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::RegistryUnavailable => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or(Error::NotFound {
+            what: "the registry".into(),
+            host: String::new(),
+        }))
+    }
+
     /// A small blob, whole and checked.
     ///
     /// # Errors
@@ -189,7 +229,7 @@ impl Session {
                 host: endpoint.host.clone(),
                 reason: "its address is malformed".into(),
             })?;
-        let mut message = Message::get(uri);
+        let mut message = Message::get(uri, endpoint.settings.clone());
         message.headers = headers;
         let mut attempt = 0;
         let mut asked = false;
@@ -291,8 +331,15 @@ impl Session {
                     return Err(unauthorized("the registry token is not accepted"));
                 }
                 let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.0.repository));
-                let request = token_request(&refused.uri, &realm, service.as_deref(), &scope, credentials)
-                    .ok_or_else(|| unauthorized("its token server has an address that can't be used"))?;
+                let request = token_request(
+                    &refused.uri,
+                    &realm,
+                    service.as_deref(),
+                    &scope,
+                    credentials,
+                    &endpoint.settings,
+                )
+                .ok_or_else(|| unauthorized("its token server has an address that can't be used"))?;
                 let token = self.token(request, what).await?;
                 auth::bearer(&token).ok_or_else(|| unauthorized("its token server sent a malformed token"))?
             }
@@ -410,9 +457,15 @@ fn token_request(
     service: Option<&str>,
     scope: &str,
     credentials: Option<&Credentials>,
+    settings: &Arc<Settings>,
 ) -> Option<Message> {
     let uri: Uri = realm.parse().ok()?;
     uri.authority()?;
+    let settings = if uri.authority() == registry.authority() {
+        settings.clone()
+    } else {
+        Arc::new(settings.abroad())
+    };
     match uri.scheme_str() {
         Some("https") => {}
         Some("http") if registry.scheme_str() == Some("http") => {}
@@ -427,7 +480,7 @@ fn token_request(
         form.add("grant_type", "refresh_token");
         form.add("client_id", "wharf");
         form.add("refresh_token", token);
-        let mut message = Message::get(uri);
+        let mut message = Message::get(uri, settings);
         message.method = Method::POST;
         message.headers.insert(
             CONTENT_TYPE,
@@ -440,7 +493,7 @@ fn token_request(
         form.add("account", user);
     }
     let separator = if realm.contains('?') { '&' } else { '?' };
-    let mut message = Message::get(format!("{realm}{separator}{}", form.0).parse().ok()?);
+    let mut message = Message::get(format!("{realm}{separator}{}", form.0).parse().ok()?, settings);
     message.authorization = credentials.and_then(Credentials::basic);
     Some(message)
 }

@@ -1,29 +1,38 @@
 //! TLS as the configuration wants it for one registry.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::{
+        ResolvesClientCert,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+    sign::CertifiedKey,
 };
 
-use crate::config::Registry;
+use super::settings::Settings;
 
-/// The TLS settings for `registry`: the system's authorities and the registry's own. Reads files.
+/// TLS as `settings` want it: the system's authorities and the host's own. Reads files.
 ///
 /// # Errors
 /// A sentence about the file that could not be used.
-pub(super) fn config(registry: Option<&Registry>) -> Result<ClientConfig, String> {
+pub(super) fn config(settings: &Settings) -> Result<ClientConfig, String> {
     let provider = Arc::new(ring::default_provider());
     let builder = builder(&provider)?;
-    if registry.is_some_and(|registry| registry.skip_verify) {
+    let client = Arc::new(ClientCertificates::read(settings, &provider)?);
+    if settings.skip_verify {
         let verifier = Arc::new(AnyCertificate(provider.signature_verification_algorithms));
         return Ok(builder
             .dangerous()
             .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth());
+            .with_client_cert_resolver(client));
     }
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
@@ -31,10 +40,10 @@ pub(super) fn config(registry: Option<&Registry>) -> Result<ClientConfig, String
         tracing::debug!(%error, "a certificate authority of the system can't be read");
     }
     roots.add_parsable_certificates(native.certs);
-    if let Some(path) = registry.and_then(|registry| registry.ca.as_deref()) {
+    for path in &settings.authorities {
         add(&mut roots, path).map_err(|reason| format!("read certificate authorities {}: {reason}", path.display()))?;
     }
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    Ok(builder.with_root_certificates(roots).with_client_cert_resolver(client))
 }
 
 /// Settings under which no server is trusted, for plain HTTP.
@@ -65,6 +74,41 @@ fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
         Ok(())
     } else {
         Err("it has no certificate".into())
+    }
+}
+
+/// What is shown to a server that asks for a certificate: the first that it can check.
+#[derive(Debug)]
+struct ClientCertificates(Vec<Arc<CertifiedKey>>);
+
+impl ClientCertificates {
+    fn read(settings: &Settings, provider: &CryptoProvider) -> Result<Self, String> {
+        let read = |(certificate, key): &(PathBuf, Option<PathBuf>)| {
+            let key = key.as_ref().unwrap_or(certificate);
+            let wrong = |file: &Path, reason: String| format!("read client certificate {}: {reason}", file.display());
+            let chain = CertificateDer::pem_file_iter(certificate)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .map_err(|error| wrong(certificate, error.to_string()))?;
+            if chain.is_empty() {
+                return Err(wrong(certificate, "it has no certificate".into()));
+            }
+            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, error.to_string()))?;
+            CertifiedKey::from_der(chain, private, provider)
+                .map(Arc::new)
+                .map_err(|error| wrong(certificate, error.to_string()))
+        };
+        settings.clients.iter().map(read).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl ResolvesClientCert for ClientCertificates {
+    fn resolve(&self, _root_hint_subjects: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let usable = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
+        self.0.iter().find(usable).cloned()
+    }
+
+    fn has_certs(&self) -> bool {
+        !self.0.is_empty()
     }
 }
 
@@ -115,24 +159,23 @@ mod tests {
     fn a_bad_authority_file_is_named() {
         let file = std::env::temp_dir().join(format!("wharf-ca-{}", std::process::id()));
         fs::write(&file, "nothing").unwrap();
-        let registry = Registry {
-            ca: Some(file.clone()),
-            ..Registry::default()
+        let settings = Settings {
+            authorities: vec![file.clone()],
+            ..Settings::default()
         };
-        let error = config(Some(&registry)).unwrap_err();
+        let error = config(&settings).unwrap_err();
         assert!(
             error.contains(&file.display().to_string()) && error.contains("no certificate"),
             "{error}"
         );
         fs::remove_file(&file).unwrap();
-        assert!(config(Some(&registry)).is_err());
-        assert!(config(None).is_ok());
-        assert!(
-            config(Some(&Registry {
-                skip_verify: true,
-                ..Registry::default()
-            }))
-            .is_ok()
-        );
+        assert!(config(&settings).is_err());
+        assert!(config(&Settings::default()).is_ok());
+        let client = Settings {
+            skip_verify: true,
+            clients: vec![(file.clone(), None)],
+            ..Settings::default()
+        };
+        assert!(config(&client).unwrap_err().contains(&file.display().to_string()));
     }
 }

@@ -1,15 +1,11 @@
 //! Requests to one host or the hosts that it redirects to, without knowledge of registries.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    error::Error as _,
-    time::Duration,
-};
+use std::{collections::HashMap, error::Error as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{AUTHORIZATION, LOCATION, USER_AGENT},
+    header::{AUTHORIZATION, LOCATION, PROXY_AUTHORIZATION, USER_AGENT},
 };
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -20,13 +16,19 @@ use hyper_util::{
 };
 use tokio::{sync::Mutex, time::timeout};
 
-use super::{Patience, tls};
-use crate::config::Registry;
+use super::{
+    Patience,
+    proxy::{Connector, Proxies},
+    settings::Settings,
+    tls,
+};
 
-type Connections = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type Connections = Client<HttpsConnector<Connector>, Full<Bytes>>;
 
 const MAX_REDIRECTS: usize = 6;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Kinds of connections that are kept: a certificate that is renewed every minute must not fill the memory.
+const MAX_KINDS: usize = 64;
 const AGENT: &str = concat!("wharf/", env!("CARGO_PKG_VERSION"));
 
 /// Why there is no response.
@@ -54,11 +56,14 @@ pub(super) struct Message {
     /// Sent to the host of `uri` only.
     pub authorization: Option<HeaderValue>,
     pub body: Bytes,
+    /// Of the host of `uri`.
+    pub settings: Arc<Settings>,
 }
 
 impl Message {
-    pub fn get(uri: Uri) -> Self {
+    pub fn get(uri: Uri, settings: Arc<Settings>) -> Self {
         Self {
+            settings,
             method: Method::GET,
             uri,
             headers: HeaderMap::new(),
@@ -68,19 +73,23 @@ impl Message {
     }
 }
 
-/// Connections to all hosts, with the TLS settings of each.
+/// Connections to all hosts, with the settings of each.
 pub(super) struct Http {
-    pub registries: BTreeMap<String, Registry>,
     pub patience: Patience,
-    /// By host where the host has settings of its own; "" for all others; "http" for plain HTTP.
+    proxies: Proxies,
+    /// By scheme and [`Settings::key`].
     connections: Mutex<HashMap<String, Connections>>,
 }
 
 impl Http {
-    pub fn new(registries: BTreeMap<String, Registry>, patience: Patience) -> Self {
+    pub fn new(patience: Patience) -> Self {
+        Self::with_proxies(patience, Proxies::from_env())
+    }
+
+    pub fn with_proxies(patience: Patience, proxies: Proxies) -> Self {
         Self {
-            registries,
             patience,
+            proxies,
             connections: Mutex::default(),
         }
     }
@@ -117,6 +126,7 @@ impl Http {
             }
             if target.authority() != message.uri.authority() || target.scheme() != message.uri.scheme() {
                 message.authorization = None;
+                message.settings = Arc::new(message.settings.abroad());
                 foreign = true;
             }
             message.uri = target;
@@ -139,10 +149,16 @@ impl Http {
         request
             .headers_mut()
             .insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        for (name, value) in &message.settings.headers {
+            request.headers_mut().append(name.clone(), value.clone());
+        }
         if let Some(authorization) = &message.authorization {
             request.headers_mut().insert(AUTHORIZATION, authorization.clone());
         }
-        let connections = self.connections(&message.uri, host).await.map_err(refused)?;
+        if let Some(secret) = self.proxies.authorization(&message.uri) {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, secret);
+        }
+        let connections = self.connections(message).await.map_err(refused)?;
         let network = |reason: String| Failure::Network {
             host: host.to_owned(),
             reason,
@@ -154,33 +170,42 @@ impl Http {
         }
     }
 
-    async fn connections(&self, uri: &Uri, host: &str) -> Result<Connections, String> {
-        let registry = self.registries.get(host);
-        let plain = uri.scheme_str() == Some("http");
-        let key = match registry {
-            _ if plain => "http",
-            Some(registry) if registry.skip_verify || registry.ca.is_some() => host,
-            _ => "",
+    async fn connections(&self, message: &Message) -> Result<Connections, String> {
+        let plain = message.uri.scheme_str() == Some("http");
+        let settings = message.settings.clone();
+        let dial = settings.dial_timeout;
+        let key = if plain {
+            format!("http|{dial:?}")
+        } else if *settings == Settings::default() {
+            String::new()
+        } else {
+            let settings = settings.clone();
+            tokio::task::spawn_blocking(move || settings.key())
+                .await
+                .map_err(|error| error.to_string())?
         };
         let mut all = self.connections.lock().await;
-        if let Some(found) = all.get(key) {
+        if let Some(found) = all.get(&key) {
             return Ok(found.clone());
         }
-        let settings = if plain {
+        let tls = if plain {
             tls::none()?
         } else {
             // Reads certificate files.
-            let registry = registry.cloned();
-            tokio::task::spawn_blocking(move || tls::config(registry.as_ref()))
+            tokio::task::spawn_blocking(move || tls::config(&settings))
                 .await
                 .map_err(|error| error.to_string())??
         };
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT.min(self.patience.stall)));
-        connector.set_nodelay(true);
+        let mut direct = HttpConnector::new();
+        direct.enforce_http(false);
+        direct.set_connect_timeout(Some(dial.unwrap_or(CONNECT_TIMEOUT).min(self.patience.stall)));
+        direct.set_nodelay(true);
+        let connector = Connector {
+            direct,
+            proxies: self.proxies.clone(),
+        };
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(settings)
+            .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
             .wrap_connector(connector);
@@ -188,7 +213,10 @@ impl Http {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(15))
             .build(connector);
-        all.insert(key.to_owned(), made.clone());
+        if all.len() >= MAX_KINDS {
+            all.clear();
+        }
+        all.insert(key, made.clone());
         Ok(made)
     }
 }

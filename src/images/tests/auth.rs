@@ -110,6 +110,7 @@ async fn a_token_that_expires_during_a_pull_is_renewed() {
     let reference = format!("{}/app", server.host);
     let session = super::super::registry::Client::new(&lab.config)
         .session(&super::super::Reference::parse(&reference).unwrap(), None)
+        .await
         .unwrap();
     session.manifest("latest").await.unwrap();
     // Another client's token invalidates ours.

@@ -2,4 +2,5 @@
 
 mod auth;
 mod life;
+mod registries;
 mod transfer;
