@@ -13,7 +13,7 @@ use crate::{
     cgroups::{self, Hierarchies},
     config::Config,
     containers::{
-        Tools,
+        Tools, cdi,
         host::{self, Host},
     },
     cri::{Face, Server, ServerError},
@@ -154,10 +154,12 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
         config,
     });
     let streaming = mechanisms.config.streaming.clone();
+    let cdi = cdi::Registry::new(mechanisms.config.cdi.spec_dirs.clone());
     let node = Node::open(Tools {
         mechanisms,
         images,
         host,
+        cdi,
     })
     .await?;
     match streaming::Server::start(&streaming, node.clone()).await {

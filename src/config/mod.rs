@@ -14,7 +14,7 @@ mod validate;
 use std::path::{Path, PathBuf};
 
 pub use model::{
-    BUILTIN_RUNTIME, BuiltinNetwork, CgroupDriver, Cni, Config, Log, LogFormat, NetworkMode, Pull, Registry,
+    BUILTIN_RUNTIME, BuiltinNetwork, Cdi, CgroupDriver, Cni, Config, Log, LogFormat, NetworkMode, Pull, Registry,
     RuntimeHandler, SeccompDefault, Streaming, parse_size,
 };
 use source::Layers;

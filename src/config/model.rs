@@ -45,6 +45,8 @@ pub struct Config {
     pub default_capabilities: Option<Vec<String>>,
     /// What a container gets that asks for no seccomp profile.
     pub unset_seccomp: SeccompDefault,
+    /// Devices that vendors describe (Container Device Interface).
+    pub cdi: Cdi,
     /// Image pulls.
     pub pull: Pull,
     /// The server of exec, attach and port-forward.
@@ -151,6 +153,14 @@ pub enum SeccompDefault {
     RuntimeDefault,
 }
 
+/// The Container Device Interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cdi {
+    /// Where spec files lie; a device in a later directory replaces one of the same name in an earlier. Empty is no CDI.
+    pub spec_dirs: Vec<PathBuf>,
+}
+
 /// Image pulls.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -205,6 +215,7 @@ pub(super) fn defaults() -> Config {
         max_log_line: 16384,
         default_capabilities: None,
         unset_seccomp: SeccompDefault::Unconfined,
+        cdi: Cdi::default(),
         pull: Pull::default(),
         streaming: Streaming::default(),
     }
@@ -246,6 +257,14 @@ impl Default for BuiltinNetwork {
             subnet: "10.121.0.0/16".into(),
             subnet_v6: None,
             mtu: None,
+        }
+    }
+}
+
+impl Default for Cdi {
+    fn default() -> Self {
+        Self {
+            spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
         }
     }
 }

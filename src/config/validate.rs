@@ -59,6 +59,11 @@ pub fn check(config: &Config) -> Check {
     }
     absolute(&["pull", "registries_conf"], &config.pull.registries_conf)?;
     range(&["pull", "stall_timeout_secs"], config.pull.stall_timeout_secs, 1, 3600)?;
+    config
+        .cdi
+        .spec_dirs
+        .iter()
+        .try_for_each(|dir| absolute(&["cdi", "spec_dirs"], dir))?;
     streaming(config)?;
     capabilities(config)
 }

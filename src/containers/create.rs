@@ -10,7 +10,7 @@ use wharf_proto::{
     record::ContainerState,
 };
 
-use super::{Container, Error, Result, Tools, ending, host, signals, spec, users};
+use super::{Container, Error, Result, Tools, cdi, ending, host, signals, spec, users};
 use crate::{
     images::{Image, rootfs::Owners},
     sandbox::{self, DEFAULT_CGROUP_PARENT, PodPaths, host_ipc, host_network},
@@ -141,9 +141,10 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
             let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
             let user = users::resolve(rootfs, context, &image.config.user)?;
             let facts = host::inspect(config)?;
+            let devices = tools.cdi.resolve(&cdi::requested(config)?)?;
             let paths = &owner.sandbox.paths;
             let daemon = &tools.mechanisms.config;
-            let spec = spec::generate(&spec::SpecInput {
+            let mut spec = spec::generate(&spec::SpecInput {
                 pod_id: &owner.sandbox.id,
                 pod,
                 config,
@@ -163,6 +164,7 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 default_capabilities: daemon.default_capabilities.as_deref(),
                 unset_seccomp: daemon.unset_seccomp,
             })?;
+            cdi::apply(&devices, &mut spec);
             let json = serde_json::to_vec(&spec).map_err(|error| Error::Invalid(error.to_string()))?;
             store::write_file(&owner.dir.join("config.json"), &json, 0o600)?;
             Ok(user.to_cri())

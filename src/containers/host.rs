@@ -269,7 +269,7 @@ fn config_device(device: &cri::Device, out: &mut Vec<DeviceNode>) -> Result<(), 
     Ok(())
 }
 
-fn node(metadata: &fs::Metadata, path: PathBuf, access: &str) -> Option<DeviceNode> {
+pub(super) fn node(metadata: &fs::Metadata, path: PathBuf, access: &str) -> Option<DeviceNode> {
     let kind = match metadata.file_type() {
         t if t.is_char_device() => LinuxDeviceType::C,
         t if t.is_block_device() => LinuxDeviceType::B,

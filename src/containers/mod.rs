@@ -4,6 +4,7 @@
 //! knows no requests and no lists. It asks `sandbox`, `images`, `monitor`, `runtime`, `cgroups` and `store`.
 
 pub mod caps;
+pub mod cdi;
 mod create;
 mod ending;
 mod exec;
@@ -119,6 +120,8 @@ pub struct Tools {
     pub images: Images,
     /// What the machine has, read once.
     pub host: host::Host,
+    /// Devices that vendors describe.
+    pub cdi: cdi::Registry,
 }
 
 /// One container.
@@ -231,6 +234,16 @@ impl From<spec::Error> for Error {
         match error {
             spec::Error::Unsupported(text) => Self::Unsupported(text),
             other => Self::Invalid(other.to_string()),
+        }
+    }
+}
+
+impl From<cdi::Error> for Error {
+    fn from(error: cdi::Error) -> Self {
+        match error {
+            cdi::Error::Name { .. } => Self::Invalid(error.to_string()),
+            // The next try may find what a device plugin has written by then.
+            cdi::Error::Unresolvable(_) | cdi::Error::Edit { .. } => Self::State(error.to_string()),
         }
     }
 }

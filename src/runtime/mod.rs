@@ -84,6 +84,8 @@ pub struct Created {
     pub gate: Option<OwnedFd>,
     /// Master of the terminal.
     pub console: Option<OwnedFd>,
+    /// Built-in: something is to be run when the program runs.
+    pub hooks: bool,
 }
 
 /// A process started by [`Handler::exec`].
@@ -100,7 +102,7 @@ pub trait Handler {
     fn create(&self, request: &CreateRequest) -> Result<Pending>;
     fn finish_create(&self, pending: Pending) -> Result<Created>;
     /// Let init execute its program. Takes the gate out of `created`.
-    fn start(&self, id: &str, created: &mut Created) -> Result<Pending>;
+    fn start(&self, container: &ContainerRef, created: &mut Created) -> Result<Pending>;
     /// [`Error::StartFailed`] when the program could not be executed; init has ended or is about to.
     fn finish_start(&self, pending: Pending) -> Result<()>;
     /// Run a process in the container.

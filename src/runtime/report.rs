@@ -17,6 +17,8 @@ pub struct Report {
     pub pid: i32,
     /// Meaning agreed between the two sides of an operation.
     pub fds: Vec<OwnedFd>,
+    /// There are hooks for when the program runs.
+    pub hooks: bool,
 }
 
 /// Longest error text that is passed on, bytes.
@@ -37,6 +39,7 @@ pub fn send(to: BorrowedFd, result: &Result<Report>) {
     match result {
         Ok(report) => {
             packet.push(OK);
+            packet.push(u8::from(report.hooks));
             packet.extend_from_slice(&report.pid.to_le_bytes());
             fds.extend(report.fds.iter().map(AsRawFd::as_raw_fd));
         }
@@ -96,11 +99,18 @@ pub fn receive(from: BorrowedFd) -> Result<Option<Report>> {
     let text = || String::from_utf8_lossy(body).into_owned();
     match kind {
         &OK => {
-            let pid = body
+            let (hooks, pid) = body
+                .split_first()
+                .ok_or_else(|| Error::Failed("malformed result".into()))?;
+            let pid = pid
                 .try_into()
                 .map(i32::from_le_bytes)
                 .map_err(|_| Error::Failed("malformed result".into()))?;
-            Ok(Some(Report { pid, fds }))
+            Ok(Some(Report {
+                pid,
+                fds,
+                hooks: *hooks != 0,
+            }))
         }
         2 => Err(Error::StartFailed(text())),
         3 => Err(Error::Unsupported(text())),

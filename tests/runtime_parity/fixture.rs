@@ -207,7 +207,13 @@ impl<'a> Container<'a> {
     }
 
     pub fn start(&mut self) -> Result<(), Error> {
-        let pending = self.handler.start(&self.bundle.id, &mut self.created)?;
+        let reference = ContainerRef {
+            id: &self.bundle.id,
+            bundle: &self.bundle.dir,
+            init_pid: self.created.init_pid,
+            cgroup_path: &self.cgroup,
+        };
+        let pending = self.handler.start(&reference, &mut self.created)?;
         finish(pending, |pending| self.handler.finish_start(pending))
     }
 

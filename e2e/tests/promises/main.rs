@@ -4,6 +4,7 @@
 //! `WHARF_HANDLERS="builtin runc crun"` says on which runtime handlers the pod's life is tested (default: all).
 
 mod bad_input;
+mod cdi;
 mod cli;
 mod compare;
 mod copying;

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 use oci_spec::runtime::{Linux, Process, Root, Spec, User};
 
-use super::{Error, Result, SpecInput, command, devices, invalid, mounts, namespaces, resources, security};
+use super::{Result, SpecInput, command, devices, invalid, mounts, namespaces, resources, security};
 use crate::containers::caps;
 
 /// Makes the spec.
@@ -55,12 +55,6 @@ fn refuse(input: &SpecInput) -> Result<()> {
     let sandbox = input.pod.linux.as_ref().and_then(|l| l.security_context.as_ref());
     if input.privileged() && !sandbox.is_some_and(|s| s.privileged) {
         return invalid("a privileged container needs a privileged pod sandbox");
-    }
-    if let Some(device) = input.config.cdi_devices.first() {
-        return Err(Error::Unsupported(format!(
-            "CDI device {}: CDI is not supported yet",
-            device.name
-        )));
     }
     let context = input.context();
     if let Some(c) = context

@@ -163,7 +163,7 @@ impl Monitor {
             status => container.early_end = status,
         }
         container.state = State::Starting;
-        let pending = container.handler.start(&container.id, &mut created);
+        let pending = container.handler.start(&container.reference(), &mut created);
         container.created = Some::<Created>(created);
         match pending {
             Ok(pending) => self.add_job(pending, Work::Start { origin, serial }),

@@ -6,6 +6,7 @@ use super::spec::Bundle;
 use crate::runtime::error::Context;
 use crate::runtime::{Error, Result};
 use crate::sys::{self, MountAttr};
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, mkdirat};
 use nix::unistd::{fchdir, symlinkat};
@@ -17,18 +18,48 @@ use std::path::Path;
 /// mounted over the old, which needs no permission to walk to it.
 pub fn enter_root(tree: OwnedFd) -> Result<Root> {
     let what = || "enter the root file system".to_string();
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
-        .context(|| "cut the propagation of mounts to the host".into())?;
+    cut_propagation()?;
     let old: OwnedFd = File::open("/").context(what)?.into();
     sys::move_mount(tree.as_fd(), old.as_fd()).context(what)?;
     drop(old);
-    fchdir(&tree).context(what)?;
+    let root = Root::new(tree);
+    leave_host(&root)?;
+    Ok(root)
+}
+
+fn cut_propagation() -> Result<()> {
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
+        .context(|| "cut the propagation of mounts to the host".into())
+}
+
+/// Make `root`, which is mounted somewhere, the root, and detach the old one.
+pub fn leave_host(root: &Root) -> Result<()> {
+    let what = || "enter the root file system".to_string();
+    fchdir(root.fd()).context(what)?;
     sys::pivot_root_here().context(|| "pivot_root".into())?;
     // The old root now lies on top of the new one.
     umount2(".", MntFlags::MNT_DETACH).context(|| "detach the host's root file system".into())?;
-    std::env::set_current_dir("/").context(what)?;
-    Ok(Root::new(tree))
+    std::env::set_current_dir("/").context(what)
+}
+
+/// Where the root file system is on the host: hooks look for it there, in this mount namespace.
+pub struct Place(OwnedFd);
+
+impl Place {
+    /// Opened while the process is still the host's root, which may walk there.
+    pub fn open(path: &Path) -> Result<Place> {
+        let what = || format!("open {}", path.display());
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(Place(nix::fcntl::open(path, flags, Mode::empty()).context(what)?))
+    }
+
+    /// Mount `tree` there. The host stays in sight until [`leave_host`].
+    pub fn put(&self, tree: OwnedFd) -> Result<Root> {
+        cut_propagation()?;
+        sys::move_mount(tree.as_fd(), self.0.as_fd()).context(|| "mount the root file system in its place".into())?;
+        Ok(Root::new(tree))
+    }
 }
 
 /// Attach everything, in order.

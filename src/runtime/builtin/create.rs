@@ -1,7 +1,7 @@
 //! Create, the helper's part: everything that needs the host, then the fork of init.
 
 use super::spec::{Bundle, Namespace};
-use super::{attach, devices, idmap, init, prepare, process, rlimits, sysctl};
+use super::{attach, devices, hooks, idmap, init, prepare, process, rlimits, sysctl};
 use crate::cgroups::{self, Cgroup};
 use crate::runtime::error::Context;
 use crate::runtime::report::{self, Report};
@@ -31,6 +31,9 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
     let linux = bundle.linux()?;
     let mut setup = process::Setup::new(bundle.process()?, linux.seccomp().as_ref(), request.seccomp_filter)?;
     sysctl::check(&bundle)?;
+    let state = hooks::State::new(&bundle, request.id, request.bundle);
+    let mut runner = hooks::Runner::start(&bundle, &state)?;
+    hooks::owe_poststop(&bundle, request.bundle)?;
     let new_userns = bundle.namespace(LinuxNamespaceType::User) == Namespace::New;
     setup.own_limits = !bundle.has_userns();
 
@@ -56,6 +59,7 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
         terminal: matches!(request.stdio, Stdio::Terminal),
         keyring: keyring_name(request.id)?,
         unshare: 0,
+        state,
         bundle,
         setup,
     };
@@ -93,11 +97,12 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
         }
         Forked::Parent { pid, pidfd } => {
             drop(theirs);
-            let result = supervise(&plan, &cgroup, early, pid, new_userns, &ours);
+            let result = supervise(&plan, &cgroup, early, pid, new_userns, &ours, &mut runner);
             match result {
                 Ok(console) => Ok(Report {
                     pid,
                     fds: std::iter::once(ours).chain(console).collect(),
+                    hooks: !hooks::of(&plan.bundle.spec, hooks::Moment::Poststart).is_empty(),
                 }),
                 Err(e) => {
                     let _ = sys::pidfd_kill(pidfd.as_fd(), libc::SIGKILL);
@@ -116,6 +121,7 @@ fn supervise(
     pid: i32,
     new_userns: bool,
     init: &OwnedFd,
+    runner: &mut Option<hooks::Runner>,
 ) -> Result<Option<OwnedFd>> {
     let linux = plan.bundle.linux()?;
     if !plan.setup.own_limits {
@@ -127,6 +133,12 @@ fn supervise(
         report::send(init.as_fd(), &Ok(Report::default()));
     }
     let limited = limited.unwrap_or_else(|| limit(plan, cgroup));
+    if let Some(runner) = runner.take() {
+        // Init has built its mounts, or fails here.
+        report::receive(init.as_fd())?.ok_or(Error::HelperDied("create"))?;
+        runner.run(pid)?;
+        report::send(init.as_fd(), &Ok(Report::default()));
+    }
     // Init's own words first: a limit that could not be set is less likely the cause of trouble than its effect.
     let report = report::receive(init.as_fd())?.ok_or(Error::HelperDied("create"))?;
     limited?;

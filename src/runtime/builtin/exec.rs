@@ -83,6 +83,7 @@ pub fn run(request: &ExecRequest, pidfd: OwnedFd) -> Result<Report> {
             Ok(Report {
                 pid,
                 fds: result?.into_iter().collect(),
+                ..Report::default()
             })
         }
     }
@@ -135,6 +136,7 @@ fn child(plan: Plan, gate: &OwnedFd) -> ! {
             &Ok(Report {
                 pid: 0,
                 fds: console.into_iter().collect(),
+                ..Report::default()
             }),
         );
         setup.execute()

@@ -2,7 +2,7 @@
 
 use super::prepare::{self, Prepared};
 use super::spec::{Bundle, Namespace};
-use super::{attach, console, create, devices, process, sysctl};
+use super::{attach, console, create, devices, hooks, process, sysctl};
 use crate::runtime::error::Context;
 use crate::runtime::report::{self, Report};
 use crate::runtime::{Error, Result};
@@ -28,20 +28,24 @@ pub struct Plan {
     pub keyring: CString,
     /// Namespaces that init makes itself, as the root of its user namespace.
     pub unshare: i32,
+    pub state: hooks::State,
 }
 
 /// Runs in init. `gate` leads to the helper and, later, to the monitor.
 pub fn run(plan: Plan, gate: OwnedFd) -> ! {
-    let setup = match build(plan, &gate) {
-        Ok((setup, console)) => {
+    let start_hooks = hooks::of(&plan.bundle.spec, hooks::Moment::StartContainer).to_vec();
+    let built = build(plan, &gate);
+    let (setup, state) = match built {
+        Ok((setup, state, console)) => {
             report::send(
                 gate.as_fd(),
                 &Ok(Report {
                     pid: 0,
                     fds: console.into_iter().collect(),
+                    ..Report::default()
                 }),
             );
-            setup
+            (setup, state)
         }
         Err(e) => fail(&gate, e),
     };
@@ -50,7 +54,13 @@ pub fn run(plan: Plan, gate: OwnedFd) -> ! {
         fail(&gate, Error::os("close descriptors", e));
     }
     match report::receive(gate.as_fd()) {
-        Ok(Some(_)) => fail(&gate, setup.execute()),
+        Ok(Some(_)) => {
+            let moment = hooks::Moment::StartContainer;
+            match state.run(&start_hooks, moment, own_pid()) {
+                Ok(()) => fail(&gate, setup.execute()),
+                Err(e) => fail(&gate, Error::StartFailed(e.to_string())),
+            }
+        }
         // The monitor is gone or does not want the container.
         _ => sys::exit_now(1),
     }
@@ -61,7 +71,12 @@ fn fail(gate: &OwnedFd, error: Error) -> ! {
     sys::exit_now(1)
 }
 
-fn build(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)> {
+/// As the container sees it.
+fn own_pid() -> i32 {
+    nix::unistd::getpid().as_raw()
+}
+
+fn build(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, hooks::State, Option<OwnedFd>)> {
     let Plan {
         bundle,
         mut setup,
@@ -73,8 +88,13 @@ fn build(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)
         terminal,
         keyring,
         unshare,
+        state,
     } = plan;
     let linux = bundle.linux()?;
+    let place = match hooks::before_pivot(&bundle.spec) {
+        true => Some(attach::Place::open(&bundle.rootfs)?),
+        false => None,
+    };
     if bundle.has_userns() {
         become_root_of_userns(gate)?;
     }
@@ -95,9 +115,16 @@ fn build(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)
     }
     let readonly_dev = attach::readonly_dev(&mounts);
     let has_kcore = Path::new("/proc/kcore").exists();
-    let root = attach::enter_root(rootfs)?;
+    let root = match &place {
+        Some(place) => place.put(rootfs)?,
+        None => attach::enter_root(rootfs)?,
+    };
     attach::attach_all(&root, mounts)?;
     devices::create(&root, devices, has_kcore)?;
+    if place.is_some() {
+        run_hooks(&bundle, &state, gate)?;
+        attach::leave_host(&root)?;
+    }
     let mut master = None;
     if terminal {
         let opened = console::open(&root)?;
@@ -118,7 +145,17 @@ fn build(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)
     attach::finish_root(&root, &bundle)?;
     set_personality(&bundle)?;
     setup.settle(&root)?;
-    Ok((setup, master))
+    Ok((setup, state, master))
+}
+
+/// The hooks that see host and container at once: those of the helper, then init's own.
+fn run_hooks(bundle: &Bundle, state: &hooks::State, gate: &OwnedFd) -> Result<()> {
+    if hooks::wants_runner(&bundle.spec) {
+        report::send(gate.as_fd(), &Ok(Report::default()));
+        report::receive(gate.as_fd())?.ok_or(Error::HelperDied("create"))?;
+    }
+    let moment = hooks::Moment::CreateContainer;
+    state.run(hooks::of(&bundle.spec, moment), moment, own_pid())
 }
 
 fn set_readonly(mount: &OwnedFd) -> std::io::Result<()> {

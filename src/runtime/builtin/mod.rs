@@ -4,7 +4,8 @@
 //! bundle, opens everything the container will need, and turns each host path into a detached mount. Then it forks
 //! init (or an exec'd process) as a child of the monitor, which enters the container's world with nothing but
 //! descriptors and code that trusts nothing it finds there. Neither can be traced or read through /proc by the
-//! container. `create` and `init` are the two halves of create; `exec` has both of its own.
+//! container. `create` and `init` are the two halves of create; `exec` has both of its own; `hooks` runs the programs
+//! that a spec wants run in between.
 
 mod attach;
 mod caps;
@@ -12,6 +13,7 @@ mod console;
 mod create;
 mod devices;
 mod exec;
+mod hooks;
 mod idmap;
 mod init;
 mod labels;
@@ -29,7 +31,7 @@ use super::{ContainerRef, CreateRequest, Created, Error, ExecRequest, Executed, 
 use crate::cgroups::{self, Cgroup};
 use crate::sys;
 use nix::errno::Errno;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// The built-in runtime. Keeps no state: the bundle and the kernel have it all.
 #[derive(Default)]
@@ -56,14 +58,20 @@ impl Handler for Builtin {
             init_pid: report.pid,
             gate,
             console: report.fds.pop(),
+            hooks: report.hooks,
         })
     }
 
-    fn start(&self, id: &str, created: &mut Created) -> Result<Pending> {
+    fn start(&self, container: &ContainerRef, created: &mut Created) -> Result<Pending> {
         let gate = created
             .gate
             .take()
-            .ok_or_else(|| Error::Failed(format!("container {id} has been started")))?;
+            .ok_or_else(|| Error::Failed(format!("container {} has been started", container.id)))?;
+        if created.hooks {
+            return report::spawn_helper(&[gate.as_raw_fd()], || {
+                start_with_hooks(container, created.init_pid, &gate)
+            });
+        }
         report::send(gate.as_fd(), &Ok(Report::default()));
         Ok(Pending {
             helper: None,
@@ -72,6 +80,9 @@ impl Handler for Builtin {
     }
 
     fn finish_start(&self, pending: Pending) -> Result<()> {
+        if pending.helper.is_some() {
+            return report::finish(&pending, "start").map(drop);
+        }
         // The program runs when its execution has closed the gate.
         report::receive(pending.as_fd()).map(drop)
     }
@@ -115,6 +126,17 @@ impl Handler for Builtin {
     }
 }
 
+/// Poststart hooks run when the program does.
+fn start_with_hooks(container: &ContainerRef, init: i32, gate: &OwnedFd) -> Result<Report> {
+    report::send(gate.as_fd(), &Ok(Report::default()));
+    report::receive(gate.as_fd())?;
+    let bundle = spec::Bundle::load(container.bundle)?;
+    let state = hooks::State::new(&bundle, container.id, container.bundle);
+    let moment = hooks::Moment::Poststart;
+    state.run(hooks::of(&bundle.spec, moment), moment, init)?;
+    Ok(Report::default())
+}
+
 fn cgroup(container: &ContainerRef) -> Result<Cgroup> {
     let hierarchies = cgroups::detect().map_err(|e| Error::Cgroup(e.to_string()))?;
     Cgroup::new(&hierarchies, container.cgroup_path).map_err(|e| Error::Cgroup(e.to_string()))
@@ -138,6 +160,7 @@ fn remove(container: &ContainerRef) -> Result<Report> {
         .kill_all()
         .and_then(|()| cgroup.remove())
         .map_err(|e| Error::Cgroup(e.to_string()))?;
+    hooks::pay_poststop(container.id, container.bundle)?;
     Ok(Report::default())
 }
 

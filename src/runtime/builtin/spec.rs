@@ -73,23 +73,7 @@ fn check(spec: &Spec) -> Result<()> {
     if !spec.version().starts_with("1.") {
         return Err(Error::Unsupported(format!("ociVersion {:?}", spec.version())));
     }
-    let hooks = spec.hooks().as_ref().is_some_and(|hooks| {
-        let lists = [
-            hooks.create_runtime(),
-            hooks.create_container(),
-            hooks.start_container(),
-            hooks.poststart(),
-        ];
-        #[allow(deprecated)]
-        let prestart = hooks.prestart();
-        lists
-            .into_iter()
-            .chain([hooks.poststop(), prestart])
-            .any(|list| list.as_ref().is_some_and(|l| !l.is_empty()))
-    });
-    if hooks {
-        return unsupported("hooks");
-    }
+    super::hooks::check(spec)?;
     if spec.vm().is_some() || spec.windows().is_some() || spec.solaris().is_some() || spec.zos().is_some() {
         return unsupported("sections for other systems than Linux");
     }

@@ -56,6 +56,7 @@ impl Handler for Command {
             Ok(Report {
                 pid,
                 fds: console.into_iter().collect(),
+                ..Report::default()
             })
         })
     }
@@ -66,13 +67,14 @@ impl Handler for Command {
             init_pid: report.pid,
             gate: None,
             console: report.fds.into_iter().next(),
+            hooks: false,
         })
     }
 
-    fn start(&self, id: &str, _created: &mut Created) -> Result<Pending> {
+    fn start(&self, container: &ContainerRef, _created: &mut Created) -> Result<Pending> {
         spawn_helper(&[], || {
             let mut invocation = Invocation::without_bundle(&self.path, self.root.as_deref());
-            invocation.arguments(["start", id]);
+            invocation.arguments(["start", container.id]);
             invocation
                 .run()
                 .map_err(|error| Error::StartFailed(error.to_string()))?;
@@ -100,6 +102,7 @@ impl Handler for Command {
             Ok(Report {
                 pid,
                 fds: console.into_iter().collect(),
+                ..Report::default()
             })
         })
     }
