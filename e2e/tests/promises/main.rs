@@ -4,6 +4,7 @@
 //! `WHARF_HANDLERS="builtin runc crun"` says on which runtime handlers the pod's life is tested (default: all).
 
 mod bad_input;
+mod bad_requests;
 mod cdi;
 mod cli;
 mod compare;
@@ -19,9 +20,11 @@ mod inout;
 mod life;
 mod metrics;
 mod network;
+mod profiles;
 mod recovery;
 mod registries;
 mod rules;
+mod rules_more;
 mod rules_node;
 mod security;
 mod stats;

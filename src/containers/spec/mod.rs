@@ -8,6 +8,8 @@ mod devices;
 mod input;
 mod mounts;
 mod namespaces;
+#[cfg(test)]
+mod properties;
 mod resources;
 mod security;
 #[cfg(test)]

@@ -1,0 +1,268 @@
+//! What holds of the spec of every container, however odd its config: for arbitrary configs, not for chosen ones.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use proptest::{collection, option, prelude::*};
+use wharf_proto::cri;
+
+use super::*;
+use crate::{
+    config::SeccompDefault,
+    containers::{
+        caps::CapSet,
+        host::{Facts, Host, MountSource},
+        users::ResolvedUser,
+    },
+    images::ImageConfig,
+};
+
+/// Text that is often sensible and sometimes hostile.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        3 => "[a-zA-Z0-9_./=-]{0,12}",
+        1 => any::<String>(),
+        1 => Just(String::new()),
+    ]
+}
+
+fn path() -> impl Strategy<Value = String> {
+    prop_oneof![4 => "(/[a-z]{1,4}){1,4}", 1 => Just("/dev".to_owned()), 1 => Just("/proc/kcore".to_owned()), 1 => text()]
+}
+
+fn capability() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("ALL".to_owned()),
+        Just("CAP_SYS_ADMIN".to_owned()),
+        Just("net_admin".to_owned()),
+        Just("CHOWN".to_owned()),
+        Just("CAP_ALL".to_owned()),
+        text(),
+    ]
+}
+
+fn capabilities() -> impl Strategy<Value = cri::Capability> {
+    let list = || collection::vec(capability(), 0..4);
+    (list(), list(), list()).prop_map(|(add, drop, ambient)| cri::Capability {
+        add_capabilities: add,
+        drop_capabilities: drop,
+        add_ambient_capabilities: ambient,
+    })
+}
+
+fn profile() -> impl Strategy<Value = cri::SecurityProfile> {
+    (-1..4i32, text()).prop_map(|(profile_type, localhost_ref)| cri::SecurityProfile {
+        profile_type,
+        localhost_ref,
+    })
+}
+
+fn context() -> impl Strategy<Value = cri::LinuxContainerSecurityContext> {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let paths = (collection::vec(path(), 0..5), collection::vec(path(), 0..5));
+    let profiles = (option::of(profile()), option::of(profile()), text());
+    let namespaces = (-1..5i32, -1..5i32, -1..5i32);
+    (option::of(capabilities()), flags, paths, profiles, namespaces).prop_map(
+        |(capabilities, (privileged, no_new_privs, readonly_rootfs), (masked, readonly), profiles, namespaces)| {
+            let mut context = cri::LinuxContainerSecurityContext {
+                capabilities,
+                privileged,
+                no_new_privs,
+                readonly_rootfs,
+                masked_paths: masked,
+                readonly_paths: readonly,
+                ..Default::default()
+            };
+            (context.seccomp, context.apparmor) = (profiles.0, profiles.1);
+            #[allow(deprecated)]
+            {
+                context.seccomp_profile_path = profiles.2;
+            }
+            context.namespace_options = Some(cri::NamespaceOption {
+                network: namespaces.0,
+                pid: namespaces.1,
+                ipc: namespaces.2,
+                ..Default::default()
+            });
+            context
+        },
+    )
+}
+
+fn resources() -> impl Strategy<Value = cri::LinuxContainerResources> {
+    let numbers = (any::<i64>(), any::<i64>(), any::<i64>(), -2000..2000i64);
+    (numbers, any::<i64>(), text(), text()).prop_map(|(numbers, swap, cpus, mems)| cri::LinuxContainerResources {
+        cpu_period: numbers.0,
+        cpu_quota: numbers.1,
+        memory_limit_in_bytes: numbers.2,
+        oom_score_adj: numbers.3,
+        memory_swap_limit_in_bytes: swap,
+        cpuset_cpus: cpus,
+        cpuset_mems: mems,
+        ..Default::default()
+    })
+}
+
+fn mount() -> impl Strategy<Value = cri::Mount> {
+    (path(), path(), any::<bool>(), any::<bool>(), -1..4i32).prop_map(
+        |(container_path, host_path, readonly, recursive_read_only, propagation)| cri::Mount {
+            container_path,
+            host_path,
+            readonly,
+            recursive_read_only,
+            propagation,
+            ..Default::default()
+        },
+    )
+}
+
+fn config() -> impl Strategy<Value = cri::ContainerConfig> {
+    let command = (collection::vec(text(), 0..3), collection::vec(text(), 0..3), text());
+    let envs = collection::vec((text(), any::<Vec<u8>>()), 0..4);
+    let mounts = collection::vec(mount(), 0..6);
+    let linux = (option::of(context()), option::of(resources()));
+    (command, envs, mounts, linux, any::<bool>()).prop_map(|(command, envs, mounts, linux, tty)| cri::ContainerConfig {
+        command: command.0,
+        args: command.1,
+        working_dir: command.2,
+        envs: envs
+            .into_iter()
+            .map(|(key, value)| cri::KeyValue { key, value })
+            .collect(),
+        mounts,
+        tty,
+        linux: Some(cri::LinuxContainerConfig {
+            security_context: linux.0,
+            resources: linux.1,
+        }),
+        ..Default::default()
+    })
+}
+
+/// As on a machine with everything, in a pod that may be privileged.
+fn spec_of(config: &cri::ContainerConfig) -> Result<Spec> {
+    let pin = |name: &str| Some(PathBuf::from("/run/ns").join(name));
+    let source = |mount: &cri::Mount| {
+        (!mount.host_path.is_empty()).then(|| MountSource {
+            path: mount.host_path.clone().into(),
+            shared: true,
+            slave: true,
+        })
+    };
+    let pod = cri::PodSandboxConfig {
+        linux: Some(cri::LinuxPodSandboxConfig {
+            security_context: Some(cri::LinuxSandboxSecurityContext {
+                privileged: true,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    generate(&SpecInput {
+        pod_id: "p",
+        pod: &pod,
+        config,
+        image: &ImageConfig {
+            cmd: vec!["/bin/sh".into()],
+            ..Default::default()
+        },
+        rootfs: Path::new("/rootfs"),
+        user: &ResolvedUser::default(),
+        files: &PodFiles::default(),
+        namespaces: &Pins {
+            net: pin("net"),
+            ipc: pin("ipc"),
+            uts: pin("uts"),
+            pid: pin("pid"),
+            user: None,
+        },
+        cgroup_path: "/wharf/c",
+        facts: &Facts {
+            mounts: config.mounts.iter().map(source).collect(),
+            ..Default::default()
+        },
+        host: &Host {
+            swap_limit: true,
+            hugetlb: true,
+            capabilities: CapSet::all(),
+            min_oom_score_adj: -1000,
+            kernel: (6, 1),
+            ..Host::default()
+        },
+        default_capabilities: None,
+        unset_seccomp: SeccompDefault::Unconfined,
+    })
+}
+
+fn without_prefix(names: &[String]) -> Vec<String> {
+    let bare = |name: &String| {
+        let upper = name.to_ascii_uppercase();
+        upper.strip_prefix("CAP_").unwrap_or(&upper).to_owned()
+    };
+    names.iter().map(bare).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn a_spec_is_made_or_refused_and_reads_back_as_it_was(config in config()) {
+        if let Ok(spec) = spec_of(&config) {
+            let json = serde_json::to_string(&spec).unwrap();
+            prop_assert_eq!(&serde_json::from_str::<Spec>(&json).unwrap(), &spec);
+            // The same again: nothing depends on the order of a hash map.
+            prop_assert_eq!(&spec_of(&config).unwrap(), &spec);
+        }
+    }
+
+    #[test]
+    fn an_error_is_a_sentence(config in config()) {
+        if let Err(error) = spec_of(&config) {
+            prop_assert!(error.to_string().len() > 8);
+        }
+    }
+
+    #[test]
+    fn an_unprivileged_container_keeps_its_walls(config in config()) {
+        let context = config.linux.clone().unwrap().security_context.unwrap_or_default();
+        let Ok(spec) = spec_of(&config) else { return Ok(()) };
+        if context.privileged {
+            return Ok(());
+        }
+        let linux = spec.linux().clone().unwrap();
+        prop_assert_eq!(linux.masked_paths().clone().unwrap_or_default(), context.masked_paths);
+        prop_assert_eq!(linux.readonly_paths().clone().unwrap_or_default(), context.readonly_paths);
+        let rules = linux.resources().clone().unwrap().devices().clone().unwrap();
+        prop_assert!(!rules[0].allow() && rules.iter().skip(1).all(|rule| rule.major().is_some()
+            || rule.access().as_deref() == Some("m")));
+        let process = spec.process().clone().unwrap();
+        prop_assert_eq!(process.no_new_privileges(), Some(context.no_new_privs));
+        prop_assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(context.readonly_rootfs));
+        // Nothing beyond the default list and what was asked for.
+        let asked = context.capabilities.unwrap_or_default();
+        let mut names = without_prefix(&asked.add_capabilities);
+        names.extend(without_prefix(&asked.add_ambient_capabilities));
+        let got = CapSet::from_oci(process.capabilities().as_ref().unwrap().bounding().as_ref().unwrap());
+        if !names.iter().any(|name| name == "ALL") {
+            for name in ["SYS_ADMIN", "NET_ADMIN", "SYS_MODULE", "BPF"] {
+                prop_assert!(!got.has(name) || names.iter().any(|asked| asked == name), "{} of {:?}", name, names);
+            }
+        }
+    }
+
+    #[test]
+    fn mounts_are_ordered_and_the_oom_score_is_in_range(config in config()) {
+        let Ok(spec) = spec_of(&config) else { return Ok(()) };
+        let mounts = spec.mounts().clone().unwrap();
+        for (at, mount) in mounts.iter().enumerate() {
+            prop_assert!(mount.destination().is_absolute());
+            // Whatever comes later hides nothing that came before, unless it is the same place.
+            let hidden = mounts[..at].iter().any(|earlier| earlier.destination() != mount.destination()
+                && earlier.destination().starts_with(mount.destination()));
+            prop_assert!(!hidden, "{:?}", mounts);
+        }
+        let score = spec.process().clone().unwrap().oom_score_adj().unwrap();
+        prop_assert!((-1000..=1000).contains(&score));
+    }
+}
