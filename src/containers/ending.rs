@@ -109,15 +109,24 @@ pub(super) async fn finish(container: &Container, exit: Exit) -> Result<()> {
 /// When a step fails; the container's removal tries again.
 pub async fn release(tools: &Tools, container: &Container) -> Result<()> {
     let _one_at_a_time = container.release.lock().await;
-    if let Some(monitor) = container.sandbox.monitor() {
-        match monitor.delete(&container.id).await {
-            Err(error) if !monitor.is_closed() => {
-                return Err(container.monitor_error()(error));
-            }
-            _ => {}
-        }
-    }
+    let_go(container).await?;
     unmount(tools, container).await
+}
+
+/// Lets the runtime forget the ended container: its cgroup goes, its poststop hooks run. Not its root filesystem, which
+/// may take long. To be done before the monitor ends: nobody else can.
+///
+/// # Errors
+/// When the monitor refuses; call again.
+pub async fn let_go(container: &Container) -> Result<()> {
+    let _one_at_a_time = container.deletion.lock().await;
+    let Some(monitor) = container.sandbox.monitor() else {
+        return Ok(());
+    };
+    match monitor.delete(&container.id).await {
+        Err(error) if !monitor.is_closed() => Err(container.monitor_error()(error)),
+        _ => Ok(()),
+    }
 }
 
 async fn unmount(tools: &Tools, container: &Container) -> Result<()> {

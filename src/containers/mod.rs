@@ -28,7 +28,7 @@ use std::{
 };
 
 pub use create::{create, undo};
-pub use ending::{ended, lost, release, remove, stop};
+pub use ending::{ended, let_go, lost, release, remove, stop};
 pub use exec::{Output, exec_sync};
 pub use start::{reopen_log, start};
 pub use update::update;
@@ -140,6 +140,8 @@ pub struct Container {
     operation: tokio::sync::Mutex<()>,
     /// Held while what an ended container holds is released: its exit and its removal both do so.
     release: tokio::sync::Mutex<()>,
+    /// Held while the runtime forgets it: its release and its pod's stop both see to that.
+    deletion: tokio::sync::Mutex<()>,
     /// Process id of its init as the node sees it; 0 when it does not run.
     pid: AtomicI32,
     /// The stop signal has been sent; it is sent once (contract rule 17).
@@ -159,6 +161,7 @@ impl Container {
             meter: usage::Meter::default(),
             operation: tokio::sync::Mutex::new(()),
             release: tokio::sync::Mutex::new(()),
+            deletion: tokio::sync::Mutex::new(()),
             pid: AtomicI32::new(0),
             signalled: AtomicBool::new(false),
         }

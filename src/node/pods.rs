@@ -9,7 +9,7 @@ use wharf_proto::{
 };
 
 use super::{Error, Node, PodKey, Result};
-use crate::{containers, sandbox, sandbox::Sandbox, store};
+use crate::{containers, monitor, sandbox, sandbox::Sandbox, store};
 
 /// Lists show pods that were brought up once, until their removal is done.
 pub(super) fn is_visible(record: &record::Pod) -> bool {
@@ -205,6 +205,18 @@ impl Node {
         )
         .await;
         stops.into_iter().collect::<containers::Result<()>>()?;
+        // The monitor goes next, and with it the way to the runtime.
+        let gone = join_all(running.iter().map(|container| containers::let_go(container))).await;
+        for result in gone {
+            match result {
+                // A monitor that does not answer is ended by the teardown.
+                Err(containers::Error::Monitor {
+                    source: monitor::Error::Timeout { .. },
+                    ..
+                }) => {}
+                other => other?,
+            }
+        }
         let down = sandbox::tear_down(self.mechanisms(), pod).await;
         self.tell_pod(pod);
         Ok(down?)
