@@ -20,14 +20,24 @@ use crate::{
 /// Text that is often sensible and sometimes hostile.
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![
-        3 => "[a-zA-Z0-9_./=-]{0,12}",
+        20 => "[a-zA-Z0-9_./-]{1,12}",
         1 => any::<String>(),
-        1 => Just(String::new()),
+        2 => Just(String::new()),
     ]
 }
 
+/// A value of an enum that has `count`, and now and then none of them.
+fn choice(count: i32) -> impl Strategy<Value = i32> {
+    prop_oneof![20 => 0..count, 1 => any::<i32>()]
+}
+
+/// A limit, mostly one that can be.
+fn limit() -> impl Strategy<Value = i64> {
+    prop_oneof![10 => 0..1_000_000i64, 1 => any::<i64>()]
+}
+
 fn path() -> impl Strategy<Value = String> {
-    prop_oneof![4 => "(/[a-z]{1,4}){1,4}", 1 => Just("/dev".to_owned()), 1 => Just("/proc/kcore".to_owned()), 1 => text()]
+    prop_oneof![10 => "(/[a-z]{1,4}){1,4}", 1 => Just("/dev".to_owned()), 1 => Just("/proc/kcore".to_owned())]
 }
 
 fn capability() -> impl Strategy<Value = String> {
@@ -36,8 +46,10 @@ fn capability() -> impl Strategy<Value = String> {
         Just("CAP_SYS_ADMIN".to_owned()),
         Just("net_admin".to_owned()),
         Just("CHOWN".to_owned()),
-        Just("CAP_ALL".to_owned()),
-        text(),
+        Just("SYS_MODULE".to_owned()),
+        Just("CAP_BPF".to_owned()),
+        Just("mknod".to_owned()),
+        Just("KILL".to_owned()),
     ]
 }
 
@@ -51,17 +63,24 @@ fn capabilities() -> impl Strategy<Value = cri::Capability> {
 }
 
 fn profile() -> impl Strategy<Value = cri::SecurityProfile> {
-    (-1..4i32, text()).prop_map(|(profile_type, localhost_ref)| cri::SecurityProfile {
-        profile_type,
-        localhost_ref,
+    (prop_oneof![4 => 0..2i32, 1 => any::<i32>()], text()).prop_map(|(profile_type, localhost_ref)| {
+        cri::SecurityProfile {
+            profile_type,
+            localhost_ref,
+        }
     })
 }
 
 fn context() -> impl Strategy<Value = cri::LinuxContainerSecurityContext> {
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
     let paths = (collection::vec(path(), 0..5), collection::vec(path(), 0..5));
-    let profiles = (option::of(profile()), option::of(profile()), text());
-    let namespaces = (-1..5i32, -1..5i32, -1..5i32);
+    let profiles = (
+        option::of(profile()),
+        option::of(profile()),
+        prop_oneof![4 => Just(String::new()), 1 => Just("runtime/default".to_owned()), 1 => text()],
+    );
+    let mode = || prop_oneof![Just(0), Just(2)];
+    let namespaces = (mode(), choice(4), mode());
     (option::of(capabilities()), flags, paths, profiles, namespaces).prop_map(
         |(capabilities, (privileged, no_new_privs, readonly_rootfs), (masked, readonly), profiles, namespaces)| {
             let mut context = cri::LinuxContainerSecurityContext {
@@ -90,8 +109,8 @@ fn context() -> impl Strategy<Value = cri::LinuxContainerSecurityContext> {
 }
 
 fn resources() -> impl Strategy<Value = cri::LinuxContainerResources> {
-    let numbers = (any::<i64>(), any::<i64>(), any::<i64>(), -2000..2000i64);
-    (numbers, any::<i64>(), text(), text()).prop_map(|(numbers, swap, cpus, mems)| cri::LinuxContainerResources {
+    let numbers = (limit(), limit(), limit(), -2000..2000i64);
+    (numbers, limit(), text(), text()).prop_map(|(numbers, swap, cpus, mems)| cri::LinuxContainerResources {
         cpu_period: numbers.0,
         cpu_quota: numbers.1,
         memory_limit_in_bytes: numbers.2,
@@ -104,7 +123,7 @@ fn resources() -> impl Strategy<Value = cri::LinuxContainerResources> {
 }
 
 fn mount() -> impl Strategy<Value = cri::Mount> {
-    (path(), path(), any::<bool>(), any::<bool>(), -1..4i32).prop_map(
+    (path(), path(), any::<bool>(), prop::bool::weighted(0.05), choice(3)).prop_map(
         |(container_path, host_path, readonly, recursive_read_only, propagation)| cri::Mount {
             container_path,
             host_path,
@@ -118,7 +137,8 @@ fn mount() -> impl Strategy<Value = cri::Mount> {
 
 fn config() -> impl Strategy<Value = cri::ContainerConfig> {
     let command = (collection::vec(text(), 0..3), collection::vec(text(), 0..3), text());
-    let envs = collection::vec((text(), any::<Vec<u8>>()), 0..4);
+    let value = prop_oneof![20 => "[ -~]{0,8}".prop_map(String::into_bytes), 1 => any::<Vec<u8>>()];
+    let envs = collection::vec((text(), value), 0..4);
     let mounts = collection::vec(mount(), 0..6);
     let linux = (option::of(context()), option::of(resources()));
     (command, envs, mounts, linux, any::<bool>()).prop_map(|(command, envs, mounts, linux, tty)| cri::ContainerConfig {
@@ -265,4 +285,22 @@ proptest! {
         let score = spec.process().clone().unwrap().oom_score_adj().unwrap();
         prop_assert!((-1000..=1000).contains(&score));
     }
+}
+
+/// The properties above say little if most configs are refused.
+#[test]
+fn enough_configs_become_specs() {
+    use proptest::{strategy::ValueTree as _, test_runner::TestRunner};
+    let mut runner = TestRunner::deterministic();
+    let mut made = 0;
+    let mut reasons = Vec::new();
+    for _ in 0..500 {
+        let config = config().new_tree(&mut runner).unwrap().current();
+        match spec_of(&config) {
+            Ok(_) => made += 1,
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    reasons.truncate(20);
+    assert!(made >= 150, "only {made} of 500; refused because {reasons:#?}");
 }
