@@ -214,7 +214,11 @@ fn recursive_readonly(subject: &Subject) {
 fn refusals(subject: &Subject) {
     let bundle = Bundle::new("refuse");
     let cases: [(&str, &str, Value); 6] = [
-        ("is not absolute", "/hooks", json!({"poststart": [{"path": "bin/true"}]})),
+        (
+            "is not absolute",
+            "/hooks",
+            json!({"poststart": [{"path": "bin/true"}]}),
+        ),
         ("linux.intelRdt", "/linux/intelRdt", json!({"closID": "x"})),
         ("AppArmor", "/process/apparmorProfile", json!("some-profile")),
         (
