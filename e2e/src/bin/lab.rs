@@ -62,6 +62,23 @@ fn critest_images(dir: &Path) -> Result {
 /// Makes a lab that lasts until standard input closes or, where there is a command, until that has ended.
 fn lab(name: &str, hide_cgroup2: bool, command: &[&str]) -> Result<u8> {
     let cgroups = make_cgroups(name)?;
+    // This process stays where it is: it sees the cgroups by their paths when the lab has ended, and is in none of them.
+    // SAFETY: this process has one thread.
+    match unsafe { fork()? } {
+        ForkResult::Parent { child } => {
+            let ended = waitpid(child, None);
+            cgroups.iter().for_each(|path| remove_tree(path));
+            Ok(exit_code(ended?))
+        }
+        ForkResult::Child => namespaces(&cgroups, hide_cgroup2, command),
+    }
+}
+
+/// Makes the namespaces around a child, which becomes their init, and waits for it.
+fn namespaces(cgroups: &[PathBuf], hide_cgroup2: bool, command: &[&str]) -> Result<u8> {
+    for path in cgroups {
+        std::fs::write(path.join("cgroup.procs"), "0")?;
+    }
     let mut namespaces =
         CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWCGROUP;
     if !command.is_empty() {
@@ -75,9 +92,7 @@ fn lab(name: &str, hide_cgroup2: bool, command: &[&str]) -> Result<u8> {
             if command.is_empty() {
                 println!("pid {child}");
             }
-            let ended = waitpid(child, None);
-            cgroups.iter().for_each(|path| remove_tree(path));
-            Ok(exit_code(ended?))
+            Ok(exit_code(waitpid(child, None)?))
         }
         ForkResult::Child => {
             inside(hide_cgroup2)?;
@@ -171,7 +186,7 @@ fn v1_hierarchies() -> Result<Vec<(PathBuf, String)>> {
     Ok(found)
 }
 
-/// A cgroup `wharf-e2e/NAME` in each hierarchy, with this process in it.
+/// A cgroup `wharf-e2e/NAME` in each hierarchy.
 fn make_cgroups(name: &str) -> Result<Vec<PathBuf>> {
     let mut made = Vec::new();
     let mut roots: Vec<PathBuf> = v1_hierarchies()?.into_iter().map(|(point, _)| point).collect();
@@ -186,29 +201,16 @@ fn make_cgroups(name: &str) -> Result<Vec<PathBuf>> {
                 std::fs::write(path.join(file), value.trim())?;
             }
         }
-        std::fs::write(path.join("cgroup.procs"), "0")?;
         made.push(path);
     }
     Ok(made)
 }
 
-/// Removes a tree of cgroups, leaves first. The process that calls is moved to the root before.
+/// Removes a tree of cgroups, leaves first. What is in use still stays.
 fn remove_tree(path: &Path) {
-    if let Some(root) = path.parent().and_then(Path::parent) {
-        let _ = std::fs::write(root.join("cgroup.procs"), "0");
-    }
     for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree_below(&entry.path());
-        }
-    }
-    let _ = std::fs::remove_dir(path);
-}
-
-fn remove_tree_below(path: &Path) {
-    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree_below(&entry.path());
+            remove_tree(&entry.path());
         }
     }
     let _ = std::fs::remove_dir(path);
