@@ -21,6 +21,7 @@ use crate::{
     monitor::{self, client::Program},
     netns::{self, Networks},
     node::{self, Node},
+    runtime::features,
     sandbox::{Mechanisms, Roots},
     store::{self, StateLock},
     streaming,
@@ -138,10 +139,11 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
         attempt: "look at the machine",
         source,
     };
-    let (cgroups, host) = tokio::task::spawn_blocking(look)
-        .await
-        .map_err(std::io::Error::other)
-        .map_err(system)??;
+    let (looked, runtime_features) = tokio::join!(
+        tokio::task::spawn_blocking(look),
+        features::Catalog::open(config.programs())
+    );
+    let (cgroups, host) = looked.map_err(std::io::Error::other).map_err(system)??;
     let mechanisms = Arc::new(Mechanisms {
         roots: Roots {
             state: config.state_dir.clone(),
@@ -151,6 +153,7 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
         networks,
         cgroups,
         monitor_program,
+        runtime_features,
         config,
     });
     let streaming = mechanisms.config.streaming.clone();

@@ -1,5 +1,7 @@
 //! Runtime handlers by name, as RuntimeClass refers to them.
 
+use std::path::Path;
+
 use super::{BUILTIN_RUNTIME as BUILTIN, Config, RuntimeHandler};
 
 impl Config {
@@ -21,6 +23,12 @@ impl Config {
     pub fn handler(&self, name: &str) -> Option<&RuntimeHandler> {
         let handler = self.runtimes.get(self.resolve_handler(name));
         handler.filter(|handler| !handler.path.as_os_str().is_empty())
+    }
+
+    /// Every handler's name with its OCI runtime command; `None` for the built-in one.
+    pub fn programs(&self) -> impl Iterator<Item = (&str, Option<&Path>)> {
+        let program = |name| self.handler(name).map(|handler| handler.path.as_path());
+        self.handler_names().into_iter().map(move |name| (name, program(name)))
     }
 
     /// Names of all handlers, the built-in one first.

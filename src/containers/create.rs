@@ -13,6 +13,7 @@ use wharf_proto::{
 use super::{Container, Error, Result, Tools, cdi, ending, host, signals, spec, users};
 use crate::{
     images::{Image, rootfs::Owners},
+    runtime::features::Features,
     sandbox::{self, DEFAULT_CGROUP_PARENT, PodPaths, host_ipc, host_network},
     store,
 };
@@ -85,6 +86,7 @@ pub async fn create(
         config,
         rootfs,
         cgroup_path: cgroup_path.clone(),
+        runtime: runtime_features(tools, container).await,
     };
     let user = write_bundle(tools, container, bundle).await?;
     let reference = image.digests.first().cloned().unwrap_or_else(|| image.id.clone());
@@ -123,6 +125,15 @@ struct Bundle {
     cgroup_path: String,
     /// The PID namespace to join, if the config asks for one.
     pid_namespace: Option<PathBuf>,
+    /// What the pod's handler can do.
+    runtime: Arc<Features>,
+}
+
+async fn runtime_features(tools: &Tools, container: &Container) -> Arc<Features> {
+    let mechanisms = &tools.mechanisms;
+    let record = container.record.get();
+    let handler = mechanisms.config.resolve_handler(&record.runtime_handler);
+    mechanisms.runtime_features.current(handler).await
 }
 
 /// Writes config.json and returns the user that the process will run as.
@@ -137,6 +148,7 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 rootfs,
                 cgroup_path,
                 pid_namespace,
+                runtime,
             } = &bundle;
             let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
             let user = users::resolve(rootfs, context, &image.config.user)?;
@@ -161,6 +173,7 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 cgroup_path,
                 facts: &facts,
                 host: &tools.host,
+                runtime,
                 default_capabilities: daemon.default_capabilities.as_deref(),
                 unset_seccomp: daemon.unset_seccomp,
             })?;

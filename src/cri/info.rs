@@ -41,9 +41,9 @@ impl Face {
                 message: network.message,
             },
         ];
-        // The empty name stands for the default handler. What a command can do is not asked yet, so nothing is claimed.
+        // The empty name stands for the default handler.
         let features = |name: &str| RuntimeHandlerFeatures {
-            recursive_read_only_mounts: node.config().handler(name).is_none(),
+            recursive_read_only_mounts: node.has_recursive_read_only(name),
             user_namespaces: node.config().handler(name).is_none() && node.has_user_namespaces(),
         };
         let runtime_handlers = std::iter::once("")
@@ -65,7 +65,7 @@ impl Face {
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: node.has_user_namespaces(),
-                ..Default::default()
+                mount_options: true,
             }),
         })
     }

@@ -148,6 +148,16 @@ impl Node {
         self.inner.tools.host.user_namespaces()
     }
 
+    /// Whether containers of a handler (empty for the default) can have mounts that are read-only all the way down.
+    #[must_use]
+    pub fn has_recursive_read_only(&self, handler: &str) -> bool {
+        let mechanisms = self.mechanisms();
+        let features = mechanisms
+            .runtime_features
+            .known(mechanisms.config.resolve_handler(handler));
+        features.recursive_read_only() && self.inner.tools.host.recursive_read_only()
+    }
+
     /// Whether pods can get a network.
     #[must_use]
     pub fn network_status(&self) -> NetworkStatus {

@@ -4,11 +4,13 @@
 //! drives runc, crun or any other OCI runtime program. Both are used by a pod's monitor, which is single-threaded:
 //! each operation forks a short-lived helper, so that neither parsing nor allocation happens in the monitor, and
 //! returns a [`Pending`] to poll. Init and exec'd processes become children of the monitor, which waits for them.
-//! Must never be called from a process with more than one thread, and knows nothing of pods. May ask `cgroups`.
+//! Must never be called from a process with more than one thread, and knows nothing of pods. May ask `cgroups`. Only
+//! [`features`], what a handler can do, is for the daemon.
 
 pub mod builtin;
 pub mod command;
 mod error;
+pub mod features;
 mod report;
 pub mod seccomp_compile;
 

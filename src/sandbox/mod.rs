@@ -39,7 +39,7 @@ use crate::{
     monitor::client::{Client, Program},
     netns,
     netns::Networks,
-    store,
+    runtime, store,
     store::Published,
 };
 
@@ -102,6 +102,8 @@ pub struct Mechanisms {
     pub cgroups: Hierarchies,
     /// What monitors run.
     pub monitor_program: Program,
+    /// What each runtime handler can do.
+    pub runtime_features: runtime::features::Catalog,
     /// This boot of the kernel.
     pub boot_id: String,
 }

@@ -11,6 +11,7 @@ use crate::{
         users::ResolvedUser,
     },
     images::ImageConfig,
+    runtime::features::Features,
 };
 
 /// Everything that a spec depends on.
@@ -38,6 +39,8 @@ pub struct SpecInput<'a> {
     pub facts: &'a Facts,
     /// The machine.
     pub host: &'a Host,
+    /// What the pod's runtime handler can do.
+    pub runtime: &'a Features,
     /// `default_capabilities` of the configuration.
     pub default_capabilities: Option<&'a [String]>,
     /// `unset_seccomp` of the configuration.

@@ -208,12 +208,11 @@ fn access(input: &SpecInput, mount: &cri::Mount, target: &Path) -> Result<&'stat
             "mount at {shown}: recursive_read_only needs private propagation"
         ));
     }
-    match input.host.recursive_read_only() {
-        true => Ok("rro"),
-        false => Err(Error::RroUnsupported(
-            shown.to_string(),
-            "Linux 5.12 or newer is needed",
-        )),
+    let refused = |why| Err(Error::RroUnsupported(shown.to_string(), why));
+    match (input.host.recursive_read_only(), input.runtime.recursive_read_only()) {
+        (true, true) => Ok("rro"),
+        (false, _) => refused("Linux 5.12 or newer is needed"),
+        (true, false) => refused("the pod's runtime handler does not know how"),
     }
 }
 

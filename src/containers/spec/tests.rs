@@ -16,6 +16,7 @@ use crate::{
         users::ResolvedUser,
     },
     images::ImageConfig,
+    runtime::features::Features,
 };
 
 /// A pod with one container from a small image on a v1 machine.
@@ -27,6 +28,7 @@ struct Case {
     namespaces: Pins,
     facts: Facts,
     host: Host,
+    runtime: Features,
     unset_seccomp: SeccompDefault,
 }
 
@@ -91,6 +93,7 @@ impl Case {
                 kernel: (6, 1),
                 ..Host::default()
             },
+            runtime: Features::builtin(),
             unset_seccomp: SeccompDefault::Unconfined,
         }
     }
@@ -147,6 +150,7 @@ impl Case {
             cgroup_path: "/wharf/c",
             facts: &self.facts,
             host: &self.host,
+            runtime: &self.runtime,
             default_capabilities: None,
             unset_seccomp: self.unset_seccomp,
         })
@@ -365,6 +369,14 @@ fn impossible_mounts_are_refused_by_name() {
     assert!(refused(|m, s| (m.propagation, s.slave) = (2, true)).contains("not on a shared mount"));
     assert!(refused(|m, _| m.recursive_read_only = true).contains("needs readonly"));
     assert!(refused(|m, _| (m.readonly, m.recursive_read_only) = (true, true)).starts_with("RROUnsupported"));
+    let mut case = Case::new();
+    case.runtime = Features::default();
+    case.mount("/x", "/y", |m, _| (m.readonly, m.recursive_read_only) = (true, true));
+    let text = case.refused();
+    assert!(
+        text.starts_with("RROUnsupported") && text.contains("runtime handler"),
+        "{text}"
+    );
     assert!(refused(|m, _| m.image = Some(Default::default())).contains("ImageVolumeMountFailed"));
     assert!(refused(|m, _| m.uid_mappings = vec![Default::default()]).contains("mapped both"));
     assert!(refused(|m, _| m.mount_options = vec!["suid".into()]).contains("suid"));
