@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod containers;
 pub mod cri;
+pub mod failpoint;
 pub mod images;
 pub mod monitor;
 pub mod netns;

@@ -30,8 +30,8 @@ pub struct Options {
     pub hide_cgroup2: bool,
     /// Write the daemon's log as JSON.
     pub json_log: bool,
-    /// Put the state directory on a file system of 1 MiB.
-    pub small_state: bool,
+    /// Put the state directory on a tmpfs with these options, for example `size=1m`.
+    pub state_tmpfs: Option<&'static str>,
 }
 
 impl Options {
@@ -94,10 +94,10 @@ impl Daemon {
         if options.private_registry {
             registry::start(&lab, dir.path(), &storage, registry::PRIVATE).await?;
         }
-        if options.small_state {
+        if let Some(size) = options.state_tmpfs {
             std::fs::create_dir(at("state"))?;
             let state = at("state").to_string_lossy().into_owned();
-            lab.output("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs", &state])
+            lab.output("mount", &["-t", "tmpfs", "-o", size, "tmpfs", &state])
                 .await?;
         }
         let config = at("wharf.toml");
@@ -116,6 +116,12 @@ impl Daemon {
             process,
             finished: false,
         })
+    }
+
+    /// A path of the daemon as this process reaches it, through the mounts that only the lab has.
+    pub fn seen(&self, path: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.lab.init));
+        root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
     /// A directory of this test, removed at its end.
@@ -153,6 +159,41 @@ impl Daemon {
         self.process = spawn(&self.lab, self.dir.path(), &self.config).await?;
         self.cri = Cri::connect(&self.socket).await?;
         Ok(())
+    }
+
+    /// Arms a fail point of the daemon (`src/failpoint.rs`): `error`, `hang` or `kill`.
+    ///
+    /// # Errors
+    /// When the file that says so can't be written.
+    pub fn arm(&self, point: &str, what: &str) -> Result {
+        let dir = self.dir.path().join("failpoints");
+        std::fs::create_dir_all(&dir)?;
+        let _ = std::fs::remove_file(dir.join(format!("{point}.reached")));
+        // By rename: the daemon must not read half of it.
+        std::fs::write(dir.join(".new"), what)?;
+        Ok(std::fs::rename(dir.join(".new"), dir.join(point))?)
+    }
+
+    /// Lets the daemon go on from a fail point.
+    pub fn disarm(&self, point: &str) {
+        let _ = std::fs::remove_file(self.dir.path().join("failpoints").join(point));
+    }
+
+    /// Whether the daemon came to the fail point since it was armed.
+    pub fn reached(&self, point: &str) -> bool {
+        let dir = self.dir.path().join("failpoints");
+        dir.join(format!("{point}.reached")).exists()
+    }
+
+    /// Waits until the daemon has ended on its own, and starts it again.
+    ///
+    /// # Errors
+    /// When it runs on, or does not start.
+    pub async fn start_after_end(&mut self) -> Result {
+        tokio::time::timeout(crate::PATIENCE, self.process.outer.wait())
+            .await
+            .map_err(|_| "the daemon still runs")??;
+        self.start_again().await
     }
 
     /// SIGKILL, and a new start at once.
@@ -310,6 +351,7 @@ async fn spawn(lab: &Lab, dir: &Path, config: &Path) -> Result<Process> {
         .args(["serve", "--config"])
         .arg(config)
         .env("NOTIFY_SOCKET", &notify)
+        .env("WHARF_FAILPOINTS", dir.join("failpoints"))
         .env("RUST_BACKTRACE", "1")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

@@ -68,6 +68,7 @@ pub async fn create(
             )?)
         })
         .await?;
+    container.fail_point("create.record").await?;
     let owners = owners(container, &on_record, &config)?;
     let rootfs = tools
         .images
@@ -77,6 +78,7 @@ pub async fn create(
             id: container.id.clone(),
             source,
         })?;
+    container.fail_point("create.rootfs").await?;
     let cgroup_path = cgroup_path(&on_record, &container.id);
     let resources = config.linux.as_ref().and_then(|linux| linux.resources.clone());
     let bundle = Bundle {
@@ -89,6 +91,7 @@ pub async fn create(
         runtime: runtime_features(tools, container).await,
     };
     let user = write_bundle(tools, container, bundle).await?;
+    container.fail_point("create.bundle").await?;
     let reference = image.digests.first().cloned().unwrap_or_else(|| image.id.clone());
     container
         .record
@@ -103,7 +106,7 @@ pub async fn create(
             record.state = ContainerState::ContainerCreated.into();
         })
         .await?;
-    Ok(())
+    container.fail_point("create.created").await
 }
 
 /// Takes down what [`create`] made of a container that did not become whole, or that was being removed.

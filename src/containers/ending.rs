@@ -110,6 +110,7 @@ pub(super) async fn finish(container: &Container, exit: Exit) -> Result<()> {
 pub async fn release(tools: &Tools, container: &Container) -> Result<()> {
     let _one_at_a_time = container.release.lock().await;
     let_go(container).await?;
+    container.fail_point("release.let-go").await?;
     unmount(tools, container).await
 }
 
@@ -162,6 +163,7 @@ pub async fn stop(container: &Container, timeout: Duration) -> Result<()> {
             return Ok(());
         }
     }
+    container.fail_point("stop.kill").await?;
     send(container, libc::SIGKILL, true).await?;
     let gone = changes.wait_for(|record| record.state() != ContainerState::ContainerRunning);
     match tokio::time::timeout(KILL_LIMIT, gone).await {
@@ -217,9 +219,12 @@ pub async fn remove(tools: &Tools, container: &Arc<Container>) -> Result<()> {
     }
     container
         .record
-        .change(|record| record.state = ContainerState::ContainerRemoving.into())
-        .await?;
+        .change_regardless(|record| record.state = ContainerState::ContainerRemoving.into())
+        .await;
+    container.fail_point("remove.begin").await?;
     release(tools, container).await?;
+    container.fail_point("remove.released").await?;
     let dir = container.dir.clone();
-    container.blocking(move || Ok(store::remove_dir(&dir)?)).await
+    container.blocking(move || Ok(store::remove_dir(&dir)?)).await?;
+    container.fail_point("remove.gone").await
 }

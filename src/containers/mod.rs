@@ -35,6 +35,7 @@ pub use update::update;
 use wharf_proto::{monitor::ErrorKind, record};
 
 use crate::{
+    failpoint,
     images::{self, Images},
     monitor,
     monitor::client::Client,
@@ -193,6 +194,11 @@ impl Container {
     fn io(&self, attempt: &str) -> impl FnOnce(std::io::Error) -> Error + use<> {
         let (attempt, id) = (attempt.to_owned(), self.id.clone());
         move |source| Error::Io { attempt, id, source }
+    }
+
+    /// Where a test can make this container's work fail; see [`failpoint`].
+    async fn fail_point(&self, name: &str) -> Result<()> {
+        failpoint::reach(name).await.map_err(self.io("go on"))
     }
 
     fn monitor_error(&self) -> impl FnOnce(monitor::Error) -> Error + '_ {

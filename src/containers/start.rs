@@ -40,11 +40,13 @@ pub async fn start(tools: &Tools, container: &Container) -> Result<()> {
         )));
     }
     let monitor = container.monitor()?;
+    container.fail_point("start.begin").await?;
     let request = request(tools, container, &record).await?;
     container
         .record
         .change(|record| record.state = ContainerState::ContainerStarting.into())
         .await?;
+    container.fail_point("start.noted").await?;
     match monitor.start(request).await {
         Ok(started) => {
             container.set_pid(started.pid);
@@ -55,11 +57,14 @@ pub async fn start(tools: &Tools, container: &Container) -> Result<()> {
                     record.state = ContainerState::ContainerRunning.into();
                 }
             };
-            if let Err(error) = container.record.change(edit).await {
+            let noted = match container.fail_point("start.started").await {
+                Ok(()) => container.record.change(edit).await.map_err(Error::from),
+                Err(error) => Err(error),
+            };
+            if noted.is_err() {
                 container.record.publish_unwritten(edit);
-                return Err(error.into());
             }
-            Ok(())
+            noted.map(drop)
         }
         Err(error) => {
             let message = match error {

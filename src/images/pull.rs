@@ -17,6 +17,7 @@ use super::{
     registry::{Document, Session, digest_of},
     room::Room,
 };
+use crate::failpoint;
 
 /// Indexes in indexes.
 const MAX_DEPTH: usize = 3;
@@ -75,6 +76,7 @@ async fn run(
 ) -> Result<(String, bool)> {
     let session = room.client.session(reference, auth).await?;
     let (documents, manifest) = resolve(&session, reference).await?;
+    reach(room, "pull.resolved").await?;
     let top = documents
         .first()
         .map(|document| document.digest.clone())
@@ -109,6 +111,7 @@ async fn run(
     }
     let layers = manifest.with_diff_ids(&parsed.diff_ids)?;
     progress.resolved(reference.to_string(), chosen, &layers);
+    reach(room, "pull.config").await?;
 
     let pins: Vec<Pin> = stream::iter(layers.clone())
         .map(|layer| fetch(room.clone(), session.clone(), layer, progress.clone()))
@@ -116,6 +119,7 @@ async fn run(
         .try_collect()
         .await?;
 
+    reach(room, "pull.layers").await?;
     let arrival = Arrival {
         id: id.clone(),
         size: manifest.size(),
@@ -127,13 +131,14 @@ async fn run(
             .map(|document| (document.digest, document.bytes))
             .collect(),
     };
-    let (room, reference) = (room.clone(), reference.clone());
+    let (owned, reference) = (room.clone(), reference.clone());
     blocking(move || {
         // The layers must be durable before a record says that they are there.
-        sync_file_system(&room.root)?;
-        room.index.add(arrival, &reference, &top)
+        sync_file_system(&owned.root)?;
+        owned.index.add(arrival, &reference, &top)
     })
     .await?;
+    reach(room, "pull.shown").await?;
     Ok((id, false))
 }
 
@@ -185,12 +190,19 @@ async fn fetch(room: Arc<Room>, session: Session, layer: Layer, progress: Arc<Pr
 
 fn transfer(room: Arc<Room>, session: Session, layer: Layer, meter: Arc<Meter>) -> BoxFuture<'static, LayerResult> {
     async move {
+        reach(&room, "pull.transfer").await.map_err(Arc::new)?;
         let stream = session.blob(&layer.digest, layer.size);
         let pin = extract(stream, &layer, &room.layers, &meter).await.map_err(Arc::new)?;
+        reach(&room, "pull.unpacked").await.map_err(Arc::new)?;
         meter.state(LayerState::LayerDone);
         Ok(pin)
     }
     .boxed()
+}
+
+/// Where a test can make a pull fail; see [`failpoint`].
+async fn reach(room: &Room, name: &str) -> Result<()> {
+    failpoint::reach(name).await.map_err(Error::io("go on in", &room.root))
 }
 
 fn sync_file_system(root: &Path) -> Result<()> {

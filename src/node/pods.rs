@@ -165,10 +165,7 @@ impl Node {
                 record.state = PodState::PodNotReady.into();
             }
         };
-        if let Err(error) = pod.record.change(edit).await {
-            pod.record.publish_unwritten(edit);
-            tracing::error!(pod = pod.id, %error, "could not record that the pod is broken");
-        }
+        pod.record.change_regardless(edit).await;
     }
 
     async fn discard(&self, pod: &Arc<Sandbox>) -> Result<()> {
@@ -194,8 +191,8 @@ impl Node {
         // From here on no container is created or started in it (contract rule 19).
         if pod.is_ready() {
             pod.record
-                .change(|record| record.state = PodState::PodNotReady.into())
-                .await?;
+                .change_regardless(|record| record.state = PodState::PodNotReady.into())
+                .await;
         }
         let running = self.containers_of(&pod.id);
         let stops = join_all(

@@ -35,7 +35,7 @@ use wharf_proto::{
 use crate::{
     cgroups::Hierarchies,
     config::Config,
-    monitor,
+    failpoint, monitor,
     monitor::client::{Client, Program},
     netns,
     netns::Networks,
@@ -238,6 +238,11 @@ impl Sandbox {
             pod: self.id.clone(),
             source,
         }
+    }
+
+    /// Where a test can make this pod's work fail; see [`failpoint`].
+    async fn fail_point(&self, name: &str) -> Result<()> {
+        failpoint::reach(name).await.map_err(self.io("go on"))
     }
 
     fn network_error(&self) -> impl FnOnce(netns::Error) -> Error + '_ {

@@ -92,9 +92,11 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Result
     let record = sandbox.record.get();
     let config = record.config.clone().unwrap_or_default();
     validate(&config)?;
+    sandbox.fail_point("run.begin").await?;
     let pod = Arc::clone(sandbox);
     let pod_config = config.clone();
     blocking(sandbox, move || prepare_files(&pod, &pod_config)).await?;
+    sandbox.fail_point("run.files").await?;
 
     let (network, monitor) = tokio::join!(
         set_up_network(mechanisms, sandbox, &config),
@@ -102,6 +104,7 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Result
     );
     let events = monitor?;
     let network = network?;
+    sandbox.fail_point("run.parts").await?;
     sandbox
         .record
         .change(|pod| {
@@ -109,6 +112,7 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Result
             pod.state = record::PodState::PodReady.into();
         })
         .await?;
+    sandbox.fail_point("run.ready").await?;
     Ok(events)
 }
 
@@ -225,6 +229,7 @@ async fn set_up_network(
         )
         .await
         .map_err(sandbox.network_error())?;
+    sandbox.fail_point("run.namespaces").await?;
     if host_network {
         return Ok(None);
     }
@@ -240,6 +245,7 @@ async fn set_up_network(
         .attach(&sandbox.pod_network(), note)
         .await
         .map_err(sandbox.network_error())?;
+    sandbox.fail_point("run.attached").await?;
     Ok(Some(network))
 }
 
@@ -250,6 +256,7 @@ async fn start_monitor(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, config: 
         pid_namespace: namespace_options(config).pid() == NamespaceMode::Pod,
         cgroup: None,
     };
+    sandbox.fail_point("run.monitor").await?;
     let (client, hello, events) = Client::spawn(&mechanisms.monitor_program, options)
         .await
         .map_err(|source| Error::Monitor {
@@ -257,5 +264,6 @@ async fn start_monitor(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, config: 
             source,
         })?;
     sandbox.set_monitor(Arc::new(client), &hello);
+    sandbox.fail_point("run.monitored").await?;
     Ok(events)
 }

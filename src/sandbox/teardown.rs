@@ -29,20 +29,25 @@ pub async fn tear_down(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Resul
     if record.state() == record::PodState::PodReady {
         sandbox
             .record
-            .change(|pod| pod.state = record::PodState::PodNotReady.into())
-            .await?;
+            .change_regardless(|pod| pod.state = record::PodState::PodNotReady.into())
+            .await;
     }
+    sandbox.fail_point("down.begin").await?;
     let network = detach(mechanisms, sandbox, record.network.as_ref()).await;
+    sandbox.fail_point("down.detached").await?;
     let namespaces = mechanisms
         .networks
         .remove_namespaces(&sandbox.paths.namespaces())
         .await
         .map_err(sandbox.network_error());
+    sandbox.fail_point("down.namespaces").await?;
     let monitor = end_monitor(sandbox).await;
+    sandbox.fail_point("down.monitor").await?;
     let pod = Arc::clone(sandbox);
     let files = blocking(sandbox, move || release_files(&pod)).await;
     network.and(namespaces).and(monitor).and(files)?;
-    sandbox.record.change(|pod| pod.teardown_done = true).await?;
+    sandbox.fail_point("down.files").await?;
+    sandbox.record.change_regardless(|pod| pod.teardown_done = true).await;
     Ok(())
 }
 
@@ -117,11 +122,13 @@ pub async fn release_shared_cgroups() -> Result<()> {
 /// # Errors
 /// When something can't be removed; the record goes last, so that the pod stays known until then.
 pub async fn remove(sandbox: &Arc<Sandbox>) -> Result<()> {
+    sandbox.fail_point("forget.begin").await?;
     let pod = Arc::clone(sandbox);
     blocking(sandbox, move || {
         store::remove_dir(&pod.paths.containers())?;
         store::remove_dir(&pod.paths.state)?;
         Ok(())
     })
-    .await
+    .await?;
+    sandbox.fail_point("forget.gone").await
 }

@@ -78,6 +78,18 @@ impl<M: Message + Default + Clone + PartialEq + 'static> Published<M> {
         Ok(message)
     }
 
+    /// As [`Published::change`] for a step on the way down, which must not depend on room on the disk: where the record
+    /// can't be written, the state is published all the same and the failure logged. A later start does the step again.
+    pub async fn change_regardless(&self, edit: impl Fn(&mut M)) -> Arc<M> {
+        match self.change(&edit).await {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::warn!(%error, "a record could not be written; the work goes on");
+                self.publish_unwritten(edit)
+            }
+        }
+    }
+
     /// Publishes without writing: for a state that the disk refused to take but that is true nevertheless.
     pub fn publish_unwritten(&self, edit: impl FnOnce(&mut M)) -> Arc<M> {
         self.current.send_modify(|current| {

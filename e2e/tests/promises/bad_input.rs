@@ -216,7 +216,7 @@ async fn sysctls_that_do_not_belong_to_a_pod_are_refused() {
 #[tokio::test]
 async fn a_full_disk_is_an_error_and_not_an_end() {
     let daemon = Daemon::with(Options {
-        small_state: true,
+        state_tmpfs: Some("size=1m"),
         ..Options::default()
     })
     .await;
