@@ -153,3 +153,65 @@ async fn a_hundred_execs_leave_no_process_and_no_descriptor() {
     .await;
     daemon.finish().await;
 }
+
+#[tokio::test]
+async fn rule_20_a_timeout_reaches_processes_that_left_their_parent_or_their_session() {
+    let daemon = Daemon::start().await;
+    let (_, id) = daemon.running("exec", "sleep 1000").await;
+    let line = "(sleep 771 &); (setsid sleep 772 &); setsid sh -c 'sleep 773; true' & sleep 774";
+    let answer = daemon.cri.exec(&id, &["sh", "-c", line], 1).await;
+    assert_eq!(code(answer), Code::DeadlineExceeded);
+    wharf_e2e::eventually("all of them are gone", async || {
+        let processes = daemon.cri.shell(&id, "ps -o args").await.unwrap();
+        !processes.contains("sleep 77")
+    })
+    .await;
+    let processes = daemon.cri.shell(&id, "ps -o args").await.unwrap();
+    assert!(processes.contains("sleep 1000"), "{processes}");
+    daemon.finish().await;
+}
+
+/// Private memory of a process, KiB.
+fn private(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let field = |name: &str| -> u64 {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    field("Private_Clean:") + field("Private_Dirty:")
+}
+
+#[tokio::test]
+async fn a_thousand_execs_leave_no_memory_in_the_monitor() {
+    const BOUND: u64 = 64;
+    let daemon = Daemon::start().await;
+    let (_, id) = daemon.running("exec", "sleep 1000").await;
+    let monitor = daemon
+        .lab
+        .processes()
+        .into_iter()
+        .find(|(_, line)| line.contains("monitor"))
+        .expect("a monitor")
+        .0;
+    let execs = async |count: usize| {
+        let one = async |_: usize| {
+            for _ in 0..count / 4 {
+                assert_eq!(daemon.cri.exec(&id, &["true"], 30).await.unwrap().exit_code, 0);
+            }
+        };
+        tokio::join!(one(0), one(1), one(2), one(3));
+    };
+    execs(100).await;
+    // It gives memory back when it has been quiet for a while.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let before = private(monitor);
+    let begin = Instant::now();
+    execs(1000).await;
+    let taken = begin.elapsed();
+    wharf_e2e::eventually("its memory is as before", async || private(monitor) <= before + BOUND).await;
+    println!(
+        "1000 execs in {taken:?}, private memory {before} KiB before, {} KiB after",
+        private(monitor)
+    );
+    daemon.finish().await;
+}

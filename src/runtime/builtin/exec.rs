@@ -178,6 +178,8 @@ fn enter(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)
         sys::set_undumpable().context(what)?;
     }
     setsid().context(|| "start a session".into())?;
+    // Descendants that lose their parent come to this process, where whoever must end the exec finds them (row G14).
+    sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).context(|| "adopt what the command leaves behind".into())?;
     let _ = sys::new_session_keyring(&keyring);
     let root = Root::own().context(|| "open the container's root".into())?;
     let mut master = None;
