@@ -196,6 +196,25 @@ impl Daemon {
         self.start_again().await
     }
 
+    /// As [`Daemon::start_again`], but connects as soon as somebody listens and calls `meanwhile`, before it waits until
+    /// the daemon is ready.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_again_with(&mut self, meanwhile: impl AsyncFnOnce(&Cri)) -> Result {
+        // Left by the daemon before.
+        let _ = std::fs::remove_file(&self.socket);
+        let starting = begin(&self.lab, self.dir.path(), &self.config)?;
+        crate::eventually("the daemon listens", async || {
+            tokio::net::UnixStream::connect(&self.socket).await.is_ok()
+        })
+        .await;
+        self.cri = Cri::connect(&self.socket).await?;
+        meanwhile(&self.cri).await;
+        self.process = ready(&self.lab, self.dir.path(), starting).await?;
+        Ok(())
+    }
+
     /// SIGKILL, and a new start at once.
     ///
     /// # Panics
@@ -338,15 +357,26 @@ fn settings(dir: &Path, options: &Options) -> String {
 
 /// Starts the daemon and waits until it says, as to systemd, that it is ready.
 async fn spawn(lab: &Lab, dir: &Path, config: &Path) -> Result<Process> {
+    let starting = begin(lab, dir, config)?;
+    ready(lab, dir, starting).await
+}
+
+/// A daemon that may not be ready yet, and the socket on which it will say that it is.
+struct Starting {
+    outer: Child,
+    notes: UnixDatagram,
+}
+
+fn begin(lab: &Lab, dir: &Path, config: &Path) -> Result<Starting> {
     let notify = dir.join("notify.sock");
     let _ = std::fs::remove_file(&notify);
-    let ready = UnixDatagram::bind(&notify)?;
-    ready.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let notes = UnixDatagram::bind(&notify)?;
+    notes.set_read_timeout(Some(Duration::from_millis(100)))?;
     let log = std::fs::File::options()
         .create(true)
         .append(true)
         .open(dir.join("wharf.log"))?;
-    let mut outer = lab
+    let outer = lab
         .command(program("wharf")?)
         .args(["serve", "--config"])
         .arg(config)
@@ -357,12 +387,17 @@ async fn spawn(lab: &Lab, dir: &Path, config: &Path) -> Result<Process> {
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()?;
+    Ok(Starting { outer, notes })
+}
+
+async fn ready(lab: &Lab, dir: &Path, starting: Starting) -> Result<Process> {
+    let Starting { mut outer, notes } = starting;
     let end = std::time::Instant::now() + crate::PATIENCE;
     loop {
-        let ready = ready.try_clone()?;
+        let notes = notes.try_clone()?;
         let mut message = [0; 4096];
         let read =
-            tokio::task::spawn_blocking(move || ready.recv(&mut message).map(|length| message[..length].to_vec()));
+            tokio::task::spawn_blocking(move || notes.recv(&mut message).map(|length| message[..length].to_vec()));
         match read.await? {
             Ok(text) if String::from_utf8_lossy(&text).lines().any(|line| line == "READY=1") => break,
             _ if outer.try_wait()?.is_some() || std::time::Instant::now() > end => {

@@ -56,6 +56,58 @@ pub fn text(path: &Path, stream: &str) -> Result<String> {
     Ok(whole)
 }
 
+/// One line of a log file, with whatever bytes the container wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// `stdout` or `stderr`.
+    pub stream: &'static str,
+    /// `true` for `F`: the container's line ends here.
+    pub full: bool,
+    pub content: Vec<u8>,
+}
+
+/// As [`read`], for large logs and for content that is no text.
+///
+/// # Errors
+/// As [`read`].
+pub fn parts(path: &Path) -> Result<Vec<Part>> {
+    let bytes = std::fs::read(path).map_err(|error| format!("read log {}: {error}", path.display()))?;
+    let Some(bytes) = bytes.strip_suffix(b"\n") else {
+        return match bytes.is_empty() {
+            true => Ok(Vec::new()),
+            false => Err(format!("log {} ends within a line", path.display()).into()),
+        };
+    };
+    let part = |line: &[u8]| {
+        let (time, rest) = line.split_at_checked("2016-10-06T00:17:09.669794202Z ".len())?;
+        let timed = time
+            .iter()
+            .zip(b"0000-00-00T00:00:00.000000000Z ")
+            .all(|(found, form)| match form {
+                b'0' => found.is_ascii_digit(),
+                other => found == other,
+            });
+        let stream = ["stdout", "stderr"]
+            .into_iter()
+            .find(|name| rest.starts_with(name.as_bytes()))?;
+        let (tag, content) = rest.get(stream.len()..)?.split_at_checked(3)?;
+        let full = match tag {
+            b" F " => true,
+            b" P " => false,
+            _ => return None,
+        };
+        timed.then(|| Part {
+            stream,
+            full,
+            content: content.to_vec(),
+        })
+    };
+    bytes
+        .split(|byte| *byte == b'\n')
+        .map(|line| part(line).ok_or_else(|| format!("not a CRI log line: {:?}", String::from_utf8_lossy(line)).into()))
+        .collect()
+}
+
 /// Where a container of that pod logs.
 pub fn path(pod: &wharf_proto::cri::PodSandboxConfig, container: &wharf_proto::cri::ContainerConfig) -> PathBuf {
     Path::new(&pod.log_directory).join(&container.log_path)

@@ -17,7 +17,7 @@ const REMOVE_WAIT: Duration = Duration::from_secs(2);
 /// A cgroup, whether it exists or not. Holds no file descriptor.
 #[derive(Debug, Clone)]
 pub struct Cgroup {
-    hierarchies: Hierarchies,
+    pub(super) hierarchies: Hierarchies,
     /// Below each root, without leading slash; never empty.
     rel: String,
 }
@@ -163,7 +163,9 @@ impl Cgroup {
     /// # Errors
     /// A process could not be signalled, or new ones kept appearing.
     pub fn kill_all(&self) -> Result<()> {
-        self.dirs().first().map_or(Ok(()), |dir| kill::kill_all(dir))
+        let killed = self.dirs().first().map_or(Ok(()), |dir| kill::kill_all(dir));
+        // On v1 a frozen process ends only when it may go on.
+        killed.and(self.thaw())
     }
 
     /// Removes the cgroup and everything below it, waiting up to two seconds for its last processes to end. Fine if it is

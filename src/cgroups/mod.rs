@@ -14,6 +14,7 @@ mod cgroup;
 mod convert;
 mod detect;
 mod devices;
+mod freeze;
 mod fsutil;
 mod kill;
 mod mounts;

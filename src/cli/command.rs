@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    attach, completions, cp, doctor, exec, history, images, info, inspect, login, logs, pods, port_forward, ps, pull,
-    rm, rmi, run, serve, stats, stop, tag, top, units, update, version,
+    attach, completions, cp, doctor, exec, history, images, info, inspect, login, logs, pause, pods, port_forward, ps,
+    pull, rm, rmi, run, serve, stats, stop, tag, top, units, update, version,
 };
 
 /// Runs containers on this node.
@@ -67,6 +67,10 @@ pub enum Command {
     PortForward(port_forward::Arguments),
     /// Stop containers or pods
     Stop(stop::Arguments),
+    /// Stop all processes of containers where they stand
+    Pause(pause::Arguments),
+    /// Let paused containers go on
+    Unpause(pause::Arguments),
     /// Change the limits of containers
     Update(update::Arguments),
     /// Remove containers or pods

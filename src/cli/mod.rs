@@ -30,6 +30,7 @@ mod logging;
 mod login;
 mod logs;
 mod output;
+mod pause;
 mod pods;
 mod port_forward;
 mod ps;
@@ -112,6 +113,8 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Attach(arguments) => attach::run(&client, &arguments).await,
         Command::Cp(arguments) => cp::run(&client, &arguments).await,
         Command::PortForward(arguments) => port_forward::run(&client, &arguments).await,
+        Command::Pause(arguments) => pause::run(&client, &arguments, pause::Act::Pause).await,
+        Command::Unpause(arguments) => pause::run(&client, &arguments, pause::Act::Unpause).await,
         Command::Stop(arguments) => stop::run(&client, &arguments).await,
         Command::Update(arguments) => update::run(&client, &arguments).await,
         Command::Rm(arguments) => rm::run(&client, &arguments).await,

@@ -1,9 +1,12 @@
 //! `wharf ps`: the containers, as a table.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::StreamExt as _;
-use wharf_proto::cri::{self, ContainerState};
+use wharf_proto::{
+    api,
+    cri::{self, ContainerState},
+};
 
 use super::client::Client;
 use super::error::{Outcome, Result};
@@ -72,7 +75,12 @@ fn filter(arguments: &Arguments) -> cri::ContainerFilter {
 }
 
 async fn table(client: &Client, containers: &[cri::Container], whole: bool) -> Result<Table> {
-    let (pods, images, exits) = tokio::join!(pods(client), images(client, containers), exits(client, containers));
+    let (pods, images, exits, paused) = tokio::join!(
+        pods(client),
+        images(client, containers),
+        exits(client, containers),
+        paused(client)
+    );
     let cut = |id: &str| if whole { id.to_owned() } else { short_id(id).to_owned() };
     let mut table = Table::new(&[
         "CONTAINER",
@@ -90,7 +98,11 @@ async fn table(client: &Client, containers: &[cri::Container], whole: bool) -> R
             cut(&container.id),
             image_name(container, &images, whole),
             age(container.created_at),
-            state(container.state(), exits.get(&container.id)),
+            if paused.contains(&container.id) {
+                "Paused".to_owned()
+            } else {
+                state(container.state(), exits.get(&container.id))
+            },
             container_name(container).to_owned(),
             container
                 .metadata
@@ -115,6 +127,15 @@ async fn pods(client: &Client) -> HashMap<String, String> {
         .into_iter()
         .map(|pod| (pod.id.clone(), pod_name(&pod).to_owned()))
         .collect()
+}
+
+/// Ids of paused containers; other runtimes tell of none.
+async fn paused(client: &Client) -> HashSet<String> {
+    let request = client.quick(api::ListPausedRequest {});
+    match client.wharf().list_paused(request).await {
+        Ok(answer) => answer.into_inner().container_ids.into_iter().collect(),
+        Err(_) => HashSet::new(),
+    }
 }
 
 /// Names of images by id, asked for only if a container was made by image id, as kubelet does.

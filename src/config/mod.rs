@@ -14,8 +14,8 @@ mod validate;
 use std::path::{Path, PathBuf};
 
 pub use model::{
-    BUILTIN_RUNTIME, BuiltinNetwork, Cdi, CgroupDriver, Cni, Config, Log, LogFormat, NetworkMode, Pull, Registry,
-    RuntimeHandler, SeccompDefault, Streaming, parse_size,
+    BUILTIN_RUNTIME, BlockIoClass, BuiltinNetwork, Cdi, CgroupDriver, Cni, Config, IpPreference, Log, LogFormat,
+    NetworkMode, Pull, Registry, RuntimeHandler, SeccompDefault, Streaming, parse_size,
 };
 use source::Layers;
 

@@ -23,6 +23,8 @@ pub struct Config {
     pub socket_group: Option<String>,
     /// Who connects pods to the network.
     pub network: NetworkMode,
+    /// Which of a pod's addresses is told first.
+    pub ip_preference: IpPreference,
     /// The daemon's own log.
     pub log: Log,
     /// Handler of pods that name none; a key of `runtimes`.
@@ -41,12 +43,24 @@ pub struct Config {
     /// `"16KiB"`.
     #[serde(deserialize_with = "size")]
     pub max_log_line: u32,
+    /// Bytes that a container may log in a second; lines beyond are left out of its log. 0 is no limit. A number, or text
+    /// such as `"1MiB"`.
+    #[serde(deserialize_with = "size")]
+    pub log_rate_limit: u32,
+    /// Copy containers' logs to systemd's journal.
+    pub log_to_journald: bool,
+    /// Most processes and threads of a container; unset is no limit of its own.
+    pub pids_limit: Option<u32>,
+    /// Classes of block I/O, which annotations of pods and containers name.
+    pub blockio_classes: BTreeMap<String, BlockIoClass>,
     /// Capabilities of containers before their own additions and drops; unset is the list that Docker made common.
     pub default_capabilities: Option<Vec<String>>,
     /// What a container gets that asks for no seccomp profile.
     pub unset_seccomp: SeccompDefault,
     /// Devices that vendors describe (Container Device Interface).
     pub cdi: Cdi,
+    /// Images that kubelet's garbage collection must spare: names, or with `*` at the end or at both ends patterns.
+    pub pinned_images: Vec<String>,
     /// Image pulls.
     pub pull: Pull,
     /// The server of exec, attach and port-forward.
@@ -61,6 +75,18 @@ pub enum NetworkMode {
     Builtin,
     /// CNI plugins, as Kubernetes networks expect it.
     Cni,
+}
+
+/// Which of a pod's addresses is told first; within a family the network's order stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IpPreference {
+    /// IPv4 before IPv6.
+    Ipv4,
+    /// IPv6 before IPv4.
+    Ipv6,
+    /// As the network named them: the built-in one IPv4 first, CNI in the order of the plugin's result.
+    Network,
 }
 
 /// The daemon's own log.
@@ -101,6 +127,26 @@ pub enum CgroupDriver {
     Cgroupfs,
     /// systemd makes scopes and slices.
     Systemd,
+}
+
+/// A class of block I/O. Devices are named by their path.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BlockIoClass {
+    /// Share among containers when a disk is busy; 10 to 1000.
+    pub weight: Option<u16>,
+    /// Most bytes read in a second. A number, or text such as `"10MiB"`.
+    #[serde(deserialize_with = "rates")]
+    pub read_bps: BTreeMap<PathBuf, u64>,
+    /// Most bytes written in a second.
+    #[serde(deserialize_with = "rates")]
+    pub write_bps: BTreeMap<PathBuf, u64>,
+    /// Most reads in a second.
+    #[serde(deserialize_with = "rates")]
+    pub read_iops: BTreeMap<PathBuf, u64>,
+    /// Most writes in a second.
+    #[serde(deserialize_with = "rates")]
+    pub write_iops: BTreeMap<PathBuf, u64>,
 }
 
 /// How a registry is reached.
@@ -205,6 +251,7 @@ pub(super) fn defaults() -> Config {
         socket: PathBuf::new(),
         socket_group: None,
         network: NetworkMode::Builtin,
+        ip_preference: IpPreference::Ipv4,
         log: Log::default(),
         default_runtime: BUILTIN_RUNTIME.into(),
         runtimes: BTreeMap::new(),
@@ -213,9 +260,14 @@ pub(super) fn defaults() -> Config {
         cni: Cni::default(),
         builtin_network: BuiltinNetwork::default(),
         max_log_line: 16384,
+        log_rate_limit: 0,
+        log_to_journald: false,
+        pids_limit: None,
+        blockio_classes: BTreeMap::new(),
         default_capabilities: None,
         unset_seccomp: SeccompDefault::Unconfined,
         cdi: Cdi::default(),
+        pinned_images: Vec::new(),
         pull: Pull::default(),
         streaming: Streaming::default(),
     }
@@ -302,20 +354,33 @@ impl Default for Streaming {
     }
 }
 
+/// A number, or text with a unit.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Number(u64),
+    Text(String),
+}
+
+impl Size {
+    fn bytes<E: serde::de::Error>(self) -> Result<u64, E> {
+        match self {
+            Self::Number(bytes) => Ok(bytes),
+            Self::Text(text) => parse_size(&text)
+                .ok_or_else(|| E::custom(format!("\"{text}\" is not a size such as 16384 or \"16KiB\""))),
+        }
+    }
+}
+
 fn size<'de, D: Deserializer<'de>>(value: D) -> Result<u32, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Size {
-        Number(u32),
-        Text(String),
-    }
-    match Size::deserialize(value) {
-        Ok(Size::Number(bytes)) => Ok(bytes),
-        Ok(Size::Text(text)) => parse_size(&text)
-            .and_then(|bytes| u32::try_from(bytes).ok())
-            .ok_or_else(|| serde::de::Error::custom(format!("\"{text}\" is not a size such as 16384 or \"16KiB\""))),
-        Err(_) => Err(serde::de::Error::custom("expected a size such as 16384 or \"16KiB\"")),
-    }
+    let expected = || serde::de::Error::custom("expected a size such as 16384 or \"16KiB\"");
+    let bytes = Size::deserialize(value).map_err(|_| expected())?.bytes()?;
+    u32::try_from(bytes).map_err(|_| expected())
+}
+
+fn rates<'de, D: Deserializer<'de>>(value: D) -> Result<BTreeMap<PathBuf, u64>, D::Error> {
+    let map = BTreeMap::<PathBuf, Size>::deserialize(value)?;
+    map.into_iter().map(|(path, rate)| Ok((path, rate.bytes()?))).collect()
 }
 
 /// Bytes of `16384`, `16k`, `16KiB`, `1m`, `1.5g`: powers of 1024, as Docker reads them. `None` if it is no size.

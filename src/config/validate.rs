@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::model::{BUILTIN_RUNTIME, Config};
+use super::model::{BUILTIN_RUNTIME, CgroupDriver, Config};
 
 /// A value that is not allowed.
 pub struct Fault {
@@ -41,6 +41,13 @@ pub fn check(config: &Config) -> Check {
         );
     }
     runtimes(config)?;
+    if config.cgroup_driver == CgroupDriver::Systemd {
+        return fault(
+            &["cgroup_driver"],
+            "the systemd driver is not supported yet; set \"cgroupfs\" here and in kubelet's configuration",
+        );
+    }
+    pinned_images(config)?;
     registries(config)?;
     if config.cni.bin_dirs.is_empty() {
         return fault(&["cni", "bin_dirs"], "needs at least one directory");
@@ -48,6 +55,27 @@ pub fn check(config: &Config) -> Check {
     range(&["cni", "timeout_secs"], config.cni.timeout_secs, 1, 600)?;
     builtin_network(config)?;
     range(&["max_log_line"], u64::from(config.max_log_line), 256, 1 << 20)?;
+    if config.log_rate_limit > 0 {
+        range(
+            &["log_rate_limit"],
+            u64::from(config.log_rate_limit),
+            1024,
+            u64::from(u32::MAX),
+        )?;
+    }
+    if let Some(limit) = config.pids_limit {
+        range(&["pids_limit"], u64::from(limit), 1, 4 << 20)?;
+    }
+    for (name, class) in &config.blockio_classes {
+        let key = ["blockio_classes", name];
+        let rates = [&class.read_bps, &class.write_bps, &class.read_iops, &class.write_iops];
+        for device in rates.iter().flat_map(|rates| rates.keys()) {
+            absolute(&key, device)?;
+        }
+        if let Some(weight) = class.weight {
+            range(&["blockio_classes", name, "weight"], u64::from(weight), 10, 1000)?;
+        }
+    }
     range(
         &["pull", "max_parallel_layers"],
         config.pull.max_parallel_layers as u64,
@@ -66,6 +94,19 @@ pub fn check(config: &Config) -> Check {
         .try_for_each(|dir| absolute(&["cdi", "spec_dirs"], dir))?;
     streaming(config)?;
     capabilities(config)
+}
+
+fn pinned_images(config: &Config) -> Check {
+    for pattern in &config.pinned_images {
+        let inner = pattern
+            .strip_suffix('*')
+            .map_or(pattern.as_str(), |rest| rest.strip_prefix('*').unwrap_or(rest));
+        if inner.is_empty() || inner.contains('*') {
+            let text = format!("\"{pattern}\" is neither a name nor of the form \"name*\" or \"*part*\"");
+            return fault(&["pinned_images"], text);
+        }
+    }
+    Ok(())
 }
 
 fn streaming(config: &Config) -> Check {

@@ -10,7 +10,7 @@ use wharf_proto::{
     record::ContainerState,
 };
 
-use super::{Container, Error, Result, Tools, cdi, ending, host, signals, spec, users};
+use super::{Container, Error, Result, Tools, cdi, ending, host, limits, signals, spec, users};
 use crate::{
     images::{Image, rootfs::Owners},
     runtime::features::Features,
@@ -58,6 +58,7 @@ pub async fn create(
     let log_path = log_path(&on_record, &config)?;
     let stop_signal = stop_signal(&config, &image)?;
 
+    container.stage.enter("record");
     let directory = Arc::clone(container);
     container
         .blocking(move || {
@@ -70,6 +71,7 @@ pub async fn create(
         .await?;
     container.fail_point("create.record").await?;
     let owners = owners(container, &on_record, &config)?;
+    container.stage.enter("root filesystem");
     let rootfs = tools
         .images
         .mount_rootfs(&image, &container.dir, owners)
@@ -90,6 +92,8 @@ pub async fn create(
         cgroup_path: cgroup_path.clone(),
         runtime: runtime_features(tools, container).await,
     };
+    // A volume that does not answer is waited for here.
+    container.stage.enter("volumes and spec");
     let user = write_bundle(tools, container, bundle).await?;
     container.fail_point("create.bundle").await?;
     let reference = image.digests.first().cloned().unwrap_or_else(|| image.id.clone());
@@ -153,6 +157,9 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 pid_namespace,
                 runtime,
             } = &bundle;
+            if let Some(wanted) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
+                limits::check(wanted)?;
+            }
             let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
             let user = users::resolve(rootfs, context, &image.config.user)?;
             let facts = host::inspect(config)?;
@@ -181,6 +188,8 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 unset_seccomp: daemon.unset_seccomp,
             })?;
             cdi::apply(&devices, &mut spec);
+            let name = config.metadata.clone().unwrap_or_default().name;
+            limits::apply(daemon, &name, &config.annotations, &pod.annotations, &mut spec)?;
             let json = serde_json::to_vec(&spec).map_err(|error| Error::Invalid(error.to_string()))?;
             store::write_file(&owner.dir.join("config.json"), &json, 0o600)?;
             Ok(user.to_cri())

@@ -10,11 +10,14 @@ use wharf_proto::{
     record::{self, ContainerState, Exit},
 };
 
-use super::{Container, Error, Result, Tools, is_gone, signals};
+use super::{Container, Error, Result, Tools, is_gone, pause, signals, stuck};
 use crate::{cgroups, monitor, store};
 
 /// How long a process may take to vanish after SIGKILL before it is reported (it hangs in the kernel).
 const KILL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long it may take before the log says what keeps it.
+const REPORT_AFTER: Duration = Duration::from_secs(5);
 
 /// How long after the daemon's start the pod's monitor may take to be reached.
 const REACH_LIMIT: Duration = Duration::from_secs(10);
@@ -93,6 +96,7 @@ pub(super) async fn finish(container: &Container, exit: Exit) -> Result<()> {
                 record.started_at = exit.started_at;
             }
             record.exit = Some(exit.clone());
+            record.paused = false;
         }
     };
     if let Err(error) = container.record.change(edit).await {
@@ -146,16 +150,21 @@ async fn unmount(tools: &Tools, container: &Container) -> Result<()> {
 ///
 /// # Errors
 /// When the monitor refuses, or the process is still there a minute after SIGKILL.
-pub async fn stop(container: &Container, timeout: Duration) -> Result<()> {
-    // A start in progress is let finish: before it there is nothing to signal.
-    drop(container.operation.lock().await);
+pub async fn stop(tools: &Tools, container: &Arc<Container>, timeout: Duration) -> Result<()> {
     let mut changes = container.record.subscribe();
-    if container.state() != ContainerState::ContainerRunning {
-        return Ok(());
+    {
+        // A start in progress is let finish: before it there is nothing to signal.
+        let _one_at_a_time = container.operation.lock().await;
+        if container.state() != ContainerState::ContainerRunning {
+            return Ok(());
+        }
+        // What stands still takes no signal.
+        pause::wake(tools, container).await?;
     }
     if !timeout.is_zero() {
         if !container.signalled.swap(true, Ordering::SeqCst) {
             let signal = signals::number(&container.record.get().stop_signal).unwrap_or(libc::SIGTERM);
+            tracing::debug!(container = container.id, signal, "sends the stop signal");
             send(container, signal, false).await?;
         }
         let gone = changes.wait_for(|record| record.state() != ContainerState::ContainerRunning);
@@ -164,16 +173,41 @@ pub async fn stop(container: &Container, timeout: Duration) -> Result<()> {
         }
     }
     container.fail_point("stop.kill").await?;
+    // It may have been paused while it was waited for.
+    pause::wake(tools, container).await?;
     send(container, libc::SIGKILL, true).await?;
     let gone = changes.wait_for(|record| record.state() != ContainerState::ContainerRunning);
-    match tokio::time::timeout(KILL_LIMIT, gone).await {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Error::Deadline(format!(
-            "container {} did not end within {} s of SIGKILL; a process of it probably waits in the kernel (state D)",
-            container.id,
-            KILL_LIMIT.as_secs()
-        ))),
+    tokio::pin!(gone);
+    if tokio::time::timeout(REPORT_AFTER, &mut gone).await.is_ok() {
+        return Ok(());
     }
+    let left = left_of(tools, container).await?;
+    tracing::warn!(
+        container = container.id,
+        left,
+        "a container does not end after SIGKILL; state D waits in the kernel"
+    );
+    let ended = tokio::time::timeout(KILL_LIMIT.saturating_sub(REPORT_AFTER), gone)
+        .await
+        .is_ok();
+    if ended {
+        return Ok(());
+    }
+    Err(Error::Deadline(format!(
+        "container {} did not end within {} s of SIGKILL; what is left: {}",
+        container.id,
+        KILL_LIMIT.as_secs(),
+        left_of(tools, container).await?
+    )))
+}
+
+/// The processes that are left of the container, for a person (row B7).
+async fn left_of(tools: &Tools, container: &Container) -> Result<String> {
+    let hierarchies = tools.mechanisms.cgroups.clone();
+    let path = container.record.get().cgroup_path.clone();
+    container
+        .blocking(move || Ok(stuck::describe(&hierarchies, &path)))
+        .await
 }
 
 async fn send(container: &Container, signal: i32, all: bool) -> Result<()> {
@@ -206,7 +240,7 @@ async fn wedged(container: &Container) -> Result<()> {
 /// # Errors
 /// When a step fails; the container stays listed and the next call goes on.
 pub async fn remove(tools: &Tools, container: &Arc<Container>) -> Result<()> {
-    stop(container, Duration::ZERO).await?;
+    stop(tools, container, Duration::ZERO).await?;
     let _one_at_a_time = container.operation.lock().await;
     if !container.dir.exists() {
         return Ok(());

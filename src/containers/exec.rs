@@ -7,9 +7,9 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     net::unix::pipe,
 };
-use wharf_proto::{monitor::Exec, record::ContainerState};
+use wharf_proto::monitor::Exec;
 
-use super::{Container, Error, Result, process};
+use super::{Container, Error, Result, pause, process};
 use crate::{monitor, store};
 
 /// Most bytes kept per stream; the rest is dropped silently (contract rule 20).
@@ -38,9 +38,7 @@ pub async fn exec_sync(container: &Container, command: Vec<String>, timeout: Dur
     if command.is_empty() {
         return Err(Error::Invalid("the command to run is empty".into()));
     }
-    if container.state() != ContainerState::ContainerRunning {
-        return Err(Error::State(format!("container {} is not running", container.id)));
-    }
+    pause::check(container)?;
     let monitor = container.monitor()?;
     let process = process_json(container, command, false).await?;
 

@@ -9,12 +9,15 @@ mod create;
 mod ending;
 mod exec;
 pub mod host;
+mod limits;
+mod pause;
 pub mod process;
 pub mod seccomp;
 pub mod session;
 pub mod signals;
 pub mod spec;
 mod start;
+mod stuck;
 mod update;
 pub mod usage;
 pub mod users;
@@ -25,21 +28,26 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicI32, Ordering},
     },
+    time::Duration,
 };
 
 pub use create::{create, undo};
 pub use ending::{ended, let_go, lost, release, remove, stop};
 pub use exec::{Output, exec_sync};
+pub use pause::{pause, resume};
 pub use start::{reopen_log, start};
 pub use update::update;
-use wharf_proto::{monitor::ErrorKind, record};
+use wharf_proto::{
+    monitor::{ErrorKind, LogCountersReply},
+    record,
+};
 
 use crate::{
     failpoint,
     images::{self, Images},
     monitor,
     monitor::client::Client,
-    sandbox::{Mechanisms, Sandbox, container_exit, container_record},
+    sandbox::{Mechanisms, Sandbox, Stage, container_exit, container_record},
     store,
     store::Published,
 };
@@ -136,6 +144,8 @@ pub struct Container {
     pub sandbox: Arc<Sandbox>,
     /// Its record and newest state.
     pub record: Published<record::Container>,
+    /// What its creation is at.
+    pub stage: Stage,
     meter: usage::Meter,
     /// Held while the container is started or removed.
     operation: tokio::sync::Mutex<()>,
@@ -159,6 +169,7 @@ impl Container {
             record: Published::new(container_record(&dir), record),
             dir,
             sandbox,
+            stage: Stage::default(),
             meter: usage::Meter::default(),
             operation: tokio::sync::Mutex::new(()),
             release: tokio::sync::Mutex::new(()),
@@ -180,6 +191,11 @@ impl Container {
         } else {
             0
         }
+    }
+
+    /// Its processes stand still.
+    pub fn is_paused(&self) -> bool {
+        self.record.get().paused
     }
 
     /// Takes over what the monitor says of its init.
@@ -208,6 +224,13 @@ impl Container {
         }
     }
 
+    /// What its log has taken and given; none when nobody can be asked any more, or answers within a second.
+    pub async fn log_counters(&self) -> Option<LogCountersReply> {
+        let monitor = self.sandbox.monitor()?;
+        let asked = monitor.log_counters(&self.id);
+        tokio::time::timeout(COUNTERS_LIMIT, asked).await.ok()?.ok()
+    }
+
     /// The connection to the pod's monitor.
     fn monitor(&self) -> Result<Arc<Client>> {
         self.sandbox.monitor().ok_or_else(|| {
@@ -226,6 +249,9 @@ impl Container {
         }
     }
 }
+
+/// How long a reader waits for counters.
+const COUNTERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// Whether a monitor's answer means that the container has ended, or is not known any more.
 fn is_gone(error: &monitor::Error) -> bool {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use sha2::Digest as _;
 use wharf_proto::{
+    cri::ContainerConfig,
     monitor::{self, ErrorKind},
     record::{self, ContainerState, Exit},
 };
@@ -143,7 +144,34 @@ async fn request(tools: &Tools, container: &Container, record: &record::Containe
             .map(|path| path.display().to_string())
             .unwrap_or_default(),
         cgroup_path: record.cgroup_path.clone(),
+        log_rate: tools.mechanisms.config.log_rate_limit.into(),
+        journal_fields: if tools.mechanisms.config.log_to_journald {
+            journal_fields(container, &config)
+        } else {
+            Vec::new()
+        },
     })
+}
+
+/// What a container's entries in the journal are found by (row H7), with the names that conmon made common.
+fn journal_fields(container: &Container, config: &ContainerConfig) -> Vec<u8> {
+    let pod = container.sandbox.record.get();
+    let pod = pod.config.as_ref().and_then(|config| config.metadata.clone());
+    let pod = pod.unwrap_or_default();
+    let name = config.metadata.clone().unwrap_or_default().name;
+    let id = container.id.as_str();
+    let pairs = [
+        ("CONTAINER_ID_FULL", id),
+        ("CONTAINER_ID", id.get(..12).unwrap_or(id)),
+        ("CONTAINER_NAME", name.as_str()),
+        ("POD_NAME", pod.name.as_str()),
+        ("POD_UID", pod.uid.as_str()),
+        ("NAMESPACE", pod.namespace.as_str()),
+        ("SYSLOG_IDENTIFIER", name.as_str()),
+    ];
+    // A line break in a value would begin another field.
+    let lines = pairs.map(|(key, value)| format!("{key}={}\n", value.replace('\n', " ")));
+    lines.concat().into_bytes()
 }
 
 /// The compiled form of the container's seccomp profile: compiled once per profile and kept in the run directory,

@@ -6,7 +6,7 @@ use std::{collections::HashMap, io, path::PathBuf, sync::Arc};
 use oci_spec::runtime::{LinuxResources, Spec};
 use wharf_proto::{cri::LinuxContainerResources, record::ContainerState};
 
-use super::{Container, Error, Result, Tools, spec};
+use super::{Container, Error, Result, Tools, limits, spec};
 use crate::{
     cgroups::{self, Cgroup},
     store,
@@ -40,14 +40,10 @@ pub async fn update(
             )));
         }
     };
-    if let Some(key) = wanted.unified.keys().min().filter(|_| !tools.host.cgroup_v2) {
-        return Err(Error::Invalid(format!(
-            "unified resource {key:?} needs cgroup v2, this machine has v1"
-        )));
-    }
     let merged = merge(record.resources.clone().unwrap_or_default(), &wanted);
     let whole = spec::resources_to_oci(&merged, &tools.host)?;
     let change = Change {
+        wanted: wanted.clone(),
         only_new: only_new(whole.clone(), &wanted),
         whole,
         annotations,
@@ -127,6 +123,8 @@ fn only_new(mut whole: LinuxResources, wanted: &LinuxContainerResources) -> Linu
 }
 
 struct Change {
+    /// As asked for.
+    wanted: LinuxContainerResources,
     /// For the spec.
     whole: LinuxResources,
     /// For the cgroup.
@@ -156,6 +154,7 @@ impl Change {
     }
 
     fn apply_to(self, applied: &mut Applied, tools: &Tools, container: &Container, running: bool) -> Result<()> {
+        limits::check(&self.wanted)?;
         if running {
             let path = container.record.get().cgroup_path.clone();
             let failed = |error: cgroups::Error| match error {

@@ -182,6 +182,17 @@ async fn verbose(container: &Container) -> HashMap<String, String> {
     let spec = tokio::fs::read(container.dir.join("config.json"))
         .await
         .unwrap_or_default();
+    let log = container.log_counters().await.map(|counters| {
+        serde_json::json!({
+            "bytesIn": counters.bytes_in,
+            "entries": counters.entries,
+            "bytesOut": counters.bytes_out,
+            "partial": counters.partial,
+            "leftOut": counters.left_out,
+            "lost": counters.lost,
+            "unjournaled": counters.unjournaled,
+        })
+    });
     let info = serde_json::json!({
         "sandboxID": record.pod_id,
         "pid": container.pid(),
@@ -189,6 +200,8 @@ async fn verbose(container: &Container) -> HashMap<String, String> {
         "runtimeSpec": serde_json::from_slice::<serde_json::Value>(&spec).unwrap_or_default(),
         "runtimeHandler": record.runtime_handler,
         "cgroupPath": record.cgroup_path,
+        "paused": record.paused,
+        "log": log,
     });
     HashMap::from([("info".to_owned(), info.to_string())])
 }

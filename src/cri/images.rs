@@ -9,7 +9,11 @@ use wharf_proto::cri::{
 };
 
 use super::{Face, stats::filesystem, status::status};
-use crate::{images::Image, node::Error, store};
+use crate::{
+    images::Image,
+    node::{Error, Pinned},
+    store,
+};
 
 impl Face {
     pub(super) async fn pull(&self, request: PullImageRequest) -> Result<String, Status> {
@@ -25,11 +29,12 @@ impl Face {
     }
 
     pub(super) fn list_images(&self, filter: &str) -> Result<Vec<Item>, Status> {
-        let images = self.node()?.images();
+        let node = self.node()?;
+        let (images, pinned) = (node.images(), node.pinned());
         if filter.is_empty() {
-            return Ok(images.list().iter().map(|image| item(image)).collect());
+            return Ok(images.list().iter().map(|image| item(image, &pinned)).collect());
         }
-        Ok(images.find(filter).iter().map(|image| item(image)).collect())
+        Ok(images.find(filter).iter().map(|image| item(image, &pinned)).collect())
     }
 
     pub(super) fn image_status(&self, request: &ImageStatusRequest) -> Result<ImageStatusResponse, Status> {
@@ -41,7 +46,8 @@ impl Face {
         if name.is_empty() {
             return Err(Status::invalid_argument("the request names no image"));
         }
-        let Some(image) = self.node()?.images().find(name) else {
+        let node = self.node()?;
+        let Some(image) = node.images().find(name) else {
             return Ok(ImageStatusResponse::default());
         };
         let mut info = HashMap::new();
@@ -67,7 +73,7 @@ impl Face {
             info.insert("info".to_owned(), details.to_string());
         }
         Ok(ImageStatusResponse {
-            image: Some(item(&image)),
+            image: Some(item(&image, &node.pinned())),
             info,
         })
     }
@@ -99,7 +105,7 @@ impl Face {
     }
 }
 
-fn item(image: &Image) -> Item {
+fn item(image: &Image, pinned: &Pinned) -> Item {
     let (uid, username) = user(&image.config.user);
     Item {
         id: image.id.clone(),
@@ -112,7 +118,7 @@ fn item(image: &Image) -> Item {
             image: image.id.clone(),
             ..Default::default()
         }),
-        pinned: image.pinned,
+        pinned: pinned.has(image),
     }
 }
 

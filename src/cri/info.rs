@@ -57,6 +57,18 @@ impl Face {
         if verbose {
             let config = serde_json::to_value(node.config()).unwrap_or_default();
             info.insert("config".to_owned(), config.to_string());
+            let creations = node.creations();
+            let creations = creations.iter().map(|one| {
+                serde_json::json!({
+                    "kind": one.what,
+                    "id": one.id,
+                    "name": one.name,
+                    "stage": one.stage,
+                    "seconds": one.taken.as_secs_f64(),
+                })
+            });
+            let creations = serde_json::Value::Array(creations.collect());
+            info.insert("creations".to_owned(), creations.to_string());
         }
         Ok(StatusResponse {
             status: Some(RuntimeStatus { conditions }),

@@ -4,12 +4,13 @@ use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, async_trait};
 use wharf_proto::api::{
-    DoctorRequest, DoctorResponse, ImageHistoryRequest, ImageHistoryResponse, LoginRequest, LoginResponse,
-    PullImageRequest, PullProgress, SignalContainerRequest, SignalContainerResponse, TagImageRequest, TagImageResponse,
-    wharf_server::Wharf,
+    DoctorRequest, DoctorResponse, ImageHistoryRequest, ImageHistoryResponse, ListPausedRequest, ListPausedResponse,
+    LoginRequest, LoginResponse, PauseContainerRequest, PauseContainerResponse, PullImageRequest, PullProgress,
+    SignalContainerRequest, SignalContainerResponse, TagImageRequest, TagImageResponse, UnpauseContainerRequest,
+    UnpauseContainerResponse, wharf_server::Wharf,
 };
 
-use super::{Face, status::status};
+use super::{Face, owners, status::status};
 use crate::node::doctor;
 
 #[async_trait]
@@ -56,6 +57,33 @@ impl Wharf for Face {
             .await
             .map_err(|error| status(&error))?;
         Ok(Response::new(SignalContainerResponse {}))
+    }
+
+    async fn pause_container(
+        &self,
+        request: Request<PauseContainerRequest>,
+    ) -> Result<Response<PauseContainerResponse>, Status> {
+        let id = request.into_inner().container_id;
+        let paused = self.node()?.pause_container(&id).await;
+        paused.map_err(|error| status(&error))?;
+        Ok(Response::new(PauseContainerResponse {}))
+    }
+
+    async fn unpause_container(
+        &self,
+        request: Request<UnpauseContainerRequest>,
+    ) -> Result<Response<UnpauseContainerResponse>, Status> {
+        let id = request.into_inner().container_id;
+        let resumed = self.node()?.unpause_container(&id).await;
+        resumed.map_err(|error| status(&error))?;
+        Ok(Response::new(UnpauseContainerResponse {}))
+    }
+
+    async fn list_paused(&self, request: Request<ListPausedRequest>) -> Result<Response<ListPausedResponse>, Status> {
+        let containers = self.node()?.containers(owners(&request));
+        let paused = containers.iter().filter(|container| container.is_paused());
+        let container_ids = paused.map(|container| container.id.clone()).collect();
+        Ok(Response::new(ListPausedResponse { container_ids }))
     }
 
     async fn tag_image(&self, request: Request<TagImageRequest>) -> Result<Response<TagImageResponse>, Status> {

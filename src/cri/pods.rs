@@ -18,7 +18,7 @@ use super::{
     owner, owners,
     status::status,
 };
-use crate::sandbox::{Sandbox, namespace_options};
+use crate::sandbox::{Sandbox, host_ipc, host_network, namespace_options, users};
 
 impl Face {
     pub(super) async fn run_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Result<String, Status> {
@@ -60,7 +60,11 @@ impl Face {
             .node()?
             .pod(&request.pod_sandbox_id)
             .map_err(|error| status(&error))?;
-        let info = if request.verbose { verbose(&pod) } else { HashMap::new() };
+        let info = if request.verbose {
+            verbose(&pod, self.node()?.first_pid(&pod))
+        } else {
+            HashMap::new()
+        };
         let moment = self.node()?.moment(&pod);
         Ok(PodSandboxStatusResponse {
             status: Some(pod_status(&moment.pod)),
@@ -123,30 +127,68 @@ fn network(record: &record::Pod) -> PodSandboxNetworkStatus {
     }
 }
 
-/// The keys that users of crictl script against (feature row A13).
-fn verbose(pod: &Sandbox) -> HashMap<String, String> {
+/// The keys that users of crictl script against (feature row A13). `pid` is a process in the pod's namespaces, which
+/// nsenter and its like can be given: the pod's init, else the first container's, else there is none.
+fn verbose(pod: &Sandbox, first_pid: i32) -> HashMap<String, String> {
     let record = pod.record.get();
     let config = record.config.clone().unwrap_or_default();
-    let config = json::to_value("runtime.v1.PodSandboxConfig", &config, false).unwrap_or_default();
-    let limits = |limits: &Option<LinuxContainerResources>| {
+    let limits = |limits: Option<&LinuxContainerResources>| {
         let json = |limits| json::to_value("runtime.v1.LinuxContainerResources", limits, false).unwrap_or_default();
-        limits.as_ref().map(json)
+        limits.map(json)
+    };
+    // As they are now, or as they were asked for at first.
+    let linux = config.linux.clone().unwrap_or_default();
+    let overhead = record.overhead.as_ref().or(linux.overhead.as_ref());
+    let resources = record.resources.as_ref().or(linux.resources.as_ref());
+    let processes = pod.processes();
+    let init = processes.map_or(0, |processes| processes.init);
+    let cni_result = |network: &record::Network| {
+        serde_json::from_slice::<serde_json::Value>(&network.cni_result).unwrap_or_default()
     };
     let info = serde_json::json!({
-        "config": config,
+        "config": json::to_value("runtime.v1.PodSandboxConfig", &config, false).unwrap_or_default(),
         "runtimeHandler": record.runtime_handler,
-        "overhead": limits(&record.overhead),
-        "resources": limits(&record.resources),
+        "runtimeSpec": runtime_spec(pod, &config),
+        "overhead": limits(overhead),
+        "resources": limits(resources),
         "resourcesApplied": record.limits_applied,
-        "pid": pod.processes().map_or(0, |processes| processes.monitor),
+        "pid": if init > 0 { init } else { first_pid },
+        "monitorPid": processes.map_or(0, |processes| processes.monitor),
         "namespaces": pod.paths.namespaces(),
+        "cniResult": record.network.as_ref().map(cni_result),
         "network": record.network.as_ref().map(|network| serde_json::json!({
             "kind": network.kind,
             "ips": network.ips,
             "netns": network.netns,
             "hostDevice": network.host_device,
-            "cniResult": serde_json::from_slice::<serde_json::Value>(&network.cni_result).unwrap_or_default(),
+            "cniResult": cni_result(network),
         })),
     });
     HashMap::from([("info".to_owned(), info.to_string())])
+}
+
+/// The pod as the spec of a process that would hold its namespaces: where scripts look for their paths.
+fn runtime_spec(pod: &Sandbox, config: &PodSandboxConfig) -> serde_json::Value {
+    let ready = pod.is_ready();
+    let own = [
+        ("network", "net", !host_network(config)),
+        ("uts", "uts", !host_network(config)),
+        ("ipc", "ipc", !host_ipc(config)),
+        ("user", "user", matches!(users(config), Ok(Some(_)))),
+    ];
+    let namespaces: Vec<_> = own
+        .into_iter()
+        .filter(|(_, _, own)| *own && ready)
+        .map(|(kind, name, _)| serde_json::json!({"type": kind, "path": pod.paths.namespaces().join(name)}))
+        .collect();
+    let linux = config.linux.clone().unwrap_or_default();
+    serde_json::json!({
+        "hostname": config.hostname,
+        "annotations": config.annotations,
+        "linux": {
+            "namespaces": namespaces,
+            "cgroupsPath": linux.cgroup_parent,
+            "sysctl": linux.sysctls,
+        },
+    })
 }

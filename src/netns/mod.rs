@@ -29,13 +29,14 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use cni::{check_bandwidth, has_bandwidth};
 pub use connect::connect;
 pub use counters::{Counters, Traffic};
 pub use error::{Error, Result};
 pub use users::Users;
 use wharf_proto::{cri, record};
 
-use crate::config::{Config, NetworkMode};
+use crate::config::{Config, IpPreference, NetworkMode};
 use builtin::Builtin;
 use cni::Cni;
 
@@ -98,6 +99,7 @@ pub struct Networks(Arc<Kinds>);
 #[derive(Debug)]
 struct Kinds {
     mode: NetworkMode,
+    preference: IpPreference,
     builtin: Builtin,
     cni: Cni,
 }
@@ -112,6 +114,7 @@ impl Networks {
         let cni = Cni::open(&cfg.cni, cfg.network == NetworkMode::Cni).await?;
         Ok(Self(Arc::new(Kinds {
             mode: cfg.network,
+            preference: cfg.ip_preference,
             builtin,
             cni,
         })))
@@ -146,10 +149,12 @@ impl Networks {
     /// # Errors
     /// When the network is not ready, addresses or ports are taken, the kernel or a plugin refuses.
     pub async fn attach(&self, pod: &PodNetwork, note: impl FnOnce(record::Network) + Send) -> Result<record::Network> {
-        match self.0.mode {
+        let mut network = match self.0.mode {
             NetworkMode::Builtin => self.0.builtin.attach(pod, note).await,
             NetworkMode::Cni => self.0.cni.attach(pod, note).await,
-        }
+        }?;
+        order(&mut network.ips, self.0.preference);
+        Ok(network)
     }
 
     /// Detaches the pod: any number of times, after a partial attach, when its namespace is gone, and by what the
@@ -201,5 +206,15 @@ impl Networks {
     /// When the kernel refuses; the next start finds it.
     pub async fn release_unused(&self) -> Result<()> {
         self.0.builtin.release_unused().await
+    }
+}
+
+/// The preferred family first (contract rule 12); within a family nothing moves.
+fn order(ips: &mut [String], preference: IpPreference) {
+    let is_v6 = |ip: &String| ip.contains(':');
+    match preference {
+        IpPreference::Ipv4 => ips.sort_by_key(is_v6),
+        IpPreference::Ipv6 => ips.sort_by_key(|ip| !is_v6(ip)),
+        IpPreference::Network => {}
     }
 }

@@ -96,7 +96,12 @@ impl Node {
     ) -> Result<String> {
         let container = Arc::new(Container::new(pod, record));
         let others = self.containers_of(&container.sandbox.id);
-        let made = containers::create(&self.inner.tools, &container, pod_config, &others).await;
+        let work = containers::create(&self.inner.tools, &container, pod_config, &others);
+        let name = ContainerKey::of(&container.record.get()).name;
+        let creations = &self.inner.creations;
+        let made = creations
+            .follow("container", &container.id, &name, &container.stage, work)
+            .await;
         // Listed even before it is complete, so that a pod stopped meanwhile finds it.
         self.insert_container(&container);
         let made = match made {
@@ -139,7 +144,30 @@ impl Node {
         let Some(container) = absent_is_none(self.container(id))? else {
             return Ok(());
         };
-        self.own(async move { Ok(containers::stop(&container, timeout).await?) })
+        let node = self.clone();
+        self.own(async move { Ok(containers::stop(&node.inner.tools, &container, timeout).await?) })
+            .await
+    }
+
+    /// Pauses a container; see [`containers::pause`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn pause_container(&self, id: &str) -> Result<()> {
+        let container = self.container(id)?;
+        let node = self.clone();
+        self.own(async move { Ok(containers::pause(&node.inner.tools, &container).await?) })
+            .await
+    }
+
+    /// Lets a paused container go on; see [`containers::resume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn unpause_container(&self, id: &str) -> Result<()> {
+        let container = self.container(id)?;
+        let node = self.clone();
+        self.own(async move { Ok(containers::resume(&node.inner.tools, &container).await?) })
             .await
     }
 

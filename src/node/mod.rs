@@ -5,10 +5,12 @@
 //! store do. Read `pods.rs` for a pod's life from top to bottom.
 
 mod containers;
+mod creations;
 pub mod doctor;
 mod error;
 mod events;
 mod joined;
+mod pinned;
 mod pods;
 mod recovery;
 pub mod stats;
@@ -22,9 +24,11 @@ use std::{
     time::Duration,
 };
 
+pub use creations::Creation;
 pub use error::{Error, Result};
 pub use events::{Event, Moment, Step, Subscription};
 use joined::Joined;
+pub use pinned::Pinned;
 pub use sandbox::Limits;
 pub use streams::{AttachOptions, ExecOptions, Input, Output, Session};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -76,6 +80,7 @@ struct Inner {
     ending: CancellationToken,
     disk: stats::Disk,
     events: events::Bus,
+    creations: creations::Creations,
 }
 
 impl Node {
@@ -96,6 +101,7 @@ impl Node {
                 ending: CancellationToken::new(),
                 disk: stats::Disk::default(),
                 events: events::Bus::default(),
+                creations: creations::Creations::default(),
             }),
         };
         node.recover().await?;
@@ -162,6 +168,12 @@ impl Node {
     #[must_use]
     pub fn network_status(&self) -> NetworkStatus {
         self.mechanisms().networks.status()
+    }
+
+    /// Creations under way, the oldest first.
+    #[must_use]
+    pub fn creations(&self) -> Vec<Creation> {
+        self.inner.creations.list()
     }
 
     /// Every complete pod of the given owners. Waits for nothing.
@@ -249,6 +261,18 @@ impl Node {
             .filter(|container| container.sandbox.id == pod)
             .cloned()
             .collect()
+    }
+
+    /// Process id of the pod's oldest running container; 0 when none runs.
+    #[must_use]
+    pub fn first_pid(&self, pod: &Sandbox) -> i32 {
+        let mut running: Vec<_> = self
+            .containers_of(&pod.id)
+            .into_iter()
+            .filter(|container| container.pid() > 0)
+            .collect();
+        running.sort_by_key(|container| container.record.get().started_at);
+        running.first().map_or(0, |container| container.pid())
     }
 
     fn insert_pod(&self, pod: &Arc<Sandbox>) {

@@ -45,6 +45,7 @@ impl Node {
                 "the pod sandbox config has no metadata with a name".into(),
             ));
         }
+        sandbox::check(self.mechanisms(), &config)?;
         self.check_handler(&handler)?;
         self.check_users(&config, &handler)?;
         let record = record::Pod {
@@ -115,7 +116,10 @@ impl Node {
     async fn create_sandbox(&self, record: record::Pod) -> Result<String> {
         self.finish_unseen(&PodKey::of(&record)).await?;
         let pod = Arc::new(Sandbox::new(&self.mechanisms().roots, record));
-        match sandbox::bring_up(self.mechanisms(), &pod).await {
+        let work = sandbox::bring_up(self.mechanisms(), &pod);
+        let name = PodKey::of(&pod.record.get()).name;
+        let creations = &self.inner.creations;
+        match creations.follow("pod sandbox", &pod.id, &name, &pod.stage, work).await {
             Ok(events) => {
                 self.insert_pod(&pod);
                 self.tell_pod(&pod);
@@ -198,7 +202,7 @@ impl Node {
         let stops = join_all(
             running
                 .iter()
-                .map(|container| containers::stop(container, Duration::ZERO)),
+                .map(|container| containers::stop(&self.inner.tools, container, Duration::ZERO)),
         )
         .await;
         stops.into_iter().collect::<containers::Result<()>>()?;
@@ -234,10 +238,19 @@ impl Node {
     pub(super) async fn remove_pod(&self, pod: &Arc<Sandbox>) -> Result<()> {
         self.stop_pod(pod).await?;
         let _one_at_a_time = pod.teardown.lock().await;
-        for container in self.containers_of(&pod.id) {
-            containers::remove(&self.inner.tools, &container).await?;
-            self.forget_container(&container);
+        // One that hangs in an unmount does not keep the others.
+        let containers = self.containers_of(&pod.id);
+        let removals = containers
+            .iter()
+            .map(|container| containers::remove(&self.inner.tools, container));
+        let mut outcome = Ok(());
+        for (container, removed) in containers.iter().zip(join_all(removals).await) {
+            match removed {
+                Ok(()) => self.forget_container(container),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
         }
+        outcome?;
         sandbox::remove(pod).await?;
         self.forget_pod(pod);
         tracing::info!(pod = pod.id, "pod sandbox is removed");

@@ -84,21 +84,24 @@ impl Node {
                 let record = read_or_note::<record::Pod>(&paths.record()).unwrap_or_else(|| record::Pod {
                     schema: store::SCHEMA,
                     id: id.clone(),
-                    state: PodState::PodRemoving.into(),
+                    // Seen by nobody, unless it can't be taken down.
+                    state: PodState::PodCreating.into(),
                     ..Default::default()
                 });
+                store::check_schema(&paths.record(), record.schema)?;
                 store::create_dir(&paths.containers())?;
                 let pod = Arc::new(Sandbox::new(&roots, record));
                 let mut containers = Vec::new();
                 for id in store::list_dirs(&paths.containers())? {
-                    let record = read_or_note::<record::Container>(&container_record(&paths.container(&id)))
-                        .unwrap_or_else(|| record::Container {
-                            schema: store::SCHEMA,
-                            id: id.clone(),
-                            pod_id: pod.id.clone(),
-                            state: ContainerState::ContainerCreating.into(),
-                            ..Default::default()
-                        });
+                    let file = container_record(&paths.container(&id));
+                    let record = read_or_note::<record::Container>(&file).unwrap_or_else(|| record::Container {
+                        schema: store::SCHEMA,
+                        id: id.clone(),
+                        pod_id: pod.id.clone(),
+                        state: ContainerState::ContainerCreating.into(),
+                        ..Default::default()
+                    });
+                    store::check_schema(&file, record.schema)?;
                     containers.push(Arc::new(Container::new(Arc::clone(&pod), record)));
                 }
                 found.push(Found { pod, containers });

@@ -37,11 +37,6 @@ impl Node {
             return Err(Error::State(format!("pod sandbox {} is not ready", pod.id)));
         }
         let sum = sum(&asked);
-        if let Some(key) = sum.unified.keys().min().filter(|_| !self.inner.tools.host.cgroup_v2) {
-            return Err(Error::Invalid(format!(
-                "unified resource {key:?} needs cgroup v2, this machine has v1"
-            )));
-        }
         let limits = spec::resources_to_oci(&sum, &self.inner.tools.host).map_err(containers::Error::from)?;
         let cgroup = self.own_cgroup(&pod)?;
         let node = self.clone();

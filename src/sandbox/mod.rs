@@ -7,6 +7,7 @@
 pub mod files;
 mod measured;
 mod paths;
+mod stage;
 mod start;
 mod teardown;
 mod update;
@@ -21,7 +22,8 @@ use std::{
 
 pub use measured::{Measured, Taken};
 pub use paths::{PodPaths, Roots, container_exit, container_record};
-pub use start::{bring_up, visible_hostname};
+pub use stage::Stage;
+pub use start::{bring_up, check, visible_hostname};
 pub use teardown::{release_shared_cgroups, remove, tear_down};
 use tokio::sync::{oneshot, watch};
 pub use update::{Limits, update};
@@ -128,6 +130,8 @@ pub struct Sandbox {
     pub record: Published<record::Pod>,
     /// Held while the pod is stopped or removed, so that only one teardown runs.
     pub teardown: tokio::sync::Mutex<()>,
+    /// What its creation is at.
+    pub stage: Stage,
     meter: usage::Meter,
     monitor: watch::Sender<Option<(Arc<Client>, Processes)>>,
     /// Commands that run in the pod's containers, and who waits for their exit code.
@@ -144,6 +148,7 @@ impl Sandbox {
             record: Published::new(paths.record(), record),
             paths,
             teardown: tokio::sync::Mutex::new(()),
+            stage: Stage::default(),
             meter: usage::Meter::default(),
             monitor: watch::Sender::new(None),
             execs: Mutex::default(),
@@ -246,9 +251,15 @@ impl Sandbox {
     }
 
     fn network_error(&self) -> impl FnOnce(netns::Error) -> Error + '_ {
-        |source| Error::Network {
-            pod: self.id.clone(),
-            source: Box::new(source),
+        |source| match source {
+            // Wrong in what was asked for, not in the machine.
+            netns::Error::Sysctl { .. } | netns::Error::Setting { .. } | netns::Error::PortMapping { .. } => {
+                Error::Invalid(source.to_string())
+            }
+            source => Error::Network {
+                pod: self.id.clone(),
+                source: Box::new(source),
+            },
         }
     }
 

@@ -10,8 +10,10 @@ use wharf_proto::{
 
 use super::{Error, Mechanisms, PodPaths, Result, Sandbox, files, host_ipc, host_network, namespace_options, users};
 use crate::{
+    cgroups::Cgroup,
+    config::NetworkMode,
     monitor::client::{Client, Events, SpawnOptions},
-    netns::{Users, Want},
+    netns::{self, Users, Want},
     store,
 };
 
@@ -19,8 +21,25 @@ use crate::{
 const SHM_SIZE: &str = "size=67108864";
 
 /// Checks what can be checked before anything is made.
-fn validate(config: &PodSandboxConfig) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Invalid`] and [`Error::Unsupported`], which name the field.
+pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
     let options = namespace_options(config);
+    if let Some(parent) = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str())
+        && !parent.is_empty()
+    {
+        // The root is nobody's, what lies below it may be a pod's.
+        Cgroup::new(&mechanisms.cgroups, &format!("{parent}/pod"))
+            .map_err(|error| Error::Invalid(format!("cgroup_parent {parent:?}: {error}")))?;
+    }
+    netns::check_bandwidth(&config.annotations).map_err(|error| Error::Invalid(error.to_string()))?;
+    let log_directory = &config.log_directory;
+    if !log_directory.is_empty() && !std::path::Path::new(log_directory).is_absolute() {
+        return Err(Error::Invalid(format!(
+            "log_directory {log_directory:?} is not an absolute path"
+        )));
+    }
     // A file system of processes can only be mounted by who owns their namespace, which is then the node.
     if users(config)?.is_some() && options.pid() != NamespaceMode::Container {
         return Err(Error::Unsupported(format!(
@@ -64,8 +83,7 @@ fn sysctls(config: &PodSandboxConfig, users: Option<&Users>) -> Vec<(String, Str
         .map(|linux| linux.sysctls.clone())
         .unwrap_or_default();
     for (name, value) in asked {
-        let name = name.replace('/', ".");
-        let shared_with_node = if name.starts_with("net.") {
+        let shared_with_node = if name.starts_with("net.") || name.starts_with("net/") {
             host_network(config)
         } else {
             host_ipc(config)
@@ -91,17 +109,21 @@ fn sysctls(config: &PodSandboxConfig, users: Option<&Users>) -> Vec<(String, Str
 pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Result<Events> {
     let record = sandbox.record.get();
     let config = record.config.clone().unwrap_or_default();
-    validate(&config)?;
     sandbox.fail_point("run.begin").await?;
+    sandbox.stage.enter("files");
     let pod = Arc::clone(sandbox);
     let pod_config = config.clone();
     blocking(sandbox, move || prepare_files(&pod, &pod_config)).await?;
     sandbox.fail_point("run.files").await?;
 
-    let (network, monitor) = tokio::join!(
-        set_up_network(mechanisms, sandbox, &config),
-        start_monitor(mechanisms, sandbox, &config)
-    );
+    sandbox.stage.enter("namespaces");
+    let network = async {
+        let network = set_up_network(mechanisms, sandbox, &config).await;
+        // What is waited for then, if anything.
+        sandbox.stage.enter("monitor");
+        network
+    };
+    let (network, monitor) = tokio::join!(network, start_monitor(mechanisms, sandbox, &config));
     let events = monitor?;
     let network = network?;
     sandbox.fail_point("run.parts").await?;
@@ -232,6 +254,13 @@ async fn set_up_network(
     sandbox.fail_point("run.namespaces").await?;
     if host_network {
         return Ok(None);
+    }
+    sandbox.stage.enter("network");
+    if mechanisms.config.network == NetworkMode::Builtin && netns::has_bandwidth(&config.annotations) {
+        tracing::warn!(
+            pod = sandbox.id,
+            "the built-in network does not limit bandwidth: the pod's annotations are not obeyed"
+        );
     }
     // A detach is due from the moment an attach was begun, whatever happens to this process in between.
     let note = |pending| {

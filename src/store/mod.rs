@@ -42,6 +42,14 @@ pub enum Error {
         /// What the decoder said.
         source: prost::DecodeError,
     },
+    /// A newer daemon has written it.
+    #[error("record {} has schema {schema}, this version of wharf knows {SCHEMA}: run the newer version again", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// What the record says.
+        schema: u32,
+    },
     /// Another daemon uses the directory.
     #[error("state directory {} is in use by another wharf daemon (pid {pid}); give this one its own state_dir", path.display())]
     Locked {
@@ -105,6 +113,21 @@ pub fn read_record<M: Message + Default>(path: &Path) -> Result<Option<M>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("read record", path)(error)),
     }
+}
+
+/// Refuses the record at `path` if a newer daemon has written it: what it holds would be misread, and lost when it is
+/// written again.
+///
+/// # Errors
+/// [`Error::Newer`].
+pub fn check_schema(path: &Path, schema: u32) -> Result<()> {
+    if schema <= SCHEMA {
+        return Ok(());
+    }
+    Err(Error::Newer {
+        path: path.to_owned(),
+        schema,
+    })
 }
 
 /// Creates `path` and its parents, readable by root only. Existing directories are left as they are.

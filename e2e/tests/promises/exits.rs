@@ -158,7 +158,7 @@ async fn what_cannot_be_started_is_a_start_error_with_code_128() {
 }
 
 #[tokio::test]
-async fn an_end_that_nobody_saw_is_unknown() {
+async fn rule_15_an_end_that_nobody_saw_is_unknown_with_code_255() {
     let mut daemon = Daemon::start().await;
     let (pod, id) = daemon.running("lost", "sleep 1000").await;
     let monitor = {
@@ -168,7 +168,7 @@ async fn an_end_that_nobody_saw_is_unknown() {
         };
         let answer = daemon.cri.runtime.clone().pod_sandbox_status(request).await.unwrap();
         let info: serde_json::Value = serde_json::from_str(&answer.into_inner().info["info"]).unwrap();
-        info["pid"].as_i64().unwrap()
+        info["monitorPid"].as_i64().unwrap()
     };
     let begin = Instant::now();
     // The number is the lab's: only there it means the monitor.

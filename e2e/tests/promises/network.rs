@@ -248,7 +248,7 @@ async fn without_a_cni_configuration_the_network_is_not_ready_and_then_it_is() {
 }
 
 /// A daemon whose only plugin is a shell script.
-async fn with_plugin(dir: &std::path::Path, script: &str, timeout: u32) -> Daemon {
+pub(crate) async fn with_plugin(dir: &std::path::Path, script: &str, timeout: u32) -> Daemon {
     let plugin = dir.join("fake");
     std::fs::write(&plugin, format!("#!/bin/sh\n{script}\n")).unwrap();
     std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -309,5 +309,43 @@ echo '{"cniVersion":"1.0.0","code":100,"msg":"out of cheese","details":"redo fro
         .await
         .expect_err("the plugin fails");
     assert!(error.message().contains("out of cheese"), "{error}");
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn a_creation_that_waits_says_for_what_and_a_retry_joins_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let go = dir.path().join("go");
+    let script = format!(
+        r#"cat >/dev/null; [ $CNI_COMMAND = DEL ] && exit 0
+while [ ! -e {} ]; do sleep 0.05; done
+echo '{{"cniVersion":"1.0.0","interfaces":[{{"name":"eth0","sandbox":"x"}}],"ips":[{{"address":"10.9.0.2/24","interface":0}}]}}'"#,
+        go.display()
+    );
+    let daemon = with_plugin(dir.path(), &script, 60).await;
+    let config = daemon.pod("waits");
+    // Its caller has no patience.
+    let call = daemon.cri.run_pod(&config, "");
+    tokio::time::timeout(Duration::from_millis(200), call)
+        .await
+        .expect_err("the plugin waits");
+    let creations = async || {
+        let request = pb::StatusRequest { verbose: true };
+        let answer = daemon.cri.runtime.clone().status(request).await.unwrap();
+        let text = answer.into_inner().info["creations"].clone();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    eventually("the creation is shown with its stage", async || {
+        let shown = creations().await;
+        shown[0]["name"] == "waits" && shown[0]["kind"] == "pod sandbox" && shown[0]["stage"] == "network"
+    })
+    .await;
+    let id = creations().await[0]["id"].clone();
+    let (joined, ()) = tokio::join!(daemon.cri.run_pod(&config, ""), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        std::fs::write(&go, "").unwrap();
+    });
+    assert_eq!(joined.unwrap(), id.as_str().unwrap());
+    assert_eq!(creations().await, serde_json::json!([]));
     daemon.finish().await;
 }

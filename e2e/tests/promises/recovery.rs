@@ -108,3 +108,28 @@ async fn many_pods_are_found_again_at_once() {
     futures_util::future::join_all(pods.iter().map(|pod| daemon.gone(&pod.id))).await;
     daemon.finish().await;
 }
+
+#[tokio::test]
+async fn records_of_a_newer_version_are_left_alone_and_named() {
+    let mut daemon = Daemon::start().await;
+    let (pod, id) = daemon.running("newer", "sleep 1000").await;
+    daemon.end(Signal::SIGTERM).await.unwrap();
+    let record = daemon.state_dir.join("pods").join(&pod).join("record");
+    let before = std::fs::read(&record).unwrap();
+    // Field 1, schema: the last of two counts.
+    let newer = [before.as_slice(), &[0x08, 99]].concat();
+    std::fs::write(&record, &newer).unwrap();
+    let error = daemon.start_again().await.expect_err("what it means is not known");
+    let text = error.to_string();
+    assert!(
+        text.contains("schema 99") && text.contains(&record.display().to_string()),
+        "{text}"
+    );
+    assert_eq!(std::fs::read(&record).unwrap(), newer);
+    // The version that has written it finds everything as it was.
+    std::fs::write(&record, &before).unwrap();
+    daemon.start_again().await.unwrap();
+    let status = daemon.cri.status(&id).await.unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
+    daemon.finish().await;
+}

@@ -61,7 +61,7 @@ fn quota(daemon: &Daemon, id: &str) -> String {
 }
 
 #[tokio::test]
-async fn limits_change_before_the_start_and_while_it_runs() {
+async fn rule_32_limits_change_before_the_start_and_while_it_runs_and_show_at_once() {
     on_each_handler(async |daemon| {
         let cri = &daemon.cri;
         let config = daemon.pod("changing");
@@ -142,7 +142,7 @@ async fn limits_change_before_the_start_and_while_it_runs() {
 }
 
 #[tokio::test]
-async fn an_update_that_fails_changes_nothing() {
+async fn rule_32_an_update_that_fails_changes_nothing() {
     on_each_handler(async |daemon| {
         let config = daemon.pod("failing");
         let pod = daemon.cri.run_pod(&config, "").await.unwrap();

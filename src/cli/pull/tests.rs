@@ -69,6 +69,27 @@ impl Wharf for Daemon {
         Err(Status::unimplemented("not part of this"))
     }
 
+    async fn pause_container(
+        &self,
+        _: Request<api::PauseContainerRequest>,
+    ) -> Result<Response<api::PauseContainerResponse>, Status> {
+        Err(Status::unimplemented("pause_container"))
+    }
+
+    async fn unpause_container(
+        &self,
+        _: Request<api::UnpauseContainerRequest>,
+    ) -> Result<Response<api::UnpauseContainerResponse>, Status> {
+        Err(Status::unimplemented("unpause_container"))
+    }
+
+    async fn list_paused(
+        &self,
+        _: Request<api::ListPausedRequest>,
+    ) -> Result<Response<api::ListPausedResponse>, Status> {
+        Err(Status::unimplemented("list_paused"))
+    }
+
     async fn tag_image(&self, _: Request<api::TagImageRequest>) -> Result<Response<api::TagImageResponse>, Status> {
         Err(Status::unimplemented("tag_image"))
     }

@@ -18,7 +18,7 @@ pub use streams::{Input, Output};
 use terminal::Terminal;
 use wharf_proto::record::{ContainerState, Owner};
 
-use super::{Container, Error, Result};
+use super::{Container, Error, Result, pause};
 
 /// What to run in a container, and which of its streams are wanted.
 #[derive(Debug, Clone, Default)]
@@ -56,10 +56,7 @@ impl ExecOptions {
         if self.command.is_empty() {
             return Err(Error::Invalid("the command to run is empty".into()));
         }
-        match container.state() {
-            ContainerState::ContainerRunning => Ok(()),
-            _ => Err(Error::State(format!("container {} is not running", container.id))),
-        }
+        pause::check(container)
     }
 }
 

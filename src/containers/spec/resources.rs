@@ -46,7 +46,14 @@ pub fn to_oci(r: &cri::LinuxContainerResources, host: &Host) -> Result<LinuxReso
     // Without a wish for swap there is none: the sum is limited to the memory limit (row E5).
     let swap = match r.memory_swap_limit_in_bytes {
         0 => limit.filter(|_| host.swap_limit),
-        swap => Some(swap).filter(|_| host.swap_limit),
+        swap if host.swap_limit => Some(swap),
+        // What can't be set need not be where it forbids nothing, or where kubelet says "no swap" as it always does.
+        swap if swap < 0 || Some(swap) == limit => None,
+        swap => {
+            return invalid(format!(
+                "memory_swap_limit_in_bytes {swap}: this machine can't limit swap"
+            ));
+        }
     };
     if let (Some(limit @ 1..), Some(swap @ 1..)) = (limit, swap)
         && swap < limit
@@ -62,6 +69,9 @@ pub fn to_oci(r: &cri::LinuxContainerResources, host: &Host) -> Result<LinuxReso
     }
     let hugepages = hugepages(r, host)?;
     out.set_hugepage_limits(Some(hugepages).filter(|h| !h.is_empty()));
+    if let Some(key) = r.unified.keys().min().filter(|_| !host.cgroup_v2) {
+        return invalid(format!("unified resource {key:?} needs cgroup v2, this machine has v1"));
+    }
     out.set_unified(Some(r.unified.clone()).filter(|u| !u.is_empty()));
     Ok(out)
 }

@@ -405,6 +405,7 @@ fn read_only_root_masks_and_devices() {
 fn resources() {
     let mut case = Case::new();
     case.host.hugetlb = true;
+    case.host.cgroup_v2 = true;
     case.host.min_oom_score_adj = -5;
     *case.resources() = cri::LinuxContainerResources {
         cpu_period: 100_000,
@@ -426,6 +427,8 @@ fn resources() {
     assert!(case.refused().contains("hugetlb"));
     case.resources().hugepage_limits[0].limit = 0;
     assert!(case.generate().is_ok(), "kubelet names every page size with zero");
+    case.host.cgroup_v2 = false;
+    assert!(case.refused().contains("memory.high"));
 }
 
 #[cfg(target_arch = "x86_64")]

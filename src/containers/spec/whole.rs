@@ -114,8 +114,19 @@ fn annotations(input: &SpecInput) -> HashMap<String, String> {
         ("sandbox-namespace", pod.namespace),
         ("sandbox-uid", pod.uid),
     ];
+    let limits = input.pod.linux.as_ref().and_then(|linux| linux.resources.clone());
+    let limits = limits.unwrap_or_default();
+    // For runtimes that start a virtual machine for the pod, which is to be as large as all of its containers (row A10).
+    let sizes = [
+        ("sandbox-cpu-period", limits.cpu_period),
+        ("sandbox-cpu-quota", limits.cpu_quota),
+        ("sandbox-cpu-shares", limits.cpu_shares),
+        ("sandbox-memory", limits.memory_limit_in_bytes),
+    ];
+    let sizes = sizes.into_iter().filter(|(_, size)| *size != 0);
     pairs
         .into_iter()
+        .chain(sizes.map(|(key, size)| (key, size.to_string())))
         .map(|(key, value)| (format!("io.kubernetes.cri.{key}"), value))
         .collect()
 }

@@ -331,6 +331,28 @@ impl Client {
             .await
     }
 
+    /// What a container's log has taken and given.
+    ///
+    /// # Errors
+    /// Kind `NOT_FOUND`, `UNKNOWN_OPERATION` by an older monitor.
+    pub async fn log_counters(&self, container_id: &str) -> Result<proto::LogCountersReply> {
+        const ATTEMPT: &str = "ask for log counters of container";
+        let request = Op::LogCounters(proto::LogCounters {
+            container_id: container_id.to_owned(),
+        });
+        let asked = self.ask(ATTEMPT, container_id, request, Vec::new());
+        match tokio::time::timeout(ANSWER_LIMIT, asked).await {
+            Ok(Ok(Answer::LogCounters(counters))) => Ok(counters),
+            Ok(Ok(_)) => Err(unexpected(ATTEMPT, container_id)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::Timeout {
+                attempt: ATTEMPT,
+                path: self.socket.clone(),
+                seconds: ANSWER_LIMIT.as_secs_f32(),
+            }),
+        }
+    }
+
     /// Makes the monitor forget an ended container and release what the runtime keeps of it. Unknown: fine.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use super::{
     super::{
         PROTOCOL_VERSION,
         container::{Container, Output, State},
-        log::{Lines, Log, line_limit},
+        log::{Journal, Lines, Log, line_limit},
         poll::Source,
         sys, tree,
     },
@@ -41,6 +41,7 @@ impl Monitor {
             Some(Op::Delete(delete)) => self.delete(origin, &delete.container_id),
             Some(Op::Shutdown(_)) => self.shutdown(),
             Some(Op::Attach(attach)) => self.attach(&attach, descriptors),
+            Some(Op::LogCounters(of)) => self.log_counters(&of.container_id),
             None => Err(error(
                 ErrorKind::UnknownOperation,
                 "this monitor does not know the operation",
@@ -100,10 +101,20 @@ impl Monitor {
         let serial = self.serial();
         let handler = start.handler.unwrap_or_default();
         let log_path = PathBuf::from(start.log_path);
-        let (log, trouble) = match Log::open(&log_path) {
+        let (mut log, trouble) = match Log::open(&log_path) {
             Ok(log) => (log, None),
-            Err(failure) => (Log::none(), Some(format!("open log {}: {failure}", log_path.display()))),
+            Err(failure) => (
+                Log::default(),
+                Some(format!("open log {}: {failure}", log_path.display())),
+            ),
         };
+        log.limit(start.log_rate);
+        if !start.journal_fields.is_empty() {
+            match Journal::new(start.journal_fields) {
+                Ok(journal) => log.copy_to(journal),
+                Err(failure) => self.notes.say(&format!("copy a log to the journal: {failure}")),
+            }
+        }
         self.containers.push(Container {
             serial,
             id: start.container_id,
@@ -280,6 +291,19 @@ impl Monitor {
             },
             _ => wrong("does not run"),
         }
+    }
+
+    fn log_counters(&self, id: &str) -> Outcome {
+        let counters = self.find(id)?.log.counters;
+        Ok(Some(Answer::LogCounters(proto::LogCountersReply {
+            bytes_in: counters.bytes_in,
+            entries: counters.entries,
+            bytes_out: counters.bytes_out,
+            partial: counters.partial,
+            left_out: counters.left_out,
+            lost: counters.lost,
+            unjournaled: counters.unjournaled,
+        })))
     }
 
     fn delete(&mut self, origin: Origin, id: &str) -> Outcome {

@@ -1,5 +1,7 @@
 //! What a plugin is told about the pod: environment arguments and the capabilities' part of its configuration.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 use wharf_proto::cri;
 
@@ -77,19 +79,43 @@ fn ports(mappings: &[cri::PortMapping]) -> Option<Value> {
     (!list.is_empty()).then_some(Value::Array(list))
 }
 
+/// Refuses bandwidths that are none, whatever the network then does with them (row E17).
+///
+/// # Errors
+/// Names the annotation.
+pub fn check_bandwidth(annotations: &HashMap<String, String>) -> Result<()> {
+    [INGRESS, EGRESS]
+        .into_iter()
+        .try_for_each(|annotation| bits(annotations, annotation).map(drop))
+}
+
+/// Whether a pod asks for a limit of its bandwidth.
+#[must_use]
+pub fn has_bandwidth(annotations: &HashMap<String, String>) -> bool {
+    [INGRESS, EGRESS].iter().any(|key| annotations.contains_key(*key))
+}
+
+/// Bits per second that an annotation asks for.
+fn bits(annotations: &HashMap<String, String>, annotation: &'static str) -> Result<Option<u64>> {
+    let Some(text) = annotations.get(annotation) else {
+        return Ok(None);
+    };
+    match quantity(text).filter(|bits| BANDWIDTH.contains(bits)) {
+        Some(bits) => Ok(Some(bits)),
+        None => Err(Error::Setting {
+            setting: annotation,
+            reason: format!("{text:?} is not between 1k and 1P bits per second"),
+        }),
+    }
+}
+
 fn bandwidth(pod: &PodNetwork) -> Result<Option<Value>> {
     let mut value = Map::new();
     for (annotation, rate, burst) in [
         (INGRESS, "ingressRate", "ingressBurst"),
         (EGRESS, "egressRate", "egressBurst"),
     ] {
-        if let Some(text) = pod.annotations.get(annotation) {
-            let bits = quantity(text)
-                .filter(|bits| BANDWIDTH.contains(bits))
-                .ok_or_else(|| Error::Setting {
-                    setting: annotation,
-                    reason: format!("{text:?} is not between 1k and 1P bits per second"),
-                })?;
+        if let Some(bits) = bits(&pod.annotations, annotation)? {
             value.insert(rate.to_owned(), bits.into());
             value.insert(burst.to_owned(), BURST.into());
         }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-/// The pod's addresses in an ADD result, IPv4 first, otherwise in the plugin's order. Addresses of interfaces that are
+/// The pod's addresses in an ADD result, in the plugin's order. Addresses of interfaces that are
 /// not in the pod are left out.
 ///
 /// # Errors
@@ -38,7 +38,6 @@ pub(super) fn addresses(result: &Value) -> Result<Vec<String>, String> {
     if addresses.is_empty() {
         return Err("the result has no address for the pod".to_owned());
     }
-    addresses.sort_by_key(IpAddr::is_ipv6);
     Ok(addresses.iter().map(IpAddr::to_string).collect())
 }
 
@@ -48,7 +47,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn ipv4_comes_first_and_the_hosts_own_are_left_out() {
+    fn the_hosts_own_are_left_out() {
         let result = json!({
             "interfaces": [{"name": "br0"}, {"name": "eth0", "sandbox": "/ns"}],
             "ips": [
@@ -58,7 +57,7 @@ mod tests {
                 {"version": "4", "address": "10.0.0.3/24"},
             ],
         });
-        assert_eq!(addresses(&result).unwrap(), ["10.0.0.2", "10.0.0.3", "fd00::2"]);
+        assert_eq!(addresses(&result).unwrap(), ["fd00::2", "10.0.0.2", "10.0.0.3"]);
     }
 
     #[test]
