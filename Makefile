@@ -54,6 +54,10 @@ e2e: ## Run the end-to-end tests as root with real containers, on each handler (
 	cargo build --locked --workspace --bins
 	WHARF_HANDLERS="$(HANDLERS)" scripts/cargo-test.sh -p wharf-e2e --test promises
 
+.PHONY: vm-test
+vm-test: ## Run end-to-end tests in a virtual machine: cgroup v2, systemd, Debian's kernel (ARGS: of the tests' binary)
+	@scripts/vm-test.sh $(ARGS)
+
 .PHONY: critest
 critest: ## Run critest, where it is installed, on each handler (HANDLERS; flags of critest in ARGS)
 	cargo build --locked --workspace --bins

@@ -12,6 +12,10 @@ use tokio::process::{Child, Command};
 
 use crate::Result;
 
+/// On cgroup v2, the cgroup below the lab's that holds the lab's own processes: one that has controllers for its children
+/// can't have any.
+pub const PROCESSES: &str = "lab-processes";
+
 /// Own network, mount, PID and cgroup namespaces. They end, with all that runs in them, when this is dropped.
 pub struct Lab {
     /// The outer process; its standard input is the lab's life line.
@@ -58,7 +62,9 @@ impl Lab {
             .ok_or("the lab did not start; its message is above")?;
         let cgroups = std::fs::read_dir("/sys/fs/cgroup")?
             .flatten()
-            .map(|hierarchy| hierarchy.path().join("wharf-e2e").join(&name))
+            .map(|hierarchy| hierarchy.path())
+            .chain(["/sys/fs/cgroup".into()])
+            .map(|hierarchy| hierarchy.join("wharf-e2e").join(&name))
             .filter(|path| path.is_dir())
             .collect();
         Ok(Self {
@@ -82,7 +88,7 @@ impl Lab {
         command
             .args(["--net", "--mount", "--pid", "--cgroup", "--wd=/", "--"])
             .arg(program);
-        let procs: Vec<PathBuf> = self.cgroups.iter().map(|path| path.join("cgroup.procs")).collect();
+        let procs: Vec<PathBuf> = self.cgroups.iter().map(|path| own_processes(path)).collect();
         // SAFETY: between fork and exec only files are opened and written; the paths were made before.
         unsafe {
             command.pre_exec(move || {
@@ -165,7 +171,7 @@ impl Lab {
         let mut todo = self.cgroups.clone();
         while let Some(dir) = todo.pop() {
             for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.file_name() != PROCESSES {
                     found.push(entry.path());
                     todo.push(entry.path());
                 }
@@ -180,6 +186,13 @@ impl Lab {
         self.holder.wait().await?;
         Ok(())
     }
+}
+
+/// Where the lab's own processes are written to.
+fn own_processes(cgroup: &Path) -> PathBuf {
+    let inner = cgroup.join(PROCESSES);
+    let dir = if inner.is_dir() { &inner } else { cgroup };
+    dir.join("cgroup.procs")
 }
 
 /// Whether the process, or one between it and the lab's init, is in the PID namespace: a container has its own below.

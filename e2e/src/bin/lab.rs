@@ -14,6 +14,11 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
+use wharf_e2e::lab::PROCESSES;
+
+/// Where the hierarchies are mounted; itself one where there is only version 2.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
@@ -86,6 +91,9 @@ fn namespaces(cgroups: &[PathBuf], hide_cgroup2: bool, command: &[&str]) -> Resu
         namespaces |= CloneFlags::CLONE_NEWIPC;
     }
     unshare(namespaces)?;
+    for path in cgroups.iter().filter(|_| is_v2()) {
+        std::fs::write(path.join(PROCESSES).join("cgroup.procs"), "0")?;
+    }
     // SAFETY: this process has one thread.
     match unsafe { fork()? } {
         ForkResult::Parent { child } => {
@@ -145,7 +153,10 @@ fn inside(hide_cgroup2: bool) -> Result {
         )?;
     }
     let unified = Path::new("/sys/fs/cgroup/unified");
-    if unified.join("cgroup.procs").exists() {
+    if is_v2() {
+        umount(CGROUPS)?;
+        mount(Some("cgroup2"), CGROUPS, Some("cgroup2"), MsFlags::empty(), none)?;
+    } else if unified.join("cgroup.procs").exists() {
         umount(unified)?;
         if !hide_cgroup2 {
             mount(Some("cgroup2"), unified, Some("cgroup2"), MsFlags::empty(), none)?;
@@ -186,8 +197,25 @@ fn v1_hierarchies() -> Result<Vec<(PathBuf, String)>> {
     Ok(found)
 }
 
-/// A cgroup `wharf-e2e/NAME` in each hierarchy.
+/// Whether the machine has cgroup v2 alone.
+fn is_v2() -> bool {
+    Path::new(CGROUPS).join("cgroup.controllers").exists()
+}
+
+/// A cgroup `wharf-e2e/NAME` in each hierarchy. On version 2 it has all controllers for what is made below it, and so
+/// can't hold processes itself: those are in [`PROCESSES`].
 fn make_cgroups(name: &str) -> Result<Vec<PathBuf>> {
+    if is_v2() {
+        let parent = Path::new(CGROUPS).join("wharf-e2e");
+        let path = parent.join(name);
+        std::fs::create_dir_all(path.join(PROCESSES))?;
+        for dir in [Path::new(CGROUPS), &parent] {
+            for controller in std::fs::read_to_string(dir.join("cgroup.controllers"))?.split_whitespace() {
+                std::fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"))?;
+            }
+        }
+        return Ok(vec![path]);
+    }
     let mut made = Vec::new();
     let mut roots: Vec<PathBuf> = v1_hierarchies()?.into_iter().map(|(point, _)| point).collect();
     roots.push("/sys/fs/cgroup/unified".into());
