@@ -121,7 +121,7 @@ struct Plan<'a> {
 /// Why the newer mount calls did not do it.
 struct Refusal {
     errno: Errno,
-    /// Before any of our directories was looked at: the kernel is too old, or forbids the calls.
+    /// The kernel is too old, or forbids the calls; nothing is wrong with our directories.
     early: bool,
     log: String,
 }
@@ -151,7 +151,12 @@ impl Plan<'_> {
         sys::set_string(&context, c"workdir", &spell(self.work)?.text).map_err(late)?;
         sys::set_string(&context, c"index", c"off").map_err(late)?;
         sys::set_flag(&context, c"volatile").map_err(late)?;
-        sys::create(&context).map_err(late)?;
+        sys::create(&context).map_err(|errno| {
+            let refusal = late(errno);
+            // Linux before 6.5 takes every option, and says here, without a word, that it does not know one.
+            let early = errno == Errno::EINVAL && refusal.log.is_empty();
+            Refusal { early, ..refusal }
+        })?;
         let mount = sys::fsmount(&context).map_err(late)?;
         sys::attach(&mount, target).map_err(late)
     }
