@@ -48,6 +48,7 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
         .unwrap_or_else(|| format!("/{}", request.id));
     let cgroup = Cgroup::new(&hierarchies, &path).map_err(cgroup_error)?;
     cgroup.create().map_err(cgroup_error)?;
+    limit_devices(&bundle, &cgroup)?;
 
     set_oom_score(bundle.process()?.oom_score_adj())?;
     let mut plan = init::Plan {
@@ -146,23 +147,27 @@ fn supervise(
 }
 
 fn limit(plan: &init::Plan, cgroup: &Cgroup) -> Result<()> {
-    let resources = plan.bundle.linux()?.resources().clone();
-    cgroup
-        .apply(&with_default_devices(resources.unwrap_or_else(no_resources)))
-        .map_err(|e| Error::Cgroup(e.to_string()))
+    limit_cgroup(&plan.bundle, cgroup)
 }
 
-fn no_resources() -> LinuxResources {
-    let mut none = LinuxResources::default();
-    none.set_devices(None);
-    none
+/// Writes the spec's limits other than those of devices.
+pub fn limit_cgroup(bundle: &Bundle, cgroup: &Cgroup) -> Result<()> {
+    let Some(mut resources) = bundle.linux()?.resources().clone() else {
+        return Ok(());
+    };
+    resources.set_devices(None);
+    cgroup.apply(&resources).map_err(|e| Error::Cgroup(e.to_string()))
 }
 
-fn with_default_devices(mut resources: LinuxResources) -> LinuxResources {
-    let mut rules = resources.devices().clone().unwrap_or_default();
+/// Writes the device rules, while the cgroup is empty: on v1 nothing is allowed between the first rule and the last, and
+/// init makes devices.
+pub fn limit_devices(bundle: &Bundle, cgroup: &Cgroup) -> Result<()> {
+    let mut only = LinuxResources::default();
+    let given = bundle.linux()?.resources().as_ref();
+    let mut rules = given.and_then(|r| r.devices().clone()).unwrap_or_default();
     rules.extend(devices::default_rules());
-    resources.set_devices(Some(rules));
-    resources
+    only.set_devices(Some(rules));
+    cgroup.apply(&only).map_err(|e| Error::Cgroup(e.to_string()))
 }
 
 /// The root file system as a detached tree that hears of the host's mounts, or not, and never tells of its own.
