@@ -7,6 +7,7 @@ packages=(
   runc crun                # handlers beside the built-in one
   containernetworking-plugins
   docker-registry skopeo umoci busybox-static   # fixture images and who serves them
+  criu                     # checkpoints
   nftables iproute2 util-linux procps jq
   shellcheck
 )

@@ -32,6 +32,8 @@ pub struct Options {
     pub json_log: bool,
     /// Put the state directory on a tmpfs with these options, for example `size=1m`.
     pub state_tmpfs: Option<&'static str>,
+    /// The search path of the daemon; the test's own where it is not set.
+    pub path: Option<String>,
 }
 
 impl Options {
@@ -58,6 +60,7 @@ pub struct Daemon {
     pub config: PathBuf,
     dir: TempDir,
     process: Process,
+    options: Options,
     finished: bool,
 }
 
@@ -102,7 +105,7 @@ impl Daemon {
         }
         let config = at("wharf.toml");
         std::fs::write(&config, settings(dir.path(), options))?;
-        let process = spawn(&lab, dir.path(), &config).await?;
+        let process = spawn(&lab, dir.path(), &config, options).await?;
         let socket = at("run/wharf.sock");
         Ok(Self {
             cri: Cri::connect(&socket).await?,
@@ -114,6 +117,7 @@ impl Daemon {
             config,
             dir,
             process,
+            options: options.clone(),
             finished: false,
         })
     }
@@ -127,6 +131,15 @@ impl Daemon {
     /// A directory of this test, removed at its end.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Name of its default runtime handler.
+    pub fn handler(&self) -> &str {
+        if self.options.handler.is_empty() {
+            "builtin"
+        } else {
+            &self.options.handler
+        }
     }
 
     /// The daemon's process, as the test sees it.
@@ -156,7 +169,7 @@ impl Daemon {
     /// # Errors
     /// When it does not start.
     pub async fn start_again(&mut self) -> Result {
-        self.process = spawn(&self.lab, self.dir.path(), &self.config).await?;
+        self.process = spawn(&self.lab, self.dir.path(), &self.config, &self.options).await?;
         self.cri = Cri::connect(&self.socket).await?;
         Ok(())
     }
@@ -204,7 +217,7 @@ impl Daemon {
     pub async fn start_again_with(&mut self, meanwhile: impl AsyncFnOnce(&Cri)) -> Result {
         // Left by the daemon before.
         let _ = std::fs::remove_file(&self.socket);
-        let starting = begin(&self.lab, self.dir.path(), &self.config)?;
+        let starting = begin(&self.lab, self.dir.path(), &self.config, &self.options)?;
         crate::eventually("the daemon listens", async || {
             tokio::net::UnixStream::connect(&self.socket).await.is_ok()
         })
@@ -356,8 +369,8 @@ fn settings(dir: &Path, options: &Options) -> String {
 }
 
 /// Starts the daemon and waits until it says, as to systemd, that it is ready.
-async fn spawn(lab: &Lab, dir: &Path, config: &Path) -> Result<Process> {
-    let starting = begin(lab, dir, config)?;
+async fn spawn(lab: &Lab, dir: &Path, config: &Path, options: &Options) -> Result<Process> {
+    let starting = begin(lab, dir, config, options)?;
     ready(lab, dir, starting).await
 }
 
@@ -367,7 +380,7 @@ struct Starting {
     notes: UnixDatagram,
 }
 
-fn begin(lab: &Lab, dir: &Path, config: &Path) -> Result<Starting> {
+fn begin(lab: &Lab, dir: &Path, config: &Path, options: &Options) -> Result<Starting> {
     let notify = dir.join("notify.sock");
     let _ = std::fs::remove_file(&notify);
     let notes = UnixDatagram::bind(&notify)?;
@@ -376,8 +389,13 @@ fn begin(lab: &Lab, dir: &Path, config: &Path) -> Result<Starting> {
         .create(true)
         .append(true)
         .open(dir.join("wharf.log"))?;
-    let outer = lab
-        .command(program("wharf")?)
+    // By env(1), because nsenter is looked for in the path too.
+    let mut outer = lab.command("/usr/bin/env");
+    if let Some(path) = &options.path {
+        outer.arg(format!("PATH={path}"));
+    }
+    let outer = outer
+        .arg(program("wharf")?)
         .args(["serve", "--config"])
         .arg(config)
         .env("NOTIFY_SOCKET", &notify)

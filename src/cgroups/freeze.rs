@@ -51,6 +51,14 @@ impl Cgroup {
         }
     }
 
+    /// The cgroup's directory where the freezer is, for programs that freeze it themselves.
+    ///
+    /// # Errors
+    /// [`Error::NoController`] without a freezer.
+    pub fn freezer_dir(&self) -> Result<PathBuf> {
+        self.freezer().map(|freezer| freezer.dir)
+    }
+
     fn freezer(&self) -> Result<Freezer> {
         let path = self.path();
         match &*self.hierarchies.0 {

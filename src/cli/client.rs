@@ -163,6 +163,22 @@ impl Client {
             .into_inner())
     }
 
+    /// Writes a checkpoint of a container to a file of the daemon's machine. A `limit` of zero is the daemon's own.
+    pub async fn checkpoint_container(&self, id: &str, name: &str, location: &str, limit: Duration) -> Result<()> {
+        let message = cri::CheckpointContainerRequest {
+            container_id: id.to_owned(),
+            location: location.to_owned(),
+            timeout: i64::try_from(limit.as_millis().div_ceil(1000)).unwrap_or(i64::MAX),
+        };
+        let answer = self
+            .runtime()
+            .checkpoint_container(self.patient(message, Owner::All))
+            .await;
+        answer
+            .map(drop)
+            .map_err(|s| self.error(&format!("checkpoint container {name}"), &s))
+    }
+
     /// Stops a container; `grace` is how long it may take to end by itself before it is killed.
     pub async fn stop_container(&self, id: &str, name: &str, grace: Duration) -> Result<()> {
         // CRI counts whole seconds; a fraction must not become "kill at once".

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    attach, completions, cp, doctor, exec, history, images, info, inspect, login, logs, pause, pods, port_forward, ps,
-    pull, rm, rmi, run, serve, stats, stop, tag, top, units, update, version,
+    attach, checkpoint, completions, cp, doctor, exec, history, images, info, inspect, login, logs, pause, pods,
+    port_forward, ps, pull, rm, rmi, run, serve, stats, stop, tag, top, units, update, version,
 };
 
 /// Runs containers on this node.
@@ -73,6 +73,8 @@ pub enum Command {
     Unpause(pause::Arguments),
     /// Change the limits of containers
     Update(update::Arguments),
+    /// Write the state of a running container, memory included, to a file
+    Checkpoint(checkpoint::Arguments),
     /// Remove containers or pods
     Rm(rm::Arguments),
     /// Fetch an image from a registry

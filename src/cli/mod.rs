@@ -10,6 +10,7 @@
 //! (tables, JSON, YAML), `stream` (what exec and attach are made of), `units` (ages and sizes), `logfile` (the CRI log format) and `error` (messages, exit codes).
 
 mod attach;
+mod checkpoint;
 mod client;
 mod command;
 mod completions;
@@ -117,6 +118,7 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Unpause(arguments) => pause::run(&client, &arguments, pause::Act::Unpause).await,
         Command::Stop(arguments) => stop::run(&client, &arguments).await,
         Command::Update(arguments) => update::run(&client, &arguments).await,
+        Command::Checkpoint(arguments) => checkpoint::run(&client, &arguments).await,
         Command::Rm(arguments) => rm::run(&client, &arguments).await,
         Command::Pull(arguments) => pull::run(&client, &arguments).await,
         Command::Login(arguments) => login::login(&client, &arguments).await,

@@ -10,7 +10,7 @@ use wharf_proto::{
     record::ContainerState,
 };
 
-use super::{Container, Error, Result, Tools, cdi, ending, host, limits, signals, spec, users};
+use super::{Container, Error, Result, Tools, cdi, ending, host, limits, restore, signals, spec, users};
 use crate::{
     images::{Image, rootfs::Owners},
     runtime::features::Features,
@@ -54,7 +54,13 @@ pub async fn create(
         .as_ref()
         .map(|image| image.image.clone())
         .unwrap_or_default();
-    let image = tools.images.find(&named).ok_or(Error::NoImage(named))?;
+    let (image, dumped) = match restore::archive(&named) {
+        Some(archive) => {
+            let dumped = Arc::new(restore::read(container, archive).await?);
+            (dumped.image(tools).await?, Some(dumped))
+        }
+        None => (tools.images.find(&named).ok_or(Error::NoImage(named))?, None),
+    };
     let log_path = log_path(&on_record, &config)?;
     let stop_signal = stop_signal(&config, &image)?;
 
@@ -80,6 +86,10 @@ pub async fn create(
             id: container.id.clone(),
             source,
         })?;
+    if let Some(dumped) = &dumped {
+        dumped.apply(container, &rootfs, &log_path).await?;
+    }
+    let restore = dumped.is_some();
     container.fail_point("create.rootfs").await?;
     let cgroup_path = cgroup_path(&on_record, &container.id);
     let resources = config.linux.as_ref().and_then(|linux| linux.resources.clone());
@@ -90,6 +100,7 @@ pub async fn create(
         config,
         rootfs,
         cgroup_path: cgroup_path.clone(),
+        dumped,
         runtime: runtime_features(tools, container).await,
     };
     // A volume that does not answer is waited for here.
@@ -107,6 +118,7 @@ pub async fn create(
             record.resources = resources;
             record.stop_signal = stop_signal;
             record.cgroup_path = cgroup_path;
+            record.restore = restore;
             record.state = ContainerState::ContainerCreated.into();
         })
         .await?;
@@ -130,6 +142,8 @@ struct Bundle {
     config: ContainerConfig,
     rootfs: PathBuf,
     cgroup_path: String,
+    /// What is restored, if it is not created.
+    dumped: Option<Arc<restore::Dumped>>,
     /// The PID namespace to join, if the config asks for one.
     pid_namespace: Option<PathBuf>,
     /// What the pod's handler can do.
@@ -154,6 +168,7 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 config,
                 rootfs,
                 cgroup_path,
+                dumped,
                 pid_namespace,
                 runtime,
             } = &bundle;
@@ -190,6 +205,9 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
             cdi::apply(&devices, &mut spec);
             let name = config.metadata.clone().unwrap_or_default().name;
             limits::apply(daemon, &name, &config.annotations, &pod.annotations, &mut spec)?;
+            if let Some(dumped) = dumped {
+                dumped.adopt(&mut spec)?;
+            }
             let json = serde_json::to_vec(&spec).map_err(|error| Error::Invalid(error.to_string()))?;
             store::write_file(&owner.dir.join("config.json"), &json, 0o600)?;
             Ok(user.to_cri())

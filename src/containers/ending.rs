@@ -256,6 +256,8 @@ pub async fn remove(tools: &Tools, container: &Arc<Container>) -> Result<()> {
         .change_regardless(|record| record.state = ContainerState::ContainerRemoving.into())
         .await;
     container.fail_point("remove.begin").await?;
+    // One that is being made ends with the container, and cleans up after itself.
+    drop(container.checkpointing.lock().await);
     release(tools, container).await?;
     container.fail_point("remove.released").await?;
     let dir = container.dir.clone();

@@ -5,6 +5,7 @@
 
 pub mod caps;
 pub mod cdi;
+mod checkpoint;
 mod create;
 mod ending;
 mod exec;
@@ -12,6 +13,7 @@ pub mod host;
 mod limits;
 mod pause;
 pub mod process;
+mod restore;
 pub mod seccomp;
 pub mod session;
 pub mod signals;
@@ -31,6 +33,7 @@ use std::{
     time::Duration,
 };
 
+pub use checkpoint::checkpoint;
 pub use create::{create, undo};
 pub use ending::{ended, let_go, lost, release, remove, stop};
 pub use exec::{Output, exec_sync};
@@ -81,6 +84,14 @@ pub enum Error {
         /// The container's id.
         id: String,
         /// What the runtime said.
+        message: String,
+    },
+    /// CRIU could not do it.
+    #[error("checkpoint container {id}: {message}")]
+    Checkpoint {
+        /// The container's id.
+        id: String,
+        /// What it said.
         message: String,
     },
     /// The time given is over.
@@ -149,6 +160,8 @@ pub struct Container {
     meter: usage::Meter,
     /// Held while the container is started or removed.
     operation: tokio::sync::Mutex<()>,
+    /// Held while a checkpoint is made.
+    checkpointing: tokio::sync::Mutex<()>,
     /// Held while what an ended container holds is released: its exit and its removal both do so.
     release: tokio::sync::Mutex<()>,
     /// Held while the runtime forgets it: its release and its pod's stop both see to that.
@@ -172,6 +185,7 @@ impl Container {
             stage: Stage::default(),
             meter: usage::Meter::default(),
             operation: tokio::sync::Mutex::new(()),
+            checkpointing: tokio::sync::Mutex::new(()),
             release: tokio::sync::Mutex::new(()),
             deletion: tokio::sync::Mutex::new(()),
             pid: AtomicI32::new(0),

@@ -15,6 +15,11 @@ use crate::cgroups::{self, Cgroup};
 pub async fn pause(tools: &Tools, container: &Arc<Container>) -> Result<()> {
     let _one_at_a_time = container.operation.lock().await;
     check(container)?;
+    // Else the checkpoint's end would let it go on.
+    let _no_checkpoint = container
+        .checkpointing
+        .try_lock()
+        .map_err(|_| Error::State(format!("container {} is being checkpointed", container.id)))?;
     on_cgroup(tools, container, "pause", Cgroup::freeze).await?;
     let edit = |record: &mut record::Container| {
         // It may have ended in between.

@@ -13,7 +13,7 @@ use wharf_proto::{
     record::{self, ContainerState, Exit},
 };
 
-use super::{Container, Error, Result, Tools, ending};
+use super::{Container, Error, Result, Tools, checkpoint::program, ending, restore};
 use crate::{runtime::seccomp_compile, store};
 
 /// Exit code of a container that could not be started (feature row B3).
@@ -42,13 +42,24 @@ pub async fn start(tools: &Tools, container: &Container) -> Result<()> {
     }
     let monitor = container.monitor()?;
     container.fail_point("start.begin").await?;
-    let request = request(tools, container, &record).await?;
+    let mut request = request(tools, container, &record).await?;
+    if record.restore {
+        request.restore = Some(monitor::Restore {
+            criu: program::find(container)?.display().to_string(),
+            images: restore::images(container).display().to_string(),
+            work: restore::directory(container).display().to_string(),
+        });
+    }
     container
         .record
         .change(|record| record.state = ContainerState::ContainerStarting.into())
         .await?;
     container.fail_point("start.noted").await?;
-    match monitor.start(request).await {
+    let started = monitor.start(request).await;
+    if record.restore {
+        forget_dump(container).await;
+    }
+    match started {
         Ok(started) => {
             container.set_pid(started.pid);
             let edit = |record: &mut record::Container| {
@@ -92,6 +103,14 @@ pub async fn start(tools: &Tools, container: &Container) -> Result<()> {
                 message,
             })
         }
+    }
+}
+
+/// What was dumped is needed once.
+async fn forget_dump(container: &Container) {
+    let dir = restore::directory(container);
+    if let Err(error) = container.blocking(move || Ok(store::remove_dir(&dir)?)).await {
+        tracing::warn!(container = container.id, %error, "could not remove what the container was restored from");
     }
 }
 
@@ -150,6 +169,7 @@ async fn request(tools: &Tools, container: &Container, record: &record::Containe
         } else {
             Vec::new()
         },
+        restore: None,
     })
 }
 

@@ -5,9 +5,9 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Request, Status};
 use wharf_proto::{
     cri::{
-        Container as Item, ContainerConfig, ContainerResources, ContainerState, ContainerStatus,
-        ContainerStatusRequest, ContainerStatusResponse, ContainerUser, CreateContainerRequest, ExecSyncRequest,
-        ExecSyncResponse, ListContainersRequest, ReopenContainerLogRequest, StopContainerRequest,
+        CheckpointContainerRequest, Container as Item, ContainerConfig, ContainerResources, ContainerState,
+        ContainerStatus, ContainerStatusRequest, ContainerStatusResponse, ContainerUser, CreateContainerRequest,
+        ExecSyncRequest, ExecSyncResponse, ListContainersRequest, ReopenContainerLogRequest, StopContainerRequest,
     },
     json, record,
 };
@@ -59,6 +59,19 @@ impl Face {
             stderr: output.stderr,
             exit_code: output.exit_code,
         })
+    }
+
+    pub(super) async fn checkpoint(&self, request: CheckpointContainerRequest) -> Result<(), Status> {
+        let Ok(seconds) = u64::try_from(request.timeout) else {
+            return Err(Status::invalid_argument(format!(
+                "the timeout of a checkpoint can't be {} s",
+                request.timeout
+            )));
+        };
+        self.node()?
+            .checkpoint(&request.container_id, request.location, Duration::from_secs(seconds))
+            .await
+            .map_err(|error| status(&error))
     }
 
     pub(super) async fn reopen(&self, request: ReopenContainerLogRequest) -> Result<(), Status> {

@@ -263,9 +263,10 @@ impl RuntimeService for Face {
 
     async fn checkpoint_container(
         &self,
-        _: Request<CheckpointContainerRequest>,
+        request: Request<CheckpointContainerRequest>,
     ) -> Result<Response<CheckpointContainerResponse>, Status> {
-        not_yet("CheckpointContainer")
+        self.checkpoint(request.into_inner()).await?;
+        Ok(Response::new(CheckpointContainerResponse {}))
     }
 
     async fn checkpoint_pod(

@@ -21,6 +21,7 @@ pub mod reference;
 mod registry;
 mod room;
 pub mod rootfs;
+pub mod tar;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -29,6 +29,12 @@ impl Mounts {
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Vec<Pin>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The layers that a container's root filesystem is made of, top first.
+    pub(super) fn layers(&self, container: &Path) -> Option<Vec<PathBuf>> {
+        let mounts = self.lock();
+        Some(mounts.get(container)?.iter().rev().map(Pin::path).collect())
+    }
 }
 
 /// See [`super::Images::mount_rootfs`].

@@ -219,6 +219,13 @@ impl Images {
         mounts::mount(&self.room, image, container_dir, owners).await
     }
 
+    /// What the container in `container_dir` has changed of its root filesystem; `None` when none is mounted.
+    #[must_use]
+    pub fn changes(&self, container_dir: &Path) -> Option<super::rootfs::changes::Changes> {
+        let layers = self.room.mounts.layers(container_dir)?;
+        Some(super::rootfs::changes::Changes::new(container_dir, layers))
+    }
+
     /// Undoes [`Images::mount_rootfs`]; nothing mounted is fine.
     ///
     /// # Errors

@@ -86,6 +86,22 @@ impl Roots {
             .unwrap_or(0)
     }
 
+    /// Lets the processes of the cgroup `path` go on. Fine if they do, or if it is gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn thaw(&self, path: &str) -> std::io::Result<()> {
+        let (file, value): (_, &[u8]) = match (self.v1.iter().find(|root| root.ends_with("freezer")), &self.v2) {
+            (Some(root), _) => (below(root, path).join("freezer.state"), b"THAWED"),
+            (None, Some(root)) => (below(root, path).join("cgroup.freeze"), b"0"),
+            (None, None) => return Ok(()),
+        };
+        match put(&file, value) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Whether processes are left in the cgroup `path`.
     pub fn is_populated(&self, path: &str) -> bool {
         let Some(root) = self

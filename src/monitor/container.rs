@@ -45,6 +45,10 @@ pub struct Container {
     pub handler: Box<dyn Handler>,
     pub seccomp_filter: Option<PathBuf>,
     pub cgroup_path: String,
+    /// It was dumped once, and is brought back instead of created.
+    pub restore: Option<proto::Restore>,
+    /// A checkpoint for this connection has it stand still, or is about to.
+    pub frozen_for: Option<u32>,
     pub exit_file: PathBuf,
     pub log: Log,
     pub line_limit: usize,

@@ -198,6 +198,17 @@ impl Node {
             .await
     }
 
+    /// Writes a checkpoint of a container; see [`containers::checkpoint`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn checkpoint(&self, id: &str, location: String, timeout: Duration) -> Result<()> {
+        let container = self.container(id)?;
+        let node = self.clone();
+        self.own(async move { Ok(containers::checkpoint(&node.inner.tools, &container, &location, timeout).await?) })
+            .await
+    }
+
     /// Makes a container's log continue in a new file; see [`containers::reopen_log`].
     ///
     /// # Errors

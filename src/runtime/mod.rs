@@ -8,6 +8,7 @@
 //! [`features`], what a handler can do, is for the daemon.
 
 pub mod builtin;
+pub mod checkpoint;
 pub mod command;
 mod error;
 pub mod features;
@@ -17,6 +18,7 @@ pub mod seccomp_compile;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+pub use checkpoint::{CheckpointRequest, RestoreRequest};
 pub use error::{Error, Result};
 
 /// Where a process's standard streams go.
@@ -114,6 +116,22 @@ pub trait Handler {
     /// Send a signal to init, or with `all` to each process of the container. `None`: done.
     fn kill(&self, container: &ContainerRef, signal: i32, all: bool) -> Result<Option<Pending>>;
     fn finish_kill(&self, pending: Pending) -> Result<()>;
+    /// Freeze a running container and have CRIU dump it. Frozen it stays when that succeeds.
+    fn checkpoint(&self, request: &CheckpointRequest) -> Result<Pending>;
+    fn finish_checkpoint(&self, pending: Pending) -> Result<()> {
+        report::finish(&pending, "checkpoint").map(drop)
+    }
+    /// Have CRIU make a container from what was dumped. It runs at once; there is nothing to start.
+    fn restore(&self, request: &CreateRequest, restore: &RestoreRequest) -> Result<Pending>;
+    fn finish_restore(&self, pending: Pending) -> Result<Created> {
+        let report = report::finish(&pending, "restore")?;
+        Ok(Created {
+            init_pid: report.pid,
+            gate: None,
+            console: report.fds.into_iter().next(),
+            hooks: false,
+        })
+    }
     /// Kill what is left and release cgroup and state. Repeatable: nothing there is success. `None`: done.
     fn delete(&self, container: &ContainerRef) -> Result<Option<Pending>>;
     fn finish_delete(&self, pending: Pending) -> Result<()>;

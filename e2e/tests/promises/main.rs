@@ -6,6 +6,7 @@
 mod bad_input;
 mod bad_requests;
 mod cdi;
+mod checkpoint;
 mod cli;
 mod compare;
 mod copying;
@@ -49,9 +50,18 @@ mod userns;
 ///
 /// A daemon is started for each; the body gets it and ends it with `finish()`.
 async fn on_each_handler<F: AsyncFn(wharf_e2e::Daemon)>(body: F) {
-    let names = std::env::var("WHARF_HANDLERS").unwrap_or_else(|_| "builtin runc crun".into());
-    for name in names.split_whitespace() {
+    for name in handlers() {
         println!("---- handler {name}");
-        body(wharf_e2e::Daemon::with(wharf_e2e::Options::handler(name)).await).await;
+        body(wharf_e2e::Daemon::with(wharf_e2e::Options::handler(&name)).await).await;
     }
+}
+
+/// The runtime handlers that were asked for.
+fn handlers() -> impl Iterator<Item = String> {
+    let names = std::env::var("WHARF_HANDLERS").unwrap_or_else(|_| "builtin runc crun".into());
+    names
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect::<Vec<_>>()
+        .into_iter()
 }

@@ -2,6 +2,7 @@
 //! filesystem below. Owns what a container's directory has under `rootfs`, `upper`, `work`, `empty` and `mapped`; never knows
 //! images or records, never follows a symlink a container made. All of it blocks: run it with `spawn_blocking`.
 
+pub mod changes;
 mod mapped;
 mod overlay;
 mod remove;

@@ -290,15 +290,19 @@ impl Client {
 
     /// As [`Client::kill_exec`], without waiting for it: the request is sent in the order of the others.
     pub fn kill_exec_soon(&self, exec_id: &str) {
+        self.tell(Op::KillExec(proto::KillExec {
+            exec_id: exec_id.to_owned(),
+        }));
+    }
+
+    /// Sends a request whose answer nobody waits for. A monitor that has gone has nothing left to be told about.
+    fn tell(&self, op: Op) {
         let request = Request {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
-            op: Some(Op::KillExec(proto::KillExec {
-                exec_id: exec_id.to_owned(),
-            })),
+            op: Some(op),
         };
         let mut bytes = Vec::new();
         frame::encode(&request, &mut bytes);
-        // A monitor that has gone has no execs.
         let _ = self.outgoing.send(Outgoing {
             bytes,
             descriptors: Vec::new(),
@@ -317,6 +321,38 @@ impl Client {
             Answer::Done(_) => Ok(()),
             _ => Err(unexpected(ATTEMPT, &id)),
         }
+    }
+
+    /// Freezes a running container and dumps it. It stays frozen, when that succeeds, until [`Client::thaw`]; the
+    /// monitor thaws it when this connection ends or the container is sent a signal.
+    ///
+    /// # Errors
+    /// Kind `WRONG_STATE` when it does not run or is being checkpointed, `FAILED` with the reason; it then runs on.
+    pub async fn checkpoint(&self, request: proto::Checkpoint) -> Result<()> {
+        const ATTEMPT: &str = "checkpoint container";
+        let id = request.container_id.clone();
+        match self.ask(ATTEMPT, &id, Op::Checkpoint(request), Vec::new()).await? {
+            Answer::Done(_) => Ok(()),
+            _ => Err(unexpected(ATTEMPT, &id)),
+        }
+    }
+
+    /// Lets a frozen container go on; gives up a checkpoint that is being made. Not frozen: fine.
+    ///
+    /// # Errors
+    /// As the monitor answers.
+    pub async fn thaw(&self, container_id: &str) -> Result<()> {
+        let thaw = proto::Thaw {
+            container_id: container_id.to_owned(),
+        };
+        self.ask_done("thaw container", container_id, Op::Thaw(thaw)).await
+    }
+
+    /// As [`Client::thaw`], without waiting for it.
+    pub fn thaw_soon(&self, container_id: &str) {
+        self.tell(Op::Thaw(proto::Thaw {
+            container_id: container_id.to_owned(),
+        }));
     }
 
     /// Opens the container's log file anew after a rotation.

@@ -51,7 +51,9 @@ impl Monitor {
         } else if let Some(at) = self.execs.iter().position(|exec| exec.pid == pid) {
             let exec = self.execs.swap_remove(at);
             self.exec_ended(exec.id, status);
-        } else if !self.jobs.is_empty() && !self.jobs.iter().any(|job| job.is_helper(pid)) {
+        } else if let Some(job) = self.jobs.iter_mut().find(|job| job.is_helper(pid)) {
+            job.forget_helper();
+        } else if !self.jobs.is_empty() {
             if self.unnamed.len() >= MAX_UNNAMED {
                 self.unnamed.remove(0);
             }

@@ -31,6 +31,19 @@ impl Job {
     pub fn is_helper(&self, pid: i32) -> bool {
         self.pending.helper == Some(pid)
     }
+
+    /// The helper was waited for: its number may be another's now.
+    pub fn forget_helper(&mut self) {
+        self.pending.helper = None;
+    }
+
+    /// The helper that makes a checkpoint of the container `serial`, if this is that.
+    pub fn checkpoints(&self, serial: u32) -> Option<i32> {
+        match self.work {
+            Work::Checkpoint { serial: of, .. } if of == serial => self.pending.helper,
+            _ => None,
+        }
+    }
 }
 
 /// What to do with its result. `serial` names the container.
@@ -53,6 +66,10 @@ pub(super) enum Work {
         bound: bool,
         /// KillExec came in between, or the connection it is bound to has closed.
         unwanted: bool,
+    },
+    Checkpoint {
+        origin: Origin,
+        serial: u32,
     },
     Kill {
         origin: Option<Origin>,
@@ -126,6 +143,7 @@ impl Monitor {
                 };
                 self.executed(origin, serial, pending, exec, console, unwanted);
             }
+            Work::Checkpoint { origin, serial } => self.checkpointed(origin, serial, pending),
             Work::Kill { origin, serial } => {
                 let result = self.container(serial).map(|c| c.handler.finish_kill(pending));
                 if let Some(origin) = origin {
@@ -143,7 +161,12 @@ impl Monitor {
         let Some(container) = self.container(serial) else {
             return;
         };
-        let mut created = match container.handler.finish_create(pending) {
+        let restored = container.restore.is_some();
+        let finished = match restored {
+            true => container.handler.finish_restore(pending),
+            false => container.handler.finish_create(pending),
+        };
+        let mut created = match finished {
             Ok(created) => created,
             Err(error) => return self.start_failed(origin, serial, &error.to_string()),
         };
@@ -163,6 +186,9 @@ impl Monitor {
             status => container.early_end = status,
         }
         container.state = State::Starting;
+        if restored {
+            return self.running(origin, serial);
+        }
         let pending = container.handler.start(&container.reference(), &mut created);
         container.created = Some::<Created>(created);
         match pending {
@@ -194,6 +220,13 @@ impl Monitor {
         if let Err(error) = container.handler.finish_start(pending) {
             return self.start_failed(origin, serial, &error.to_string());
         }
+        self.running(origin, serial);
+    }
+
+    fn running(&mut self, origin: Origin, serial: u32) {
+        let Some(container) = self.container(serial) else {
+            return;
+        };
         container.created = None;
         container.state = State::Running;
         container.started_at = store::now();

@@ -1,6 +1,7 @@
 //! The monitor's loop and what it keeps.
 
 mod attaches;
+mod checkpoints;
 mod ends;
 mod jobs;
 mod requests;
@@ -212,6 +213,7 @@ impl Monitor {
         if let Some(old) = self.connection.take() {
             self.poll.remove(&old);
             self.abandon_starting(old.serial);
+            self.thaw_all_of(old.serial);
             for exec in self.execs.iter().filter(|exec| exec.bound_to == Some(old.serial)) {
                 tree::kill(exec.pid);
             }

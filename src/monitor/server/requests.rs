@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::fd::{AsFd as _, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,7 @@ use super::{
     Monitor, Origin,
     jobs::{Work, error},
 };
-use crate::runtime::{self, CreateRequest, ExecRequest, Stdio};
+use crate::runtime::{self, CreateRequest, ExecRequest, RestoreRequest, Stdio};
 
 /// How long Hello waits for containers that are being started.
 const GREETING: Duration = Duration::from_secs(2);
@@ -42,6 +42,8 @@ impl Monitor {
             Some(Op::Shutdown(_)) => self.shutdown(),
             Some(Op::Attach(attach)) => self.attach(&attach, descriptors),
             Some(Op::LogCounters(of)) => self.log_counters(&of.container_id),
+            Some(Op::Checkpoint(checkpoint)) => self.checkpoint(origin, &checkpoint),
+            Some(Op::Thaw(thaw)) => Ok(Some(self.thaw_by_name(&thaw.container_id))),
             None => Err(error(
                 ErrorKind::UnknownOperation,
                 "this monitor does not know the operation",
@@ -88,7 +90,7 @@ impl Monitor {
         }
     }
 
-    fn find(&self, id: &str) -> Result<&Container, Answer> {
+    pub(super) fn find(&self, id: &str) -> Result<&Container, Answer> {
         let found = self.containers.iter().find(|c| c.id == id);
         found.ok_or_else(|| error(ErrorKind::NotFound, format!("no container {id}")))
     }
@@ -122,6 +124,8 @@ impl Monitor {
             handler: runtime::handler(&handler.path, &handler.root),
             seccomp_filter: (!start.seccomp_filter.is_empty()).then(|| start.seccomp_filter.into()),
             cgroup_path: start.cgroup_path,
+            restore: start.restore,
+            frozen_for: None,
             exit_file: start.exit_file.into(),
             log,
             line_limit: line_limit(start.max_log_line),
@@ -161,10 +165,19 @@ impl Monitor {
             stdio,
             seccomp_filter: container.seccomp_filter.as_deref(),
         };
-        container
-            .handler
-            .create(&request)
-            .map_err(|failure| failure.to_string())
+        let begun = match &container.restore {
+            None => container.handler.create(&request),
+            Some(restore) => container.handler.restore(
+                &request,
+                &RestoreRequest {
+                    criu: Path::new(&restore.criu),
+                    images: Path::new(&restore.images),
+                    work: Path::new(&restore.work),
+                    cgroup_path: &container.cgroup_path,
+                },
+            ),
+        };
+        begun.map_err(|failure| failure.to_string())
     }
 
     fn create_with_pipes(&mut self, serial: u32, stdin: bool) -> Result<runtime::Pending, String> {
@@ -205,6 +218,11 @@ impl Monitor {
             return Err(error(ErrorKind::WrongState, message));
         }
         let serial = container.serial;
+        if container.frozen_for.is_some() {
+            // What stands still hears no signal.
+            self.thaw(serial);
+        }
+        let container = self.find(&kill.container_id)?;
         let so_far = self.roots.oom_kills(&container.cgroup_path);
         if let Some(container) = self.container(serial) {
             container.oom_before_signal.get_or_insert(so_far);

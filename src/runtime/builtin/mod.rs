@@ -11,6 +11,7 @@ mod attach;
 mod caps;
 mod console;
 mod create;
+mod criu;
 mod devices;
 mod exec;
 mod hooks;
@@ -25,6 +26,7 @@ mod rlimits;
 mod spec;
 mod sysctl;
 
+use super::checkpoint::{self, CheckpointRequest, RestoreRequest};
 use super::error::Context;
 use super::report::{self, Report};
 use super::{ContainerRef, CreateRequest, Created, Error, ExecRequest, Executed, Handler, Pending, Result};
@@ -115,6 +117,16 @@ impl Handler for Builtin {
 
     fn finish_kill(&self, pending: Pending) -> Result<()> {
         report::finish(&pending, "kill").map(drop)
+    }
+
+    fn checkpoint(&self, request: &CheckpointRequest) -> Result<Pending> {
+        report::spawn_helper(&[], || {
+            checkpoint::frozen(&request.container, |cgroup| criu::dump(request, cgroup))
+        })
+    }
+
+    fn restore(&self, request: &CreateRequest, restore: &RestoreRequest) -> Result<Pending> {
+        report::spawn_helper(&create::kept(&request.stdio), || criu::restore(request, restore))
     }
 
     fn delete(&self, container: &ContainerRef) -> Result<Option<Pending>> {

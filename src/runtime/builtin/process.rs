@@ -12,7 +12,7 @@ use oci_spec::runtime::{LinuxSeccomp, Process};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 /// A process with everything parsed and checked.
@@ -94,6 +94,7 @@ impl Setup {
             rlimits::apply(0, &self.limits)?;
         }
         self.labels.write()?;
+        reopen_null(root);
         self.own_stdio();
         self.caps.limit_bounding()?;
         umask(Mode::from_bits_truncate(self.umask));
@@ -252,6 +253,25 @@ fn find_home(passwd: &str, uid: u32) -> Option<String> {
         let matches = fields.get(2)?.parse() == Ok(uid);
         (matches && fields.len() >= 6 && !fields[5].is_empty()).then(|| fields[5].to_string())
     })
+}
+
+/// Streams that lead to the host's null device lead to the container's from here on: nothing of the host stays open, and
+/// a checkpoint finds only what is in the container. One without such a device keeps the host's.
+fn reopen_null(root: &Root) {
+    let is_null = |fd: BorrowedFd| {
+        let null = nix::sys::stat::makedev(1, 3);
+        fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == null)
+    };
+    for number in 0..3 {
+        // SAFETY: descriptors 0 to 2 stay open for the whole life of the process.
+        let stream = unsafe { BorrowedFd::borrow_raw(number) };
+        if is_null(stream)
+            && let Ok(own) = root.open(Path::new("/dev/null"), libc::O_RDWR | libc::O_NOCTTY)
+            && is_null(own.as_fd())
+        {
+            let _ = super::create::replace_stream(number, &own);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use program::Invocation;
 
 use super::{
     ContainerRef, CreateRequest, Created, Error, ExecRequest, Executed, Handler, Pending, Result, Stdio,
+    checkpoint::{self, CheckpointRequest, DUMP_LOG, RESTORE_LOG, RestoreRequest},
     error::Context as _,
     report::{self, Report, spawn_helper},
 };
@@ -135,6 +136,39 @@ impl Handler for Command {
         report::finish(&pending, "kill").map(drop)
     }
 
+    fn checkpoint(&self, request: &CheckpointRequest) -> Result<Pending> {
+        spawn_helper(&[], || {
+            checkpoint::frozen(&request.container, |_| {
+                checkpoint::write_descriptors(request.container.init_pid, request.images)?;
+                let mut invocation = self.invocation(request.container.bundle);
+                invocation.arguments(["checkpoint", "--leave-running", "--file-locks", "--ext-unix-sk"]);
+                invocation.arguments(["--image-path".as_ref(), request.images.as_os_str()]);
+                invocation.arguments(["--work-path".as_ref(), request.work.as_os_str()]);
+                invocation.arguments([request.container.id]);
+                invocation.search_path(checkpoint::search_path(request.criu));
+                criu_says(invocation.run(), &request.work.join(DUMP_LOG))
+            })
+        })
+    }
+
+    fn restore(&self, request: &CreateRequest, restore: &RestoreRequest) -> Result<Pending> {
+        spawn_helper(&kept(&request.stdio), || {
+            let mut invocation = self.invocation(request.bundle);
+            invocation.arguments(["restore", "--detach", "--file-locks", "--ext-unix-sk", "--bundle", "."]);
+            invocation.arguments(["--pid-file", program::PID_FILE]);
+            invocation.arguments(["--image-path".as_ref(), restore.images.as_os_str()]);
+            invocation.arguments(["--work-path".as_ref(), restore.work.as_os_str()]);
+            invocation.search_path(checkpoint::search_path(restore.criu));
+            let restored = invocation.run_detached(&request.stdio, request.id);
+            let (pid, console) = criu_says(restored, &restore.work.join(RESTORE_LOG))?;
+            Ok(Report {
+                pid,
+                fds: console.into_iter().collect(),
+                ..Report::default()
+            })
+        })
+    }
+
     fn delete(&self, container: &ContainerRef) -> Result<Option<Pending>> {
         spawn_helper(&[], || {
             let mut invocation = self.invocation(container.bundle);
@@ -164,6 +198,14 @@ impl Handler for Command {
     fn finish_delete(&self, pending: Pending) -> Result<()> {
         report::finish(&pending, "delete").map(drop)
     }
+}
+
+/// What CRIU's log says of a failure tells more than that there was one.
+fn criu_says<T>(result: Result<T>, log: &std::path::Path) -> Result<T> {
+    result.map_err(|error| match checkpoint::complaints(log) {
+        Some(complaints) => Error::Failed(format!("{error}; criu: {complaints}")),
+        None => error,
+    })
 }
 
 /// Whether a program's words on deletion mean that it knows no such container: runc says so, crun misses the

@@ -62,6 +62,11 @@ impl Invocation {
         self.pid_file = name;
     }
 
+    /// The program finds others there.
+    pub(super) fn search_path(&mut self, path: std::ffi::OsString) {
+        self.command.env("PATH", path);
+    }
+
     pub(super) fn pid_file_name(&self) -> &str {
         &self.pid_file
     }

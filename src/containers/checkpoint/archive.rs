@@ -1,0 +1,197 @@
+//! What a checkpoint archive holds: the files that kubelet's tools, checkpointctl and the peers' importers look for
+//! (checkpointctl's lib/metadata.go names them), with containerd's variants where peers differ.
+//!
+//! ```text
+//! config.dump      which container of which image, by which runtime, when
+//! spec.dump        its OCI spec
+//! status.dump      its CRI status, as Go's encoding/json writes the CRI message
+//! bind.mounts      what is bound into it, and whether that is a file or a directory
+//! checkpoint/      CRIU's images
+//! dump.log, stats-dump
+//! rootfs-diff.tar  what it has added to and changed in its image
+//! deleted.files    what it has deleted of its image
+//! container.log    its log so far
+//! ```
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Write},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use oci_spec::runtime::Spec;
+use serde_json::{Value, json};
+use wharf_proto::record;
+
+use crate::{
+    containers::{Container, Error, Result},
+    images::{
+        tar::Writer,
+        unpack::{Entry, Kind},
+    },
+    store,
+};
+
+/// Directory of CRIU's images, in the work directory and in the archive.
+pub const IMAGES: &str = "checkpoint";
+/// Tar of what was added and changed.
+pub const ROOTFS_DIFF: &str = "rootfs-diff.tar";
+/// JSON array of what was deleted.
+pub const DELETED: &str = "deleted.files";
+/// Which container.
+pub const CONFIG: &str = "config.dump";
+/// Its OCI spec.
+pub const SPEC: &str = "spec.dump";
+
+const STATUS: &str = "status.dump";
+const BIND_MOUNTS: &str = "bind.mounts";
+/// The log so far.
+pub const LOG: &str = "container.log";
+/// CRIU's own files beside its images.
+const CRIU_FILES: [&str; 2] = ["dump.log", "stats-dump"];
+
+/// What goes into an archive besides what lies in the work directory.
+pub struct Contents {
+    config: Value,
+    status: Value,
+    spec: PathBuf,
+    deleted: Vec<PathBuf>,
+    /// Empty where there is none.
+    log: PathBuf,
+    time: i64,
+}
+
+impl Contents {
+    pub fn of(container: &Container, record: &record::Container, handler: &str, deleted: Vec<PathBuf>) -> Self {
+        let time = store::now();
+        Self {
+            config: config(record, handler, time),
+            status: status(record),
+            spec: container.dir.join("config.json"),
+            deleted,
+            log: PathBuf::from(&record.log_path),
+            time: time / 1_000_000_000,
+        }
+    }
+
+    /// Writes the archive from the work directory. Blocks.
+    pub fn write<W: Write>(&self, work: &Path, out: W) -> io::Result<()> {
+        let mut tar = Writer::new(out);
+        let spec = fs::read(&self.spec)?;
+        let mut put = |name: &str, value: &Value| tar.bytes(name, &serde_json::to_vec_pretty(value)?, self.time);
+        put(CONFIG, &self.config)?;
+        put(STATUS, &self.status)?;
+        put(BIND_MOUNTS, &bind_mounts(&serde_json::from_slice(&spec)?))?;
+        let deleted: Vec<_> = self.deleted.iter().map(|path| path.to_string_lossy()).collect();
+        put(DELETED, &json!(deleted))?;
+        tar.bytes(SPEC, &spec, self.time)?;
+        tar.directory(IMAGES, self.time)?;
+        let mut images = fs::read_dir(work.join(IMAGES))?.collect::<io::Result<Vec<_>>>()?;
+        images.sort_by_key(fs::DirEntry::file_name);
+        for image in images {
+            let name = format!("{IMAGES}/{}", image.file_name().to_string_lossy());
+            file(&mut tar, &name, &image.path())?;
+        }
+        file(&mut tar, ROOTFS_DIFF, &work.join(ROOTFS_DIFF))?;
+        for name in CRIU_FILES {
+            optional(&mut tar, name, &work.join(name))?;
+        }
+        if !self.log.as_os_str().is_empty() {
+            optional(&mut tar, LOG, &self.log)?;
+        }
+        tar.finish().map(drop)
+    }
+}
+
+fn optional<W: Write>(tar: &mut Writer<W>, name: &str, path: &Path) -> io::Result<()> {
+    if path.is_file() { file(tar, name, path) } else { Ok(()) }
+}
+
+/// As long as it is now: a log grows meanwhile.
+fn file<W: Write>(tar: &mut Writer<W>, name: &str, path: &Path) -> io::Result<()> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let file = File::open(path).map_err(named)?;
+    let meta = file.metadata().map_err(named)?;
+    if !meta.is_file() {
+        return Err(named(io::Error::other("not a file")));
+    }
+    let entry = Entry {
+        kind: Kind::File,
+        name: name.as_bytes().to_vec(),
+        link: Vec::new(),
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        size: meta.len(),
+        mtime: (meta.mtime(), 0),
+        xattrs: Vec::new(),
+    };
+    tar.entry(&entry, file.take(meta.len())).map_err(named)
+}
+
+pub fn read_spec(path: &Path) -> Result<Spec> {
+    Spec::load(path).map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
+}
+
+/// As checkpointctl's `ContainerConfig`.
+fn config(record: &record::Container, handler: &str, now: i64) -> Value {
+    let config = record.config.clone().unwrap_or_default();
+    let image = config.image.unwrap_or_default();
+    let name = [image.user_specified_image, image.image]
+        .into_iter()
+        .find(|name| !name.is_empty())
+        .unwrap_or_default();
+    json!({
+        "id": record.id,
+        "name": config.metadata.unwrap_or_default().name,
+        "rootfsImage": name,
+        "rootfsImageRef": record.image_ref,
+        "rootfsImageName": name,
+        "runtime": handler,
+        "createdTime": time(record.created_at),
+        "checkpointedTime": time(now),
+        "restoredTime": "0001-01-01T00:00:00Z",
+        "restored": false,
+    })
+}
+
+fn status(record: &record::Container) -> Value {
+    let config = record.config.clone().unwrap_or_default();
+    let (metadata, image) = (config.metadata.unwrap_or_default(), config.image.unwrap_or_default());
+    json!({
+        "id": record.id,
+        "metadata": { "name": metadata.name, "attempt": metadata.attempt },
+        "state": i32::from(wharf_proto::cri::ContainerState::ContainerRunning),
+        "created_at": record.created_at,
+        "started_at": record.started_at,
+        "image": { "image": image.image, "user_specified_image": image.user_specified_image },
+        "image_ref": record.image_ref,
+        "image_id": record.image_id,
+        "labels": config.labels,
+        "annotations": config.annotations,
+        "log_path": record.log_path,
+    })
+}
+
+/// RFC 3339, of nanoseconds since 1970.
+fn time(nanos: i64) -> String {
+    jiff::Timestamp::from_nanosecond(nanos.into()).map_or_else(|_| String::new(), |time| time.to_string())
+}
+
+/// As CRI-O's `ExternalBindMount`: whoever restores elsewhere must know what to make in place of what is missing.
+fn bind_mounts(spec: &Spec) -> Value {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let binds = mounts.iter().filter(|mount| mount.typ().as_deref() == Some("bind"));
+    let described = binds.filter_map(|mount| {
+        let source = mount.source().as_ref()?;
+        let meta = fs::metadata(source).ok()?;
+        Some(json!({
+            "source": source,
+            "destination": mount.destination(),
+            "file_type": if meta.is_dir() { "directory" } else { "file" },
+            "permissions": meta.permissions().mode() & 0o777,
+        }))
+    });
+    Value::Array(described.collect())
+}

@@ -1,0 +1,234 @@
+//! Checkpoints: the state of a running container, its processes included, as one archive. The container runs on.
+//!
+//! CRIU dumps the processes while the container is frozen; before it goes on, what it has changed of its root file system
+//! is read. `archive` says what an archive holds, `program` finds CRIU.
+
+pub(super) mod archive;
+mod output;
+pub(super) mod program;
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io::BufWriter,
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use wharf_proto::{
+    monitor,
+    record::{self, ContainerState},
+};
+
+use super::{Container, Error, Result, Tools, pause};
+use crate::{sandbox, store};
+use output::{Limited, Output};
+
+/// How long a checkpoint may take when the caller says nothing.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long the end of a checkpoint that was given up is awaited.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// What every container has of its own, wherever it is restored: paths below the root.
+const NOT_CONTENT: [&str; 5] = ["dev", "proc", "run/.containerenv", "run/secrets", "sys"];
+
+/// Writes a checkpoint of a running container to a file, which is there whole or not at all. A `timeout` of zero means
+/// ten minutes. Whatever happens the container runs on.
+///
+/// # Errors
+/// [`Error::Invalid`] for a location that can't be written, [`Error::State`] when the container does not run, is being
+/// checkpointed already or CRIU is not installed, [`Error::Unsupported`] for what CRIU can't bring back,
+/// [`Error::Checkpoint`] with CRIU's own words, [`Error::Deadline`].
+pub async fn checkpoint(tools: &Tools, container: &Arc<Container>, location: &str, timeout: Duration) -> Result<()> {
+    let limit = if timeout.is_zero() { DEFAULT_LIMIT } else { timeout };
+    let end = Instant::now() + limit;
+    let Ok(_one_at_a_time) = container.checkpointing.try_lock() else {
+        return Err(Error::State(format!(
+            "a checkpoint of container {} is being made already",
+            container.id
+        )));
+    };
+    let record = container.record.get();
+    pause::check(container)?;
+    let location = check_location(location)?;
+    supported(container, &record)?;
+    let criu = program::find(container)?;
+    let monitor = container.monitor()?;
+    let dir = container.dir.join("checkpoint");
+    let request = monitor::Checkpoint {
+        container_id: container.id.clone(),
+        criu: criu.display().to_string(),
+        images: dir.join(archive::IMAGES).display().to_string(),
+        work: dir.display().to_string(),
+    };
+    prepare(container, &dir).await?;
+    let made = async {
+        dump(container, &monitor, request, end).await?;
+        let deleted = changes(tools, container, &dir, end).await;
+        let thawed = monitor.thaw(&container.id).await.map_err(container.monitor_error());
+        let contents = archive::Contents::of(container, &record, &handler(tools, &record), deleted?);
+        thawed?;
+        write(container, &dir, location, contents, end).await
+    }
+    .await;
+    if made.is_err() {
+        monitor.thaw_soon(&container.id);
+    }
+    let cleaned = clean(container, &dir).await;
+    let made = made.map_err(|error| error.after(container, limit, end));
+    made.and(cleaned)
+}
+
+fn handler(tools: &Tools, record: &record::Container) -> String {
+    match record.runtime_handler.as_str() {
+        "" => tools.mechanisms.config.default_runtime.clone(),
+        name => name.to_owned(),
+    }
+}
+
+fn check_location(location: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(location);
+    let problem = match () {
+        () if location.is_empty() => "is empty",
+        () if !path.is_absolute() => "is not absolute",
+        () if path.file_name().is_none() || path.is_dir() => "is a directory",
+        () if !path.parent().is_some_and(Path::is_dir) => "is in a directory that does not exist",
+        () => return Ok(path),
+    };
+    Err(Error::Invalid(format!(
+        "the location {location:?} for the checkpoint {problem}"
+    )))
+}
+
+/// What CRIU can't bring back as it was is not dumped either.
+fn supported(container: &Container, record: &record::Container) -> Result<()> {
+    let pod = container.sandbox.record.get().config.clone().unwrap_or_default();
+    let config = record.config.as_ref();
+    let what = match () {
+        () if matches!(sandbox::users(&pod), Ok(Some(_))) => "in a user namespace",
+        () if config.is_some_and(|config| config.tty) => "with a terminal",
+        () => return Ok(()),
+    };
+    Err(Error::Unsupported(format!(
+        "container {}: a checkpoint of a container {what} is not supported",
+        container.id
+    )))
+}
+
+/// Makes the directory that the dump goes to; what a checkpoint that was cut off has left goes first.
+async fn prepare(container: &Container, dir: &Path) -> Result<()> {
+    let dir = dir.to_owned();
+    container
+        .blocking(move || {
+            store::remove_dir(&dir)?;
+            store::create_dir(&dir)?;
+            Ok(store::create_dir(&dir.join(archive::IMAGES))?)
+        })
+        .await
+}
+
+async fn clean(container: &Container, dir: &Path) -> Result<()> {
+    let dir = dir.to_owned();
+    container.blocking(move || Ok(store::remove_dir(&dir)?)).await
+}
+
+/// Has the processes dumped; the container stands still afterwards.
+async fn dump(
+    container: &Container,
+    monitor: &crate::monitor::client::Client,
+    request: monitor::Checkpoint,
+    end: Instant,
+) -> Result<()> {
+    let mut asked = pin!(monitor.checkpoint(request));
+    let Ok(answer) = tokio::time::timeout_at(end, &mut asked).await else {
+        monitor.thaw(&container.id).await.map_err(container.monitor_error())?;
+        // Not before CRIU has ended can its files be removed.
+        let _ = tokio::time::timeout(END_LIMIT, asked).await;
+        return Err(Error::Deadline(String::new()));
+    };
+    answer.map_err(|error| match error {
+        _ if container.state() != ContainerState::ContainerRunning => Error::State(format!(
+            "container {} ended while it was being checkpointed",
+            container.id
+        )),
+        crate::monitor::Error::Refused {
+            kind: monitor::ErrorKind::UnknownOperation,
+            ..
+        } => Error::Unsupported(format!(
+            "the monitor of container {} is older than this daemon and makes no checkpoints",
+            container.id
+        )),
+        crate::monitor::Error::Refused { message, .. } => Error::Checkpoint {
+            id: container.id.clone(),
+            message,
+        },
+        other => container.monitor_error()(other),
+    })
+}
+
+/// Writes what the container has changed of its root file system, and returns what it has deleted.
+async fn changes(tools: &Tools, container: &Container, dir: &Path, end: Instant) -> Result<Vec<PathBuf>> {
+    let changes = tools
+        .images
+        .changes(&container.dir)
+        .ok_or_else(|| Error::State(format!("container {} has no root file system any more", container.id)))?;
+    let (file, spec) = (dir.join(archive::ROOTFS_DIFF), container.dir.join("config.json"));
+    let failed = container.io("write the changes of the root file system");
+    container
+        .blocking(move || {
+            let without = not_content(&archive::read_spec(&spec)?);
+            File::create(file)
+                .and_then(|file| changes.write(&without, BufWriter::new(Limited::new(file, end.into_std()))))
+                .map_err(failed)
+        })
+        .await
+}
+
+/// Paths that are mount points, or the runtime's.
+fn not_content(spec: &oci_spec::runtime::Spec) -> HashSet<PathBuf> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let points = mounts
+        .iter()
+        .filter_map(|mount| mount.destination().strip_prefix("/").ok().map(Path::to_owned));
+    points.chain(NOT_CONTENT.map(PathBuf::from)).collect()
+}
+
+/// Writes the archive; it gets its name when it is whole.
+async fn write(
+    container: &Container,
+    dir: &Path,
+    location: PathBuf,
+    contents: archive::Contents,
+    end: Instant,
+) -> Result<()> {
+    let dir = dir.to_owned();
+    let failed = container.io(&format!("write the checkpoint {}", location.display()));
+    container
+        .blocking(move || {
+            let write = || {
+                let output = Output::create(&location)?;
+                contents.write(&dir, BufWriter::new(Limited::new(output.file(), end.into_std())))?;
+                output.publish()
+            };
+            write().map_err(failed)
+        })
+        .await
+}
+
+impl Error {
+    /// A step that the end of the time has cut off says so, whatever it failed with.
+    fn after(self, container: &Container, limit: Duration, end: Instant) -> Self {
+        if Instant::now() < end || matches!(self, Self::Checkpoint { .. }) {
+            return self;
+        }
+        Self::Deadline(format!(
+            "the checkpoint of container {} took longer than {} s and was given up",
+            container.id,
+            limit.as_secs()
+        ))
+    }
+}
