@@ -104,16 +104,23 @@ impl Roots {
 
     /// Whether processes are left in the cgroup `path`.
     pub fn is_populated(&self, path: &str) -> bool {
-        let Some(root) = self
+        self.procs(path).is_some_and(|text| !text.is_empty())
+    }
+
+    /// Processes in the cgroup `path`, not in those below it.
+    pub fn pids(&self, path: &str) -> Vec<i32> {
+        let text = self.procs(path).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    fn procs(&self, path: &str) -> Option<String> {
+        let root = self
             .v1
             .iter()
             .find(|root| root.ends_with("pids"))
             .or(self.v1.first())
-            .or(self.v2.as_ref())
-        else {
-            return false;
-        };
-        fs::read_to_string(below(root, path).join("cgroup.procs")).is_ok_and(|text| !text.is_empty())
+            .or(self.v2.as_ref())?;
+        fs::read_to_string(below(root, path).join("cgroup.procs")).ok()
     }
 }
 

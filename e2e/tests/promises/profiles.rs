@@ -155,7 +155,8 @@ async fn a_pods_sysctls_hold_in_its_containers_and_not_on_the_node() {
     on_each_handler(async |daemon| {
         let mut config = daemon.pod("sysctls");
         let sysctls = &mut config.linux.as_mut().unwrap().sysctls;
-        sysctls.insert("net.ipv4.ip_local_port_range".into(), "20000 20100".into());
+        // Either separator, as sysctl(8) has it.
+        sysctls.insert("net/ipv4/ip_local_port_range".into(), "20000 20100".into());
         sysctls.insert("kernel.shm_rmid_forced".into(), "1".into());
         let node = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
         let pod = daemon.cri.run_pod(&config, "").await.unwrap();

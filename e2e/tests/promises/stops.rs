@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tonic::Code;
 use wharf_e2e::cri::code;
 use wharf_e2e::{Daemon, container, eventually, logs};
-use wharf_proto::cri::ContainerState;
+use wharf_proto::cri::{ContainerState, Signal};
 
 use crate::on_each_handler;
 
@@ -64,6 +64,41 @@ async fn rule_17_a_later_stop_sends_no_second_signal_and_gives_no_more_time() {
     assert_eq!(logs::text(&path, "stdout").unwrap(), "ready\nterm\n");
     assert_eq!(daemon.cri.status(&id).await.unwrap().exit_code, 137);
     daemon.finish().await;
+}
+
+#[tokio::test]
+async fn rule_17_the_stop_signal_is_the_containers_else_the_images_else_sigterm() {
+    on_each_handler(async |daemon| {
+        let config = daemon.pod("signals");
+        let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+        // This image asks for SIGINT.
+        let (plain, asking) = (daemon.busybox().await, daemon.pull("entrypoint:latest").await);
+        let line =
+            "for s in INT TERM USR1; do trap \"echo $s; exit 3\" $s; done; echo ready; while :; do sleep 0.1; done";
+        for (name, image, signal, expected) in [
+            ("default", &plain, Signal::RuntimeDefault, "TERM"),
+            ("image", &asking, Signal::RuntimeDefault, "INT"),
+            ("container", &asking, Signal::Sigusr1, "USR1"),
+        ] {
+            let mut main = container(name, image, line);
+            main.stop_signal = signal.into();
+            let id = daemon.started(&pod, &config, &main).await;
+            let path = logs::path(&config, &main);
+            eventually("it runs", async || {
+                logs::text(&path, "stdout").is_ok_and(|text| text == "ready\n")
+            })
+            .await;
+            daemon.cri.stop(&id, 30).await.unwrap();
+            assert_eq!(daemon.cri.status(&id).await.unwrap().exit_code, 3, "{name}");
+            assert_eq!(
+                logs::text(&path, "stdout").unwrap(),
+                format!("ready\n{expected}\n"),
+                "{name}"
+            );
+        }
+        daemon.finish().await;
+    })
+    .await;
 }
 
 #[tokio::test]

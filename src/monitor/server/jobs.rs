@@ -11,7 +11,7 @@ use super::{
         exit::{Exit, START_FAILED_CODE},
         log::Lines,
         poll::Source,
-        sys, tree,
+        sys,
     },
     Exec, Monitor, Origin,
 };
@@ -140,6 +140,10 @@ impl Monitor {
                     id: exec_id,
                     pid: 0,
                     bound_to: bound.then_some(origin.connection),
+                    cgroup_path: self
+                        .container(serial)
+                        .map(|container| container.cgroup_path.clone())
+                        .unwrap_or_default(),
                 };
                 self.executed(origin, serial, pending, exec, console, unwanted);
             }
@@ -341,10 +345,10 @@ impl Monitor {
         match ended {
             Some(status) => self.exec_ended(exec.id, status),
             None => {
-                if unwanted {
-                    tree::kill(pid);
-                }
                 exec.pid = pid;
+                if unwanted {
+                    exec.kill(&self.roots);
+                }
                 self.execs.push(exec);
             }
         }

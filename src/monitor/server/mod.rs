@@ -51,6 +51,18 @@ struct Exec {
     pid: i32,
     /// The connection with which it ends.
     bound_to: Option<u32>,
+    /// Of its container.
+    cgroup_path: String,
+}
+
+impl Exec {
+    /// Kills it with all its descendants.
+    fn kill(&self, roots: &Roots) {
+        tree::kill(self.pid, || match self.cgroup_path.as_str() {
+            "" => Vec::new(),
+            path => roots.pids(path),
+        });
+    }
 }
 
 /// Which request an answer belongs to. An answer for an older connection is dropped.
@@ -215,7 +227,7 @@ impl Monitor {
             self.abandon_starting(old.serial);
             self.thaw_all_of(old.serial);
             for exec in self.execs.iter().filter(|exec| exec.bound_to == Some(old.serial)) {
-                tree::kill(exec.pid);
+                exec.kill(&self.roots);
             }
         }
     }

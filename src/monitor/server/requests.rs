@@ -16,7 +16,7 @@ use super::{
         container::{Container, Output, State},
         log::{Journal, Lines, Log, line_limit},
         poll::Source,
-        sys, tree,
+        sys,
     },
     Monitor, Origin,
     jobs::{Work, error},
@@ -289,7 +289,7 @@ impl Monitor {
 
     fn kill_exec(&mut self, exec_id: &str) -> Answer {
         if let Some(exec) = self.execs.iter().find(|exec| exec.id == exec_id) {
-            tree::kill(exec.pid);
+            exec.kill(&self.roots);
         } else if let Some(unwanted) = self.starting_exec(exec_id) {
             *unwanted = true;
         }
