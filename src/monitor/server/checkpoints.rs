@@ -76,7 +76,7 @@ impl Monitor {
     /// Gives up the checkpoint that is being made of a container, if there is one, and lets it go on.
     pub(super) fn thaw(&mut self, serial: u32) {
         let helpers: Vec<i32> = self.jobs.iter().filter_map(|job| job.checkpoints(serial)).collect();
-        helpers.into_iter().for_each(tree::kill);
+        helpers.into_iter().for_each(|pid| tree::kill(pid, Vec::new));
         let Some(container) = self.container(serial) else {
             return;
         };
