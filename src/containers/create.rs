@@ -230,7 +230,11 @@ fn pins(paths: &PodPaths, pod: &PodSandboxConfig, pid: Option<PathBuf>) -> spec:
 }
 
 /// Whose the root filesystem's files are: the pod's users, where it has its own. A container's must be the pod's.
-fn owners(container: &Container, pod: &PodSandboxConfig, config: &ContainerConfig) -> Result<Option<Owners>> {
+pub(super) fn owners(
+    container: &Container,
+    pod: &PodSandboxConfig,
+    config: &ContainerConfig,
+) -> Result<Option<Owners>> {
     let users = sandbox::users(pod).map_err(|error| Error::Invalid(error.to_string()))?;
     let options = config
         .linux

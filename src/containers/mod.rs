@@ -3,6 +3,7 @@
 //! The room turns a CRI config into an OCI bundle (a pure function, `spec`) and asks the pod's monitor to run it. It
 //! knows no requests and no lists. It asks `sandbox`, `images`, `monitor`, `runtime`, `cgroups` and `store`.
 
+mod archive;
 pub mod caps;
 pub mod cdi;
 mod checkpoint;
@@ -33,6 +34,7 @@ use std::{
     time::Duration,
 };
 
+pub use archive::{commit, export};
 pub use checkpoint::checkpoint;
 pub use create::{create, undo};
 pub use ending::{ended, let_go, lost, release, remove, stop};

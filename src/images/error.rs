@@ -36,8 +36,10 @@ pub enum Error {
         reason: String,
     },
     /// The registry refused the credentials, or wants some.
-    #[error("pull access to {what} denied by registry {host}: {reason}")]
+    #[error("{action} access to {what} denied by registry {host}: {reason}")]
     Unauthorized {
+        /// `pull` or `push`.
+        action: &'static str,
         /// What was asked for.
         what: String,
         /// The registry or token server.
@@ -89,6 +91,9 @@ pub enum Error {
     /// A layer could not be unpacked.
     #[error(transparent)]
     Unpack(#[from] super::unpack::Error),
+    /// A layer can't be given back.
+    #[error(transparent)]
+    Recipe(#[from] super::recipe::Error),
     /// A root filesystem could not be mounted, unmounted or measured.
     #[error(transparent)]
     RootFs(#[from] super::rootfs::Error),

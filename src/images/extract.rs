@@ -1,4 +1,4 @@
-//! From a registry's bytes to a layer's files in one pass: hash, decompress, hash again, unpack.
+//! From a blob's bytes to a layer's files in one pass: hash, decompress, hash again, unpack.
 //!
 //! The transfer feeds a bounded channel. One blocking thread hashes and decompresses, a second one writes files, so that
 //! a layer uses two cores. Per layer at most about a dozen megabytes are in flight, a decompressor's window included.
@@ -17,7 +17,7 @@ use wharf_proto::api::LayerState;
 
 use super::{
     Error, Layer, Result,
-    layers::{Layers, Pin},
+    layers::{Layers, Pin, Size, Temporary},
     progress::Meter,
     registry::BlobStream,
     unpack,
@@ -32,7 +32,7 @@ const PIECE: usize = 128 << 10;
 const POST_MORTEM: u64 = 8 << 20;
 
 /// A read of the network; a channel that closes without `End` was cut off.
-enum Input {
+pub(super) enum Input {
     Data(Bytes),
     End,
 }
@@ -45,7 +45,7 @@ pub(super) async fn extract(mut stream: BlobStream, layer: &Layer, layers: &Laye
     let (sender, receiver) = mpsc::channel(READS);
     let work = {
         let (layer, layers) = (layer.clone(), layers.clone());
-        spawn_blocking(move || unpack_layer(Source::new(receiver), &layer, &layers))
+        spawn_blocking(move || unpack_layer(Source::new(Channel(receiver)), &layer, &layers))
     };
     let fed = async {
         while let Some(data) = stream.next().await? {
@@ -69,21 +69,18 @@ pub(super) async fn extract(mut stream: BlobStream, layer: &Layer, layers: &Laye
     unpacked
 }
 
-fn unpack_layer(mut source: Source, layer: &Layer, layers: &Layers) -> Result<Pin> {
-    let temporary = layers.temporary()?;
-    let files = temporary.path().join("fs");
-    std::fs::create_dir(&files).map_err(Error::io("create directory", &files))?;
-    match decompress(&mut source, layer, &files) {
-        Ok((diff_id, stats)) => {
+fn unpack_layer(mut source: Source<Channel>, layer: &Layer, layers: &Layers) -> Result<Pin> {
+    match unpack(&mut source, &layer.digest, layers) {
+        Ok(unpacked) => {
             source.check(layer)?;
-            if diff_id != layer.diff_id {
+            if unpacked.diff_id != layer.diff_id {
                 return Err(Error::Mismatch {
                     what: format!("uncompressed layer {}", layer.digest),
                     expected: layer.diff_id.clone(),
-                    got: diff_id,
+                    got: unpacked.diff_id,
                 });
             }
-            layers.add(temporary, &layer.diff_id, stats.bytes, stats.inodes)
+            layers.add(unpacked.directory, &layer.diff_id, unpacked.size)
         }
         Err(error) => {
             // Damaged bytes fail in many ways; the digest tells the plain truth about them.
@@ -95,21 +92,43 @@ fn unpack_layer(mut source: Source, layer: &Layer, layers: &Layers) -> Result<Pi
     }
 }
 
-/// Unpacks `source` into `files` and returns the digest of the archive.
-fn decompress(source: &mut Source, layer: &Layer, files: &Path) -> Result<(String, unpack::Stats)> {
+/// A layer that nobody has looked for yet.
+pub(super) struct Unpacked {
+    pub directory: Temporary,
+    pub size: Size,
+    /// Of the archive.
+    pub diff_id: String,
+}
+
+/// Unpacks the blob `source`, which messages call `name`, to its last byte. Blocking.
+///
+/// # Errors
+/// When it can't be read, decompressed or unpacked; then it may not have been read to its end.
+pub(super) fn unpack<F: Feed>(source: &mut Source<F>, name: &str, layers: &Layers) -> Result<Unpacked> {
+    let directory = layers.temporary()?;
+    let files = directory.path().join("fs");
+    std::fs::create_dir(&files).map_err(Error::io("create directory", &files))?;
+    let (diff_id, size) = decompress(source, name, directory.path())?;
+    Ok(Unpacked {
+        directory,
+        size,
+        diff_id,
+    })
+}
+
+/// Unpacks `source` into `directory` and returns the digest of the archive.
+fn decompress<F: Feed>(source: &mut Source<F>, name: &str, directory: &Path) -> Result<(String, Size)> {
     let bad = |error: io::Error| Error::BadContent {
-        what: format!("layer {}", layer.digest),
+        what: format!("layer {name}"),
         reason: format!("it can't be decompressed: {error}"),
     };
-    let options = unpack::Options {
-        layer: layer.digest.clone(),
-    };
+    let options = unpack::Options { layer: name.to_owned() };
     let (full, pieces) = threads::sync_channel::<Option<Vec<u8>>>(PIECES);
     let (recycle, empties) = threads::sync_channel::<Vec<u8>>(PIECES);
     thread::scope(|scope| {
-        let writer = scope.spawn(|| unpack::unpack_tar(Pieces::new(pieces, recycle), files, &options));
+        let writer = scope.spawn(|| unpack::unpack_layer(Pieces::new(pieces, recycle), directory, &options));
         let mut digest = Sha256::new();
-        let mut pump = |source: &mut Source| -> io::Result<()> {
+        let mut pump = |source: &mut Source<F>| -> io::Result<()> {
             let mut archive = decoder(source)?;
             loop {
                 let mut piece = empties.try_recv().unwrap_or_default();
@@ -130,26 +149,35 @@ fn decompress(source: &mut Source, layer: &Layer, files: &Path) -> Result<(Strin
         let pumped = pump(source);
         drop(full);
         let written = writer.join().map_err(|_| Error::BadContent {
-            what: format!("layer {}", layer.digest),
+            what: format!("layer {name}"),
             reason: "the unpacker panicked".into(),
         })?;
         pumped.map_err(bad)?;
-        let stats = written?;
+        let (stats, kept) = written?;
         // What follows the archive's last byte belongs to the blob.
         source.skip(u64::MAX);
-        Ok((format!("sha256:{}", hex::encode(digest.finalize())), stats))
+        let size = Size { stats, kept };
+        Ok((format!("sha256:{}", hex::encode(digest.finalize())), size))
     })
 }
 
 /// The decompressor that the first bytes call for. Media types are not asked: registries have them wrong.
-fn decoder<'a>(source: &'a mut Source) -> io::Result<Box<dyn Read + 'a>> {
-    let head = source.peek(4)?;
-    Ok(match head {
+///
+/// # Errors
+/// When the source can't be read, or is compressed in a way that images have no name for.
+pub(super) fn decoder<'a, F: Feed + 'a>(source: &'a mut Source<F>) -> io::Result<Box<dyn Read + 'a>> {
+    let foreign = |name: &str| {
+        let reason = format!("it is compressed with {name}, which is not supported");
+        Err(io::Error::new(io::ErrorKind::Unsupported, reason))
+    };
+    Ok(match source.peek(6)? {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
         // A frame, or a skippable frame before one.
-        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
             Box::new(zstd::stream::read::Decoder::with_buffer(source)?)
         }
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => return foreign("xz"),
+        [b'B', b'Z', b'h', b'1'..=b'9', b'1', b'A'] => return foreign("bzip2"),
         _ => Box::new(source),
     })
 }
@@ -168,20 +196,41 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
-/// The blob: what the channel brings, hashed on the way.
-struct Source {
-    receiver: mpsc::Receiver<Input>,
+/// Where a blob comes from.
+pub(super) trait Feed {
+    /// The next bytes, not empty; `None` at the end. Blocking.
+    fn pull(&mut self) -> io::Result<Option<Bytes>>;
+}
+
+/// What a task sends to a blocking thread.
+pub(super) struct Channel(pub mpsc::Receiver<Input>);
+
+impl Feed for Channel {
+    fn pull(&mut self) -> io::Result<Option<Bytes>> {
+        match self.0.blocking_recv() {
+            Some(Input::Data(data)) => Ok(Some(data)),
+            Some(Input::End) => Ok(None),
+            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the transfer was cut off")),
+        }
+    }
+}
+
+/// A blob, hashed while it is read.
+pub(super) struct Source<F> {
+    feed: F,
     current: Bytes,
     digest: Sha256,
+    length: u64,
     ended: bool,
 }
 
-impl Source {
-    fn new(receiver: mpsc::Receiver<Input>) -> Self {
+impl<F: Feed> Source<F> {
+    pub(super) fn new(feed: F) -> Self {
         Self {
-            receiver,
+            feed,
             current: Bytes::new(),
             digest: Sha256::new(),
+            length: 0,
             ended: false,
         }
     }
@@ -190,21 +239,27 @@ impl Source {
         if self.ended {
             return Ok(None);
         }
-        match self.receiver.blocking_recv() {
-            Some(Input::Data(data)) => {
+        match self.feed.pull()? {
+            Some(data) => {
                 self.digest.update(&data);
+                self.length += data.len() as u64;
                 Ok(Some(data))
             }
-            Some(Input::End) => {
+            None => {
                 self.ended = true;
                 Ok(None)
             }
-            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the transfer was cut off")),
         }
     }
 
+    /// Digest and length of all that came.
+    pub(super) fn sum(&self) -> (String, u64) {
+        let digest = hex::encode(self.digest.clone().finalize());
+        (format!("sha256:{digest}"), self.length)
+    }
+
     /// At least `count` bytes from the head, unless there are no more.
-    fn peek(&mut self, count: usize) -> io::Result<&[u8]> {
+    pub(super) fn peek(&mut self, count: usize) -> io::Result<&[u8]> {
         while self.current.len() < count {
             let Some(data) = self.pull()? else { break };
             self.current = if self.current.is_empty() {
@@ -217,7 +272,7 @@ impl Source {
     }
 
     /// Hashes what is left; false if that is more than `limit` bytes or was cut off.
-    fn skip(&mut self, limit: u64) -> bool {
+    pub(super) fn skip(&mut self, limit: u64) -> bool {
         self.current.clear();
         let mut skipped = 0;
         while skipped <= limit {
@@ -232,7 +287,7 @@ impl Source {
 
     /// Compares the digest of all that came.
     fn check(&self, layer: &Layer) -> Result<()> {
-        let got = format!("sha256:{}", hex::encode(self.digest.clone().finalize()));
+        let (got, _) = self.sum();
         if self.ended && got == layer.digest {
             return Ok(());
         }
@@ -244,7 +299,7 @@ impl Source {
     }
 }
 
-impl BufRead for Source {
+impl<F: Feed> BufRead for Source<F> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() {
             match self.pull()? {
@@ -260,7 +315,7 @@ impl BufRead for Source {
     }
 }
 
-impl Read for Source {
+impl<F: Feed> Read for Source<F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let available = self.fill_buf()?;
         let length = available.len().min(buffer.len());

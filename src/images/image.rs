@@ -13,7 +13,8 @@ pub struct Image {
     pub id: String,
     /// Full names with tag, for example `docker.io/library/busybox:latest`; sorted. May be empty.
     pub tags: Vec<String>,
-    /// Full names with the digest of what the name led to (the index, if there was one); sorted, never empty.
+    /// Full names with the digest of what the name led to (the index, if there was one); sorted. Empty only
+    /// for an image that came from a file without a name.
     pub digests: Vec<String>,
     /// Bytes of the compressed layers and the configuration; above zero.
     pub size: u64,

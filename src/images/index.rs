@@ -17,7 +17,10 @@ use wharf_proto::record;
 use super::{
     Error, Image, ImageConfig, Layer, Reference, Result,
     layers::{Layers, Pin},
+    manifest::{self, Parsed},
+    platform::Host,
     reference::{is_digest, is_hex},
+    registry::Document,
 };
 use crate::store;
 
@@ -51,6 +54,10 @@ pub(super) struct Arrival {
     pub config: Bytes,
     /// Index and manifest, by digest.
     pub documents: Vec<(String, Bytes)>,
+    /// What it is called; each name with the digest of what it led to.
+    pub names: Vec<(Reference, String)>,
+    /// It can't be had again from a registry, so kubelet must spare it.
+    pub pinned: bool,
 }
 
 impl Index {
@@ -115,9 +122,8 @@ impl Index {
         fitting.next().is_none().then(|| found.clone())
     }
 
-    /// Makes `arrival` visible under `reference`, which led to the manifest or index `digest`. Durable on return, if
-    /// its layers are. Blocking.
-    pub fn add(&self, arrival: Arrival, reference: &Reference, digest: &str) -> Result<()> {
+    /// Makes `arrival` visible. Durable on return, if its layers are. Blocking.
+    pub fn add(&self, arrival: Arrival) -> Result<()> {
         // Written before the lock is taken: others may add images meanwhile.
         let temporary = self.layers.temporary()?;
         write_synced(&temporary.path().join("config"), &arrival.config)?;
@@ -127,8 +133,11 @@ impl Index {
         let config = parse_config(&arrival.config, &arrival.id)?;
         let mut entries = self.lock();
         if entries.contains_key(&arrival.id) {
-            // Another reference brought it meanwhile.
-            return self.name_locked(&mut entries, &arrival.id, reference, Some(digest));
+            // It was here, or another reference brought it meanwhile.
+            for (reference, digest) in &arrival.names {
+                self.name_locked(&mut entries, &arrival.id, reference, Some(digest))?;
+            }
+            return Ok(());
         }
         let mut record = record::Image {
             schema: store::SCHEMA,
@@ -136,9 +145,12 @@ impl Index {
             size: arrival.size,
             layers: arrival.layers.iter().map(to_record).collect(),
             pulled_at: now(),
+            pinned: arrival.pinned,
             ..Default::default()
         };
-        name(&mut record, reference, Some(digest));
+        for (reference, digest) in &arrival.names {
+            name(&mut record, reference, Some(digest));
+        }
         store::write_record(&temporary.path().join("record"), &record)?;
         sync(&temporary.path().join("record"))?;
         temporary.keep_as(&self.directory(&arrival.id))?;
@@ -154,6 +166,39 @@ impl Index {
     pub fn config(&self, id: &str) -> Result<Vec<u8>> {
         let path = self.directory(id).join("config");
         fs::read(&path).map_err(Error::io("read", path))
+    }
+
+    /// The manifest by which the image `id` came here, as it came. Blocking.
+    pub fn manifest(&self, id: &str) -> Result<Option<Document>> {
+        let directory = self.directory(id);
+        let failed = || Error::io("list", &directory);
+        for entry in fs::read_dir(&directory).map_err(failed())? {
+            let name = entry.map_err(failed())?.file_name();
+            let Some(name) = name.to_str().filter(|name| name.len() == 64 && is_hex(name)) else {
+                continue;
+            };
+            let path = directory.join(name);
+            let document = Document {
+                bytes: fs::read(&path).map_err(Error::io("read", path))?.into(),
+                digest: format!("sha256:{name}"),
+                media_type: String::new(),
+            };
+            if let Ok(Parsed::Manifest(manifest)) = manifest::parse(&document, &Host::current())
+                && manifest.config.digest == id
+            {
+                return Ok(Some(document));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Notes that `name@digest` leads to the image `id`; absent is fine. Blocking.
+    pub fn add_digest(&self, id: &str, reference: &Reference, digest: &str) -> Result<()> {
+        let by_digest = Reference {
+            digest: Some(digest.to_owned()),
+            ..reference.clone()
+        };
+        self.name(id, &by_digest, Some(digest)).map(drop)
     }
 
     /// Gives the image `id` another name, and the one with the digest that the name led to in a registry; false if it is

@@ -1,6 +1,6 @@
 //! The layers on disk, and who uses them.
 //!
-//! A layer is `layers/<name>/` with `fs/` (its files) and `record`. Names are never used twice, so that freeing one and
+//! A layer is `layers/<name>/` with `fs/` (its files), `recipe` and `aside/` (see [`recipe`]) and `record`. Names are never used twice, so that freeing one and
 //! unpacking the same layer again can't meet, and no lock is held while files are removed. Images, pulls and mounted
 //! containers hold [`Pin`]s; [`Layers::sweep`] removes what has none.
 
@@ -15,7 +15,12 @@ use std::{
 use tokio::sync::Notify;
 use wharf_proto::record;
 
-use super::{Error, Result, rootfs};
+use super::{
+    Error, Result,
+    recipe::{self, Kept},
+    rootfs,
+    unpack::Stats,
+};
 use crate::store;
 
 /// All layers. Cheap to clone.
@@ -40,9 +45,17 @@ struct State {
 
 struct Entry {
     diff_id: String,
-    bytes: u64,
-    inodes: u64,
+    size: Size,
     pins: usize,
+}
+
+/// What a layer takes on disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Size {
+    /// Its files.
+    pub stats: Stats,
+    /// What gives its archive back.
+    pub kept: Kept,
 }
 
 impl Layers {
@@ -68,9 +81,8 @@ impl Layers {
                     state.by_name.insert(
                         name,
                         Entry {
+                            size: Size::of(&layer),
                             diff_id: layer.diff_id,
-                            bytes: layer.bytes,
-                            inodes: layer.inodes,
                             pins: 0,
                         },
                     );
@@ -114,12 +126,14 @@ impl Layers {
     }
 
     /// Makes the files in `temporary/fs` the layer `diff_id`. Blocking.
-    pub fn add(&self, temporary: Temporary, diff_id: &str, bytes: u64, inodes: u64) -> Result<Pin> {
+    pub fn add(&self, temporary: Temporary, diff_id: &str, size: Size) -> Result<Pin> {
         let layer = record::UnpackedLayer {
             schema: store::SCHEMA,
             diff_id: diff_id.to_owned(),
-            bytes,
-            inodes,
+            bytes: size.stats.bytes,
+            inodes: size.stats.inodes,
+            kept_bytes: size.kept.bytes,
+            kept_inodes: size.kept.inodes,
         };
         store::write_record(&temporary.path().join("record"), &layer)?;
         let name = format!("{}-{:08x}", diff_id.trim_start_matches("sha256:"), unique() >> 32);
@@ -130,8 +144,7 @@ impl Layers {
             name.clone(),
             Entry {
                 diff_id: layer.diff_id,
-                bytes,
-                inodes,
+                size,
                 pins: 1,
             },
         );
@@ -192,16 +205,34 @@ impl Layers {
     pub fn bytes(&self, diff_id: &str) -> Option<u64> {
         let state = self.0.lock();
         let name = state.by_diff.get(diff_id)?;
-        state.by_name.get(name).map(|entry| entry.bytes)
+        state.by_name.get(name).map(|entry| entry.size.stats.bytes)
     }
 
     /// Bytes and inodes of all layers.
     pub fn usage(&self) -> (u64, u64) {
         let state = self.0.lock();
         let entries = state.by_name.values();
-        entries.fold((0, 0), |(bytes, inodes), entry| {
-            (bytes + entry.bytes, inodes + entry.inodes)
+        entries.fold((0, 0), |(bytes, inodes), Entry { size, .. }| {
+            (
+                bytes + size.stats.bytes + size.kept.bytes,
+                inodes + size.stats.inodes + size.kept.inodes,
+            )
         })
+    }
+}
+
+impl Size {
+    fn of(layer: &record::UnpackedLayer) -> Self {
+        Self {
+            stats: Stats {
+                bytes: layer.bytes,
+                inodes: layer.inodes,
+            },
+            kept: Kept {
+                bytes: layer.kept_bytes,
+                inodes: layer.kept_inodes,
+            },
+        }
     }
 }
 
@@ -241,6 +272,19 @@ impl Pin {
     /// The layer's files.
     pub fn path(&self) -> PathBuf {
         self.shared.directory(&self.name).join("fs")
+    }
+
+    /// The layer's directory, with `fs` in it.
+    pub fn directory(&self) -> PathBuf {
+        self.shared.directory(&self.name)
+    }
+
+    /// The layer's archive, byte for byte. Blocking, as is reading it.
+    ///
+    /// # Errors
+    /// When the layer's recipe is absent or damaged.
+    pub fn archive(&self) -> Result<recipe::Archive> {
+        Ok(recipe::Archive::open(&self.shared.directory(&self.name))?)
     }
 }
 

@@ -10,14 +10,15 @@ pub(super) const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json";
 
-const INDEXES: [&str; 2] = [
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
-const MANIFESTS: [&str; 2] = [
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
+/// Media types of OCI's documents.
+pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+const INDEXES: [&str; 2] = [OCI_INDEX, "application/vnd.docker.distribution.manifest.list.v2+json"];
+const MANIFESTS: [&str; 2] = [OCI_MANIFEST, "application/vnd.docker.distribution.manifest.v2+json"];
+/// A layer that is not compressed, and one that is.
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const CONFIGS: [&str; 2] = [
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
@@ -158,6 +159,35 @@ pub(super) fn parse(document: &Document, host: &Host) -> Result<Parsed> {
         config: descriptor(&config)?,
         layers: layers.iter().map(descriptor).collect::<Result<_>>()?,
     }))
+}
+
+/// An OCI manifest for an image that has none.
+pub(super) fn compose(config: &str, config_size: u64, layers: &[Layer]) -> Vec<u8> {
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|layer| {
+            let media_type = if layer.digest == layer.diff_id {
+                LAYER
+            } else {
+                GZIP_LAYER
+            };
+            serde_json::json!({ "mediaType": media_type, "digest": layer.digest, "size": layer.size })
+        })
+        .collect();
+    serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFESTS[0],
+        "config": { "mediaType": CONFIGS[0], "digest": config, "size": config_size },
+        "layers": layers,
+    })
+    .to_string()
+    .into_bytes()
+}
+
+/// Whether `document` is an OCI manifest rather than one of Docker's.
+pub(super) fn is_oci(document: &Document) -> bool {
+    let file: Option<File> = serde_json::from_slice(&document.bytes).ok();
+    file.is_some_and(|file| file.media_type.is_none_or(|media_type| media_type == OCI_MANIFEST))
 }
 
 /// Archives, however compressed: what they are is seen from their first bytes. Encrypted ones and other things are not.

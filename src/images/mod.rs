@@ -5,27 +5,37 @@
 //! byte is hashed before it counts), never put a credential into an error, a log or a debug print, and never make a
 //! reader wait: [`Images::list`] and [`Images::find`] read a published snapshot. It may ask `config` and `store`.
 
+mod changes;
 mod error;
 mod extract;
 mod flight;
 mod history;
 mod image;
 mod index;
+mod inout;
 mod layers;
+mod load;
+mod make;
 mod manifest;
 mod mounts;
+mod outlet;
 mod platform;
 mod progress;
 mod pull;
+mod push;
+pub mod recipe;
 pub mod reference;
 mod registry;
 mod room;
 pub mod rootfs;
+mod save;
 pub mod tar;
+pub mod tarball;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod tree;
 pub mod unpack;
 
 #[cfg(fuzzing)]
@@ -33,6 +43,11 @@ pub mod fuzzing;
 
 pub use error::{Error, ErrorKind, Result};
 pub use image::{Image, ImageConfig, Layer};
+pub use inout::Inflow;
+pub use load::Loaded;
+pub use make::{Changed, Order};
+pub use outlet::Outflow;
 pub use reference::Reference;
 pub use room::Images;
 pub use rootfs::FsUsage;
+pub use save::Format;

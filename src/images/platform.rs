@@ -45,7 +45,7 @@ impl Host {
         Self::new(architecture, variant)
     }
 
-    #[cfg(test)]
+    /// As Go names it.
     pub fn architecture(&self) -> &str {
         &self.architecture
     }

@@ -20,7 +20,7 @@ use super::{
 use crate::failpoint;
 
 /// Indexes in indexes.
-const MAX_DEPTH: usize = 3;
+pub(super) const MAX_DEPTH: usize = 3;
 
 /// What makes two pulls the same: the reference, and who asks.
 pub(super) type PullKey = (Reference, String);
@@ -130,12 +130,14 @@ async fn run(
             .into_iter()
             .map(|document| (document.digest, document.bytes))
             .collect(),
+        names: vec![(reference.clone(), top)],
+        pinned: false,
     };
-    let (owned, reference) = (room.clone(), reference.clone());
+    let owned = room.clone();
     blocking(move || {
         // The layers must be durable before a record says that they are there.
         sync_file_system(&owned.root)?;
-        owned.index.add(arrival, &reference, &top)
+        owned.index.add(arrival)
     })
     .await?;
     reach(room, "pull.shown").await?;
@@ -205,7 +207,8 @@ async fn reach(room: &Room, name: &str) -> Result<()> {
     failpoint::reach(name).await.map_err(Error::io("go on in", &room.root))
 }
 
-fn sync_file_system(root: &Path) -> Result<()> {
+/// Makes all that was written below `root` durable. Blocking.
+pub(super) fn sync_file_system(root: &Path) -> Result<()> {
     let directory = fs::File::open(root).map_err(Error::io("open", root))?;
     nix::unistd::syncfs(&directory).map_err(|errno| Error::io("sync the file system of", root)(errno.into()))
 }

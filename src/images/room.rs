@@ -17,7 +17,7 @@ use crate::config::Config;
 /// The images of this node. Cheap to clone; all clones are the same room.
 #[derive(Clone)]
 pub struct Images {
-    room: Arc<Room>,
+    pub(super) room: Arc<Room>,
     /// Frees disk in the background; ends with the last clone.
     _janitor: Arc<JoinSet<()>>,
 }

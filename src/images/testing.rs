@@ -29,6 +29,8 @@ pub struct Seen {
     /// Names in lower case.
     pub headers: HashMap<String, String>,
     pub body: String,
+    /// The same as it came.
+    pub raw: Vec<u8>,
 }
 
 impl Seen {
@@ -37,7 +39,7 @@ impl Seen {
     }
 }
 
-/// What the registry answers.
+/// What the registry answers; status 0 breaks the connection instead.
 #[derive(Debug, Clone, Default)]
 pub struct Reply {
     pub status: u16,
@@ -47,6 +49,8 @@ pub struct Reply {
     pub length: Option<usize>,
     /// Silence after the body instead of the end.
     pub stall: bool,
+    /// Bytes a second.
+    pub speed: Option<usize>,
 }
 
 impl Reply {
@@ -147,9 +151,14 @@ async fn serve(
         path: first.next().unwrap_or_default(),
         headers,
         body: String::from_utf8_lossy(&bytes[end..]).into_owned(),
+        raw: bytes[end..].to_vec(),
     };
     let reply = answer(&seen);
+    let bodiless = seen.method == "HEAD";
     log.lock().unwrap().push(seen);
+    if reply.status == 0 {
+        return stream.shutdown().await;
+    }
     let mut text = format!("HTTP/1.1 {} Test\r\nconnection: close\r\n", reply.status);
     text.push_str(&format!(
         "content-length: {}\r\n",
@@ -160,7 +169,17 @@ async fn serve(
     }
     text.push_str("\r\n");
     stream.write_all(text.as_bytes()).await?;
-    stream.write_all(&reply.body).await?;
+    if !bodiless {
+        match reply.speed {
+            None => stream.write_all(&reply.body).await?,
+            Some(speed) => {
+                for piece in reply.body.chunks(speed.div_ceil(20)) {
+                    stream.write_all(piece).await?;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
     if reply.stall {
         std::future::pending::<()>().await;
     }
@@ -242,21 +261,20 @@ impl Fixture {
             return Some(reply.header("content-type", "application/vnd.oci.image.manifest.v1+json"));
         }
         let blob = self.blobs.get(last).filter(|_| rest.ends_with("/blobs"))?;
-        let from = seen
+        let range = seen
             .header("range")
             .strip_prefix("bytes=")
-            .and_then(|range| range.strip_suffix('-'));
-        Some(match from.and_then(|from| from.parse::<usize>().ok()) {
-            Some(from) => Reply {
-                status: 206,
-                ..Reply::ok(&blob[from..])
-            }
-            .header(
-                "content-range",
-                format!("bytes {from}-{}/{}", blob.len() - 1, blob.len()),
-            ),
-            None => Reply::ok(blob.clone()),
-        })
+            .and_then(|range| range.split_once('-'));
+        let Some((from, last)) = range else {
+            return Some(Reply::ok(blob.clone()));
+        };
+        let from: usize = from.parse().ok()?;
+        let last = last.parse().unwrap_or(blob.len() - 1);
+        let reply = Reply {
+            status: 206,
+            ..Reply::ok(&blob[from..=last])
+        };
+        Some(reply.header("content-range", format!("bytes {from}-{last}/{}", blob.len())))
     }
 }
 

@@ -10,6 +10,7 @@ use wharf_proto::{
 use super::{ContainerKey, Error, Node, Result, pods::absent_is_none};
 use crate::{
     containers::{self, Container, Output},
+    images::{Order, Outflow},
     sandbox::Sandbox,
     store,
 };
@@ -119,6 +120,28 @@ impl Node {
             }
         }
         Err(made)
+    }
+
+    /// A container's root filesystem as an archive; see [`containers::export`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn export_container(&self, id: &str) -> Result<Outflow> {
+        let container = self.container(id)?;
+        let node = self.clone();
+        self.own(async move { Ok(containers::export(&node.inner.tools, &container).await?) })
+            .await
+    }
+
+    /// Makes an image of what a container has changed; see [`containers::commit`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn commit_container(&self, id: &str, order: Order) -> Result<String> {
+        let container = self.container(id)?;
+        let node = self.clone();
+        self.own(async move { Ok(containers::commit(&node.inner.tools, &container, order).await?) })
+            .await
     }
 
     /// Starts a created container; see [`containers::start`].

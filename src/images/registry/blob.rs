@@ -5,13 +5,16 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use http::{
     HeaderMap, HeaderValue, StatusCode,
-    header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, RANGE},
+    header::{ACCEPT_ENCODING, CONTENT_LENGTH, RANGE},
 };
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::timeout;
 
-use super::Session;
+use super::{
+    Session,
+    ahead::{Ahead, LARGE, PART, Part, bounds, range},
+};
 use crate::images::{Error, ErrorKind, Result};
 
 /// Connections in a row that may bring nothing.
@@ -20,12 +23,17 @@ const MAX_STRIKES: u32 = 4;
 const MAX_CONNECTIONS: u32 = 1000;
 
 /// A transfer that goes on by range where a connection broke, on the next endpoint if need be. Yields exactly the
-/// promised number of bytes or fails; the digest is the caller's business.
+/// promised number of bytes or fails; the digest is the caller's business. A large blob comes in parts, several at once.
 pub(in crate::images) struct BlobStream {
     session: Session,
     digest: String,
     size: u64,
     received: u64,
+    /// Where the range ends that the current connection is for.
+    until: u64,
+    /// What is being handed out of a part that came before its turn, and further ones.
+    part: Option<Part>,
+    ahead: Option<Ahead>,
     /// Bytes that the current connection repeats because it ignored the range.
     skip: u64,
     body: Option<Incoming>,
@@ -42,6 +50,9 @@ impl BlobStream {
             digest: digest.to_owned(),
             size,
             received: 0,
+            until: if size < LARGE { size } else { PART },
+            part: None,
+            ahead: (size >= LARGE).then(|| Ahead::new(PART, size)),
             skip: 0,
             body: None,
             // A session without one has failed at the manifest.
@@ -57,21 +68,64 @@ impl BlobStream {
     /// When no endpoint has the rest.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
+            if let Some(part) = &mut self.part {
+                if let Some(piece) = part.pieces.pop_front() {
+                    self.received += piece.len() as u64;
+                    return Ok(Some(piece));
+                }
+                if let Some(error) = &part.failure {
+                    tracing::debug!(%error, from = part.from, "a part of a blob failed; the rest of it comes in turn");
+                }
+                self.until = part.end;
+                self.part = None;
+                self.fill();
+                continue;
+            }
             let Some(body) = &mut self.body else {
                 if self.received == self.size {
                     return Ok(None);
                 }
-                match self.connect().await {
-                    Ok(()) => {}
-                    // A registry that was there a moment ago may be back soon.
-                    Err(error) if self.received > 0 && error.kind() == ErrorKind::RegistryUnavailable => {
-                        self.broken(error).await?;
+                if self.received == self.until
+                    && let Some(ahead) = &mut self.ahead
+                {
+                    match ahead.first().await {
+                        Some(part) => {
+                            self.part = Some(part);
+                            continue;
+                        }
+                        None => self.until = ahead.leave_some(),
                     }
-                    Err(error) => self.next_endpoint(error)?,
+                }
+                let mut ahead = self.ahead.take();
+                let connected = match &mut ahead {
+                    Some(ahead) => ahead.beside(self.connect()).await,
+                    None => self.connect().await,
+                };
+                match connected {
+                    Ok(true) => {
+                        self.ahead = ahead;
+                        self.fill();
+                    }
+                    // Without ranges all of the rest comes here.
+                    Ok(false) => self.until = self.size,
+                    Err(error) => {
+                        self.ahead = ahead;
+                        // A registry that was there a moment ago may be back soon.
+                        if self.received > 0 && error.kind() == ErrorKind::RegistryUnavailable {
+                            self.broken(error).await?;
+                        } else {
+                            self.next_endpoint(error)?;
+                        }
+                    }
                 }
                 continue;
             };
-            match timeout(self.session.http().patience.stall, body.frame()).await {
+            let frame = timeout(self.session.http().patience.stall, body.frame());
+            let frame = match &mut self.ahead {
+                Some(ahead) => ahead.beside(frame).await,
+                None => frame.await,
+            };
+            match frame {
                 Ok(Some(Ok(frame))) => {
                     let Ok(mut data) = frame.into_data() else { continue };
                     let skipped = self.skip.min(data.len() as u64);
@@ -81,21 +135,21 @@ impl BlobStream {
                         continue;
                     }
                     self.received += data.len() as u64;
-                    if self.received > self.size {
+                    if self.received > self.until {
                         return Err(self.mismatch(format!("at least {} bytes", self.received)));
                     }
                     self.strikes = 0;
-                    if self.received == self.size && body.is_end_stream() {
+                    if self.received == self.until && body.is_end_stream() {
                         self.body = None;
                     }
                     return Ok(Some(data));
                 }
-                Ok(None) if self.received == self.size => self.body = None,
+                Ok(None) if self.received == self.until => self.body = None,
                 Ok(None) => {
                     let error = self.mismatch(format!("{} bytes", self.received));
                     self.broken(error).await?;
                 }
-                _ if self.received == self.size => self.body = None,
+                _ if self.received == self.until => self.body = None,
                 Ok(Some(Err(error))) => {
                     let error = self.cut(&error.to_string());
                     self.broken(error).await?;
@@ -109,41 +163,48 @@ impl BlobStream {
         }
     }
 
-    /// Asks the current endpoint for what is missing.
-    async fn connect(&mut self) -> Result<()> {
+    /// Has parts fetched that will be needed soon.
+    fn fill(&mut self) {
+        if let Some(ahead) = &mut self.ahead {
+            ahead.fill(&self.session, &self.session.endpoints()[self.endpoint], &self.digest);
+        }
+    }
+
+    /// Asks the current endpoint for what is missing; false if it sends the whole blob whatever it is asked for.
+    async fn connect(&mut self) -> Result<bool> {
         self.connections += 1;
         let what = format!("blob {}", self.digest);
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if self.received > 0
-            && let Ok(range) = HeaderValue::from_str(&format!("bytes={}-", self.received))
-        {
-            headers.insert(RANGE, range);
-        }
+        let whole = self.until == self.size;
+        let headers = if whole {
+            rest(self.received)
+        } else {
+            range(self.received, self.until)
+        };
         let endpoint = self.session.endpoints()[self.endpoint].clone();
         let path = format!("blobs/{}", self.digest);
         let answer = self.session.get(&endpoint, &path, headers, &what).await?;
-        let begins = if answer.status() == StatusCode::PARTIAL_CONTENT {
-            let begins = first_byte(answer.headers()).unwrap_or(u64::MAX);
-            if begins != self.received {
+        let ranged = answer.status() == StatusCode::PARTIAL_CONTENT;
+        let (begins, ends) = if ranged {
+            let (begins, ends) = bounds(answer.headers()).unwrap_or((u64::MAX, u64::MAX));
+            if begins != self.received || ends != self.until {
                 return Err(Error::Registry {
                     what,
                     host: endpoint.host,
                     reason: "it sent another range than was asked for".into(),
                 });
             }
-            begins
+            (begins, ends)
         } else {
-            0
+            (0, self.size)
         };
         if let Some(length) = length(answer.headers())
-            && length != self.size - begins
+            && length != ends - begins
         {
             return Err(self.mismatch(format!("{} bytes", begins.saturating_add(length))));
         }
         self.skip = self.received - begins;
         self.body = Some(answer.into_body());
-        Ok(())
+        Ok(ranged || whole)
     }
 
     /// Gives the current endpoint another chance after a broken connection, or goes on to the next.
@@ -193,8 +254,14 @@ fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// The first byte of `bytes 5-9/10`.
-fn first_byte(headers: &HeaderMap) -> Option<u64> {
-    let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
-    text.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+/// Headers that ask for the bytes from `from` on.
+fn rest(from: u64) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    if from > 0
+        && let Ok(range) = HeaderValue::from_str(&format!("bytes={from}-"))
+    {
+        headers.insert(RANGE, range);
+    }
+    headers
 }

@@ -15,7 +15,7 @@ use crate::config::Registry;
 
 /// One place that may have a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Endpoint {
+pub(in crate::images) struct Endpoint {
     /// `host[:port]`, for messages and as key of tokens.
     pub host: String,
     /// `http://host[:port]/v2/path/of/repository`.

@@ -5,6 +5,7 @@
 //! lose the credentials on the way to another host, and neither addresses' queries nor what registries say in prose
 //! ends in a message.
 
+mod ahead;
 mod auth;
 mod blob;
 pub(super) mod challenge;
@@ -15,7 +16,9 @@ mod proxy;
 mod session;
 mod settings;
 mod tls;
+mod token;
 mod transport;
+mod upload;
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +30,9 @@ use wharf_proto::cri;
 
 pub(super) use auth::Credentials;
 pub(super) use blob::BlobStream;
+pub(super) use endpoint::Endpoint;
 pub(super) use session::{Document, Session, digest_of};
+pub(super) use upload::{Blob, Mounted, Upload};
 
 use super::{Error, Reference, Result};
 use crate::config::{self, Config};
@@ -107,6 +112,12 @@ impl Client {
         })
         .await?;
         Ok(Session::new(self.0.http.clone(), endpoints, reference, credentials))
+    }
+
+    /// What all blobs together may have in memory before its turn.
+    #[cfg(test)]
+    pub fn budget(&self) -> Arc<tokio::sync::Semaphore> {
+        self.0.http.budget.clone()
     }
 
     /// The full references that `text` may stand for by `registries.conf`; just itself if nothing is said about it.

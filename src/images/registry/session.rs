@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, StatusCode, Uri,
+    HeaderMap, HeaderValue, StatusCode, Uri,
     header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER},
 };
 use serde::Deserialize;
@@ -16,13 +16,12 @@ use super::{
     auth::Credentials,
     challenge::{self, Challenge},
     endpoint::Endpoint,
-    settings::Settings,
-    transport::{Answer, Failure, Http, Message, host_of, read},
+    token,
+    transport::{Answer, Failure, Http, Message, read},
 };
 use crate::images::{Error, ErrorKind, Reference, Result, manifest};
 
-/// Longest answer of a token server, and longest error document that is looked at.
-const MAX_TOKEN: usize = 1 << 20;
+/// Longest error document that is looked at.
 const MAX_ERROR: usize = 16 << 10;
 /// A registry that can't be connected to gets fewer chances than a busy one: kubelet comes again.
 const MAX_CONNECTS: u32 = 3;
@@ -221,24 +220,35 @@ impl Session {
         headers: HeaderMap,
         what: &str,
     ) -> Result<http::Response<hyper::body::Incoming>> {
-        let patience = &self.0.http.patience;
-        let uri: Uri = format!("{}/{path}{}", endpoint.base, endpoint.query)
-            .parse()
-            .map_err(|_| Error::Registry {
-                what: what.to_owned(),
-                host: endpoint.host.clone(),
-                reason: "its address is malformed".into(),
-            })?;
-        let mut message = Message::get(uri, endpoint.settings.clone());
+        let mut message = Message::get(address(endpoint, path, what)?, endpoint.settings.clone());
         message.headers = headers;
+        let fine = [StatusCode::OK, StatusCode::PARTIAL_CONTENT];
+        self.exchange(endpoint, message, &Manner::reading(&fine), what).await
+    }
+
+    /// Sends `message`, with authentication and retries; the status is one that `manner` takes.
+    pub(super) async fn exchange(
+        &self,
+        endpoint: &Endpoint,
+        mut message: Message,
+        manner: &Manner<'_>,
+        what: &str,
+    ) -> Result<http::Response<hyper::body::Incoming>> {
+        let patience = &self.0.http.patience;
+        // A registry may have uploads sent elsewhere, where its credentials are not shown.
+        let abroad = message.uri.authority().map(http::uri::Authority::as_str) != authority(&endpoint.base);
         let mut attempt = 0;
         let mut asked = false;
         loop {
             attempt += 1;
-            message.authorization = self.authorization(endpoint).await;
+            message.authorization = if abroad {
+                None
+            } else {
+                self.authorization(endpoint).await
+            };
             let (reason, wait) = match self.0.http.send(message.clone()).await {
                 Err(Failure::Network { host, reason }) => {
-                    if attempt >= patience.attempts.min(MAX_CONNECTS) {
+                    if !manner.again || attempt >= patience.attempts.min(MAX_CONNECTS) {
                         return Err(Error::RegistryUnavailable { host, reason });
                     }
                     (reason, None)
@@ -251,12 +261,13 @@ impl Session {
                     });
                 }
                 Ok(Answer { response, foreign }) => match response.status() {
-                    StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
-                    StatusCode::UNAUTHORIZED if !foreign => {
+                    status if manner.fine.contains(&status) => return Ok(response),
+                    StatusCode::UNAUTHORIZED if !foreign && !abroad => {
                         if std::mem::replace(&mut asked, true) {
-                            return Err(self.denied(endpoint, response, what).await);
+                            return Err(self.denied(endpoint, response, manner.action, what).await);
                         }
-                        self.authenticate(endpoint, &message, response.headers(), what).await?;
+                        let headers = response.headers();
+                        self.authenticate(endpoint, &message, headers, manner, what).await?;
                         attempt -= 1;
                         continue;
                     }
@@ -267,10 +278,13 @@ impl Session {
                     status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if foreign => {
                         (format!("the host that it redirects to answered {status}"), None)
                     }
-                    _ => return Err(self.refused(endpoint, response, what).await),
+                    _ => return Err(self.refused(endpoint, response, manner.action, what).await),
                 },
             };
-            if attempt >= patience.attempts {
+            if !manner.again {
+                tokio::time::sleep(wait.unwrap_or_default()).await;
+            }
+            if !manner.again || attempt >= patience.attempts {
                 return Err(Error::RegistryUnavailable {
                     host: endpoint.host.clone(),
                     reason,
@@ -304,6 +318,7 @@ impl Session {
         endpoint: &Endpoint,
         refused: &Message,
         headers: &HeaderMap,
+        manner: &Manner<'_>,
         what: &str,
     ) -> Result<()> {
         let mut known = self.0.authorizations.lock().await;
@@ -316,6 +331,7 @@ impl Session {
         }
         known.remove(&endpoint.host);
         let unauthorized = |reason: &str| Error::Unauthorized {
+            action: manner.action,
             what: what.to_owned(),
             host: endpoint.host.clone(),
             reason: reason.to_owned(),
@@ -330,17 +346,19 @@ impl Session {
                 if let Some(Credentials::Registry(_)) = credentials {
                     return Err(unauthorized("the registry token is not accepted"));
                 }
-                let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.0.repository));
-                let request = token_request(
+                let own = || format!("repository:{}:{}", self.0.repository, manner.scope());
+                let mut scopes = vec![scope.unwrap_or_else(own)];
+                scopes.extend(manner.from.map(|from| format!("repository:{from}:pull")));
+                let request = token::request(
                     &refused.uri,
                     &realm,
                     service.as_deref(),
-                    &scope,
+                    &scopes,
                     credentials,
                     &endpoint.settings,
                 )
                 .ok_or_else(|| unauthorized("its token server has an address that can't be used"))?;
-                let token = self.token(request, what).await?;
+                let token = token::fetch(&self.0.http, request, manner.action, what).await?;
                 auth::bearer(&token).ok_or_else(|| unauthorized("its token server sent a malformed token"))?
             }
         };
@@ -348,63 +366,34 @@ impl Session {
         Ok(())
     }
 
-    async fn token(&self, request: Message, what: &str) -> Result<String> {
-        let host = host_of(&request.uri);
-        let patience = &self.0.http.patience;
-        let mut attempt = 1;
-        let response = loop {
-            let reason = match self.0.http.send(request.clone()).await {
-                Ok(Answer { response, .. }) if response.status() == StatusCode::OK => break response,
-                Ok(Answer { response, .. })
-                    if !response.status().is_server_error() && response.status() != StatusCode::TOO_MANY_REQUESTS =>
-                {
-                    return Err(Error::Unauthorized {
-                        what: what.to_owned(),
-                        host,
-                        reason: format!("the token server answered {}", response.status()),
-                    });
-                }
-                Ok(Answer { response, .. }) => format!("the token server answered {}", response.status()),
-                Err(Failure::Network { reason, .. } | Failure::Refused { reason, .. }) => reason,
-            };
-            attempt += 2;
-            if attempt > patience.attempts {
-                return Err(Error::RegistryUnavailable { host, reason });
-            }
-            tokio::time::sleep(patience.back_off * attempt).await;
-        };
-        let unusable = |reason: String| Error::Registry {
-            what: "token".into(),
-            host: host.clone(),
-            reason,
-        };
-        let body = read(response.into_body(), MAX_TOKEN, patience.stall)
-            .await
-            .map_err(unusable)?;
-        let answer: TokenAnswer =
-            serde_json::from_slice(&body).map_err(|_| unusable("the token server's answer can't be read".into()))?;
-        answer
-            .token
-            .or(answer.access_token)
-            .filter(|token| !token.is_empty())
-            .ok_or_else(|| unusable("the token server sent no token".into()))
-    }
-
-    async fn denied(&self, endpoint: &Endpoint, response: http::Response<hyper::body::Incoming>, what: &str) -> Error {
+    async fn denied(
+        &self,
+        endpoint: &Endpoint,
+        response: http::Response<hyper::body::Incoming>,
+        action: &'static str,
+        what: &str,
+    ) -> Error {
         let status = response.status();
         let code = self.error_code(response).await;
         Error::Unauthorized {
+            action,
             what: what.to_owned(),
             host: endpoint.host.clone(),
             reason: format!("it answered {status}{code}"),
         }
     }
 
-    async fn refused(&self, endpoint: &Endpoint, response: http::Response<hyper::body::Incoming>, what: &str) -> Error {
+    async fn refused(
+        &self,
+        endpoint: &Endpoint,
+        response: http::Response<hyper::body::Incoming>,
+        action: &'static str,
+        what: &str,
+    ) -> Error {
         let (what, host) = (what.to_owned(), endpoint.host.clone());
         match response.status() {
             StatusCode::NOT_FOUND => Error::NotFound { what, host },
-            StatusCode::FORBIDDEN => self.denied(endpoint, response, &what).await,
+            StatusCode::FORBIDDEN => self.denied(endpoint, response, action, &what).await,
             status => {
                 let code = self.error_code(response).await;
                 Error::Registry {
@@ -443,80 +432,47 @@ impl Session {
     }
 }
 
-#[derive(Deserialize)]
-struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
+/// How a request is made.
+pub(super) struct Manner<'a> {
+    /// Answers that are no errors.
+    pub fine: &'a [StatusCode],
+    /// It may be repeated after a failure without asking what has become of it.
+    pub again: bool,
+    /// `pull` or `push`.
+    pub action: &'static str,
+    /// Another repository that is read from.
+    pub from: Option<&'a str>,
 }
 
-/// The request for a token: POST with an identity token, else GET, with the password if there is one. A token server
-/// on plain HTTP is accepted only from a registry on plain HTTP.
-fn token_request(
-    registry: &Uri,
-    realm: &str,
-    service: Option<&str>,
-    scope: &str,
-    credentials: Option<&Credentials>,
-    settings: &Arc<Settings>,
-) -> Option<Message> {
-    let uri: Uri = realm.parse().ok()?;
-    uri.authority()?;
-    let settings = if uri.authority() == registry.authority() {
-        settings.clone()
-    } else {
-        Arc::new(settings.abroad())
-    };
-    match uri.scheme_str() {
-        Some("https") => {}
-        Some("http") if registry.scheme_str() == Some("http") => {}
-        _ => return None,
+impl<'a> Manner<'a> {
+    pub fn reading(fine: &'a [StatusCode]) -> Self {
+        Self {
+            fine,
+            again: true,
+            action: "pull",
+            from: None,
+        }
     }
-    let mut form = Form::default();
-    if let Some(service) = service {
-        form.add("service", service);
+
+    /// The right that is needed, as token servers name it.
+    fn scope(&self) -> &'static str {
+        if self.action == "push" { "pull,push" } else { "pull" }
     }
-    form.add("scope", scope);
-    if let Some(Credentials::Identity(token)) = credentials {
-        form.add("grant_type", "refresh_token");
-        form.add("client_id", "wharf");
-        form.add("refresh_token", token);
-        let mut message = Message::get(uri, settings);
-        message.method = Method::POST;
-        message.headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/x-www-form-urlencoded"),
-        );
-        message.body = form.0.into();
-        return Some(message);
-    }
-    if let Some(Credentials::Password { user, .. }) = credentials {
-        form.add("account", user);
-    }
-    let separator = if realm.contains('?') { '&' } else { '?' };
-    let mut message = Message::get(format!("{realm}{separator}{}", form.0).parse().ok()?, settings);
-    message.authorization = credentials.and_then(Credentials::basic);
-    Some(message)
 }
 
-/// `application/x-www-form-urlencoded`.
-#[derive(Default)]
-struct Form(String);
+/// The address of `path` below the repository at `endpoint`.
+pub(super) fn address(endpoint: &Endpoint, path: &str, what: &str) -> Result<Uri> {
+    let text = format!("{}/{path}{}", endpoint.base, endpoint.query);
+    text.parse().map_err(|_| Error::Registry {
+        what: what.to_owned(),
+        host: endpoint.host.clone(),
+        reason: "its address is malformed".into(),
+    })
+}
 
-impl Form {
-    fn add(&mut self, name: &str, value: &str) {
-        if !self.0.is_empty() {
-            self.0.push('&');
-        }
-        self.0.push_str(name);
-        self.0.push('=');
-        for byte in value.bytes() {
-            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-                self.0.push(char::from(byte));
-            } else {
-                self.0.push_str(&format!("%{byte:02X}"));
-            }
-        }
-    }
+/// `host[:port]` of a URL.
+fn authority(url: &str) -> Option<&str> {
+    url.split_once("://")?.1.split('/').next()
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {

@@ -14,7 +14,7 @@ use crate::config::Registry;
 
 /// The settings of one host. The default is TLS with the system's authorities.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Settings {
+pub(in crate::images) struct Settings {
     /// Any certificate will do.
     pub skip_verify: bool,
     /// PEM files of authorities beside the system's.

@@ -14,10 +14,13 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    time::timeout,
+};
 
 use super::{
-    Patience,
+    Patience, ahead,
     proxy::{Connector, Proxies},
     settings::Settings,
     tls,
@@ -29,6 +32,8 @@ const MAX_REDIRECTS: usize = 6;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Kinds of connections that are kept: a certificate that is renewed every minute must not fill the memory.
 const MAX_KINDS: usize = 64;
+/// Bytes a second that a request's body must go out with.
+const SLOWEST: u64 = 32 << 10;
 const AGENT: &str = concat!("wharf/", env!("CARGO_PKG_VERSION"));
 
 /// Why there is no response.
@@ -76,6 +81,8 @@ impl Message {
 /// Connections to all hosts, with the settings of each.
 pub(super) struct Http {
     pub patience: Patience,
+    /// What all blobs together may have in memory before its turn.
+    pub budget: Arc<Semaphore>,
     proxies: Proxies,
     /// By scheme and [`Settings::key`].
     connections: Mutex<HashMap<String, Connections>>,
@@ -89,6 +96,7 @@ impl Http {
     pub fn with_proxies(patience: Patience, proxies: Proxies) -> Self {
         Self {
             patience,
+            budget: ahead::budget(ahead::BUDGET),
             proxies,
             connections: Mutex::default(),
         }
@@ -107,7 +115,7 @@ impl Http {
                     | StatusCode::SEE_OTHER
                     | StatusCode::TEMPORARY_REDIRECT
                     | StatusCode::PERMANENT_REDIRECT
-            ) || message.method != Method::GET
+            ) || !matches!(message.method, Method::GET | Method::HEAD)
             {
                 return Ok(Answer { response, foreign });
             }
@@ -163,10 +171,12 @@ impl Http {
             host: host.to_owned(),
             reason,
         };
-        match timeout(self.patience.stall, connections.request(request)).await {
+        // The answer comes after the request's body has gone.
+        let patience = self.patience.stall + Duration::from_secs(message.body.len() as u64 / SLOWEST);
+        match timeout(patience, connections.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(network(chain(&error))),
-            Err(_) => Err(network(format!("no answer within {:?}", self.patience.stall))),
+            Err(_) => Err(network(format!("no answer within {patience:?}"))),
         }
     }
 
@@ -250,7 +260,7 @@ pub(super) fn host_of(uri: &Uri) -> String {
 }
 
 /// `location` as seen from `base`.
-fn resolve(base: &Uri, location: &str) -> Option<Uri> {
+pub(super) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     let scheme = base.scheme_str()?;
     let authority = base.authority()?;
     let text = if location.starts_with("http://") || location.starts_with("https://") {

@@ -15,8 +15,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use mapped::Owners;
-pub use overlay::{mount, unmount};
+pub use overlay::{mount, unmount, view};
 pub use remove::{remove_at, remove_tree};
+pub use sys::xattrs_at;
 pub use usage::{Space, mountpoint, space, usage, writable_layer};
 
 /// Usage of a filesystem or of a tree.

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchown};
@@ -92,6 +92,34 @@ pub fn unmount(container_dir: &Path) -> Result<()> {
             Err(errno) => return Err(io_at("unmount", &rootfs)(errno)),
         }
     }
+}
+
+/// The root filesystem as [`mount`] shows it, as an open directory and what keeps its mount; mounted meanwhile if it is
+/// not mounted now. Nobody else may mount or unmount it at the same time.
+///
+/// # Errors
+/// As [`mount`].
+pub fn view(layers: &[PathBuf], container_dir: &Path, owners: Option<&Owners>) -> Result<(OwnedFd, OwnedFd)> {
+    let rootfs = container_dir.join("rootfs");
+    make_dir(&rootfs)?;
+    let target = open_path(&rootfs)?;
+    let mounted = sys::is_mount_root(target.as_fd(), c"").map_err(io_at("stat", &rootfs))?;
+    drop(target);
+    if !mounted {
+        mount(layers, container_dir, owners)?;
+    }
+    let tree = crate::sys::clone_tree(&rootfs, false);
+    if !mounted {
+        unmount(container_dir)?;
+    }
+    let tree = tree.map_err(|source| Error::Io {
+        what: "clone the mount at",
+        path: rootfs.clone(),
+        source,
+    })?;
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = openat(&tree, ".", flags, Mode::empty()).map_err(io_at("open", &rootfs))?;
+    Ok((root, tree))
 }
 
 /// The layers down to one that hides all below it: overlayfs reads the opaque mark of directories in a layer, but not

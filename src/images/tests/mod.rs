@@ -1,6 +1,9 @@
 //! The room as a whole, against a registry in this process.
 
+mod archives;
 mod auth;
 mod life;
+mod parts;
+mod push;
 mod registries;
 mod transfer;

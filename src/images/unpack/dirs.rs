@@ -11,6 +11,7 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 use super::fault::{Fault, io};
 use super::reader::Entry;
 use super::sys;
+use crate::images::recipe::MAX_PATH;
 
 /// Mode of directories that no entry describes.
 const IMPLIED: u32 = 0o755;
@@ -39,6 +40,8 @@ struct Level {
     /// Has the set-group-id bit, so what is created inside gets its group.
     inherits: bool,
     touched: bool,
+    /// Its name is a symlink's.
+    elsewhere: bool,
 }
 
 /// The path of open directories; the first is the layer's root.
@@ -64,6 +67,7 @@ impl Dirs {
             fresh: false,
             inherits: false,
             touched: false,
+            elsewhere: false,
         };
         Ok(Dirs {
             levels: vec![root],
@@ -144,7 +148,7 @@ impl Dirs {
     /// Enters a parent directory that is only named in an entry's path.
     fn enter(&mut self, name: &[u8]) -> Result<(), Fault> {
         match sys::open_dir(self.here(), name) {
-            Ok(fd) => self.push_existing(name, fd),
+            Ok(fd) => self.push_existing(name, fd, false),
             Err(Errno::ENOENT) => self.make(name, Leave::Keep, false),
             Err(Errno::ENOTDIR | Errno::ELOOP) => {
                 let stat = sys::stat(self.here(), name).map_err(io("stat a parent of"))?;
@@ -163,7 +167,7 @@ impl Dirs {
                     }
                     other => Fault::Io("resolve a parent of", other.into()),
                 })?;
-                self.push_existing(name, fd)
+                self.push_existing(name, fd, true)
             }
             Err(errno) => Err(Fault::Io("open a parent of", errno.into())),
         }
@@ -176,7 +180,7 @@ impl Dirs {
 
     /// Enters an existing directory to give it the attributes of `entry`.
     pub fn enter_again(&mut self, name: &[u8], fd: OwnedFd, entry: Entry) -> Result<(), Fault> {
-        self.push_existing(name, fd)?;
+        self.push_existing(name, fd, false)?;
         self.describe(entry);
         Ok(())
     }
@@ -211,11 +215,12 @@ impl Dirs {
             // A directory made in a set-group-id directory has the bit until its own mode is set.
             inherits: inherited,
             touched: false,
+            elsewhere: false,
         });
         if hides { self.hide_lower() } else { Ok(()) }
     }
 
-    fn push_existing(&mut self, name: &[u8], fd: OwnedFd) -> Result<(), Fault> {
+    fn push_existing(&mut self, name: &[u8], fd: OwnedFd, elsewhere: bool) -> Result<(), Fault> {
         let stat = fstat(&fd).map_err(io("stat a parent of"))?;
         self.levels.push(Level {
             name: name.to_vec(),
@@ -224,6 +229,7 @@ impl Dirs {
             fresh: false,
             inherits: stat.st_mode & libc::S_ISGID != 0,
             touched: false,
+            elsewhere,
         });
         Ok(())
     }
@@ -247,6 +253,29 @@ impl Dirs {
         let mut names: Vec<&[u8]> = self.levels[1..].iter().map(|level| level.name.as_slice()).collect();
         names.push(name);
         names.join(&b'/')
+    }
+
+    /// The same without symlinks in it, if it is not too long.
+    pub fn real_path(&self, name: &[u8]) -> Option<Vec<u8>> {
+        let known = self.levels.iter().rposition(|level| level.elsewhere).unwrap_or(0);
+        let mut path = if known == 0 {
+            Vec::new()
+        } else {
+            let (root, real) = (sys::path_of(self.root())?, sys::path_of(&self.levels[known].fd)?);
+            let below = real.strip_prefix(root.as_slice())?;
+            below.strip_prefix(b"/").unwrap_or(below).to_vec()
+        };
+        for name in self.levels[known + 1..]
+            .iter()
+            .map(|level| level.name.as_slice())
+            .chain([name])
+        {
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name);
+        }
+        (path.len() <= MAX_PATH).then_some(path)
     }
 
     /// Leaves all directories, the root last.

@@ -14,7 +14,14 @@ use super::fault::{Fault, io};
 use super::name::{self, Meaning};
 use super::reader::{Entry, Kind, TarReader};
 use super::{Stats, sys};
-use crate::images::rootfs;
+use crate::images::{recipe::Kept, rootfs};
+
+/// Where an entry belongs.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    parents: &'a [&'a [u8]],
+    name: &'a [u8],
+}
 
 /// The extraction of one layer.
 pub struct Extractor {
@@ -58,26 +65,21 @@ impl Extractor {
             }
             Meaning::Plain(name) => {
                 self.dirs.go(parents)?;
+                let at = At { parents, name };
                 match entry.kind {
-                    Kind::Directory => self.directory(parents, name, entry),
-                    Kind::File => self.file(parents, name, &entry, reader),
-                    Kind::HardLink => self.hard_link(parents, name, &entry),
-                    Kind::Symlink => self.symlink(parents, name, &entry),
-                    Kind::Fifo => self.node(parents, name, &entry, SFlag::S_IFIFO, 0),
-                    Kind::CharDevice { major, minor } => self.node(
-                        parents,
-                        name,
-                        &entry,
-                        SFlag::S_IFCHR,
-                        makedev(major.into(), minor.into()),
-                    ),
-                    Kind::BlockDevice { major, minor } => self.node(
-                        parents,
-                        name,
-                        &entry,
-                        SFlag::S_IFBLK,
-                        makedev(major.into(), minor.into()),
-                    ),
+                    Kind::Directory => self.directory(at, entry, reader),
+                    Kind::File => self.file(at, &entry, reader),
+                    Kind::HardLink => self.hard_link(at, &entry, reader),
+                    Kind::Symlink => self.symlink(at, &entry, reader),
+                    Kind::Fifo => self.node(at, &entry, (SFlag::S_IFIFO, 0), reader),
+                    Kind::CharDevice { major, minor } => {
+                        let device = (SFlag::S_IFCHR, makedev(major.into(), minor.into()));
+                        self.node(at, &entry, device, reader)
+                    }
+                    Kind::BlockDevice { major, minor } => {
+                        let device = (SFlag::S_IFBLK, makedev(major.into(), minor.into()));
+                        self.node(at, &entry, device, reader)
+                    }
                 }
             }
         }
@@ -93,7 +95,8 @@ impl Extractor {
         Ok(stats)
     }
 
-    fn directory(&mut self, parents: &[&[u8]], name: &[u8], entry: Entry) -> Result<(), Fault> {
+    fn directory<R: Read>(&mut self, at: At<'_>, entry: Entry, reader: &mut TarReader<R>) -> Result<(), Fault> {
+        let name = at.name;
         match sys::stat(self.dirs.here(), name) {
             Err(Errno::ENOENT) => self.dirs.enter_new(name, entry, false),
             Err(errno) => Err(Fault::Io("stat", errno.into())),
@@ -102,23 +105,22 @@ impl Extractor {
                 self.dirs.enter_again(name, fd, entry)
             }
             Ok(stat) => {
-                self.make_way(parents, name)?;
+                self.make_way(at, reader)?;
                 // This layer's directory is all there is under a name that the layer also deletes.
                 self.dirs.enter_new(name, entry, sys::is_whiteout(&stat))
             }
         }
     }
 
-    fn file<R: Read>(
-        &mut self,
-        parents: &[&[u8]],
-        name: &[u8],
-        entry: &Entry,
-        reader: &mut TarReader<R>,
-    ) -> Result<(), Fault> {
+    fn file<R: Read>(&mut self, at: At<'_>, entry: &Entry, reader: &mut TarReader<R>) -> Result<(), Fault> {
         let mode = entry.mode & 0o777;
-        let fd = self.place(parents, name, "create", |here| sys::create(here, name, mode))?;
+        let fd = self.place(at, "create", reader, |here| sys::create(here, at.name, mode))?;
         let mut file = File::from(fd);
+        if reader.recorder().is_some()
+            && let Some(path) = self.dirs.real_path(at.name)
+        {
+            reader.data_becomes(&path)?;
+        }
         loop {
             let piece = reader.data()?;
             if piece.is_empty() {
@@ -142,34 +144,34 @@ impl Extractor {
         Ok(())
     }
 
-    fn symlink(&mut self, parents: &[&[u8]], name: &[u8], entry: &Entry) -> Result<(), Fault> {
+    fn symlink<R: Read>(&mut self, at: At<'_>, entry: &Entry, reader: &mut TarReader<R>) -> Result<(), Fault> {
         let target = entry.link.as_slice();
         if target.is_empty() || target.contains(&0) {
             return Err(Fault::Refused("the symlink's target is not a path".into()));
         }
-        self.place(parents, name, "make symlink", |here| symlinkat(target, here, name))?;
+        self.place(at, "make symlink", reader, |here| symlinkat(target, here, at.name))?;
         self.inodes += 1;
-        describe_node(&self.dirs, name, entry, false)
+        describe_node(&self.dirs, at.name, entry, false)
     }
 
-    fn node(
+    fn node<R: Read>(
         &mut self,
-        parents: &[&[u8]],
-        name: &[u8],
+        at: At<'_>,
         entry: &Entry,
-        kind: SFlag,
-        device: libc::dev_t,
+        (kind, device): (SFlag, libc::dev_t),
+        reader: &mut TarReader<R>,
     ) -> Result<(), Fault> {
         let mode = Mode::from_bits_truncate(entry.mode & 0o777);
-        self.place(parents, name, "make node", |here| {
-            mknodat(here, name, kind, mode, device)
+        self.place(at, "make node", reader, |here| {
+            mknodat(here, at.name, kind, mode, device)
         })?;
         self.inodes += 1;
-        describe_node(&self.dirs, name, entry, true)
+        describe_node(&self.dirs, at.name, entry, true)
     }
 
     /// A hard link shares everything with its target, so only the name is made.
-    fn hard_link(&mut self, parents: &[&[u8]], name: &[u8], entry: &Entry) -> Result<(), Fault> {
+    fn hard_link<R: Read>(&mut self, at: At<'_>, entry: &Entry, reader: &mut TarReader<R>) -> Result<(), Fault> {
+        let At { parents, name } = at;
         let target = name::components(&entry.link)
             .map_err(|reason| Fault::Refused(format!("its hard link target: {reason}")))?;
         let Meaning::Plain(target_name) = name::meaning(&target)? else {
@@ -210,7 +212,7 @@ impl Extractor {
                     if std::mem::replace(&mut freed, true) {
                         return Err(Fault::Refused("its name is one of its parents".into()));
                     }
-                    self.make_way(parents, name)?;
+                    self.make_way(at, reader)?;
                 }
                 Err(errno) => return Err(missing(errno)),
             }
@@ -235,38 +237,58 @@ impl Extractor {
     }
 
     /// Creates something; what an earlier entry left under the name gives way.
-    fn place<T>(
+    fn place<R: Read, T>(
         &mut self,
-        parents: &[&[u8]],
-        name: &[u8],
+        at: At<'_>,
         what: &'static str,
+        reader: &mut TarReader<R>,
         create: impl Fn(&OwnedFd) -> nix::Result<T>,
     ) -> Result<T, Fault> {
         self.dirs.touch();
         match create(self.dirs.here()) {
             Err(Errno::EEXIST) => {
-                self.make_way(parents, name)?;
+                self.make_way(at, reader)?;
                 create(self.dirs.here()).map_err(io(what))
             }
             other => other.map_err(io(what)),
         }
     }
 
-    /// Removes what is at `name`.
-    fn make_way(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<(), Fault> {
+    /// Removes what is at that name, or moves it aside if its content will be asked for again.
+    fn make_way<R: Read>(&mut self, at: At<'_>, reader: &mut TarReader<R>) -> Result<(), Fault> {
+        let At { parents, name } = at;
         self.dirs.touch();
         let stat = sys::stat(self.dirs.here(), name).map_err(io("stat"))?;
+        let size = stat.st_size.unsigned_abs();
+        let is_file = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+        let mut counted = Kept::default();
+        if !sys::is_dir(&stat) && stat.st_nlink == 1 {
+            self.inodes = self.inodes.saturating_sub(1);
+            counted.inodes = 1;
+            if is_file {
+                self.bytes = self.bytes.saturating_sub(size);
+                counted.bytes = size;
+            }
+        }
+        let keep = sys::is_dir(&stat) || (is_file && size > 0);
+        // No file below a path that is too long was written down by its path.
+        let kept = match (reader.recorder(), self.dirs.real_path(name)) {
+            (Some(recorder), Some(path)) if keep => {
+                let moved = recorder.set_aside(self.dirs.here(), name, &path, counted);
+                moved.map_err(|e| Fault::Io("move aside", e))?;
+                true
+            }
+            _ => false,
+        };
         if !sys::is_dir(&stat) {
-            unlinkat(self.dirs.here(), name, UnlinkatFlags::NoRemoveDir).map_err(io("replace"))?;
-            if stat.st_nlink == 1 {
-                self.inodes = self.inodes.saturating_sub(1);
-                if stat.st_mode & libc::S_IFMT == libc::S_IFREG {
-                    self.bytes = self.bytes.saturating_sub(stat.st_size.unsigned_abs());
-                }
+            if !kept {
+                unlinkat(self.dirs.here(), name, UnlinkatFlags::NoRemoveDir).map_err(io("replace"))?;
             }
             return Ok(());
         }
-        rootfs::remove_at(self.dirs.here().as_fd(), name).map_err(|e| Fault::Io("replace directory", e))?;
+        if !kept {
+            rootfs::remove_at(self.dirs.here().as_fd(), name).map_err(|e| Fault::Io("replace directory", e))?;
+        }
         // Through a symlink the removed directory may be one the path leads through.
         self.dirs.reset()?;
         self.dirs.go(parents)?;

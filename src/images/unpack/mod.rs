@@ -14,7 +14,7 @@ mod pax;
 mod reader;
 mod sys;
 #[cfg(test)]
-mod tests;
+pub(in crate::images) mod tests;
 
 use std::io::Read;
 use std::path::Path;
@@ -23,8 +23,17 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
 pub use fault::{Error, Result};
-pub use header::FormatError;
+pub use header::{BLOCK, FormatError};
+pub use name::{NameError, components};
 pub use reader::{Entry, Kind, ReadError, TarReader};
+
+use super::recipe::{Kept, Recorder};
+
+/// Whether an archive may begin with these 512 bytes.
+#[must_use]
+pub fn is_archive(block: &[u8; BLOCK]) -> bool {
+    header::parse(block).is_ok()
+}
 
 /// How a layer is extracted.
 #[derive(Debug, Clone, Default)]
@@ -49,13 +58,39 @@ pub struct Stats {
 /// # Errors
 /// The first entry that cannot be extracted ends the work, named in the error; the caller removes `dest`.
 pub fn unpack_tar(reader: impl Read, dest: &Path, opts: &Options) -> Result<Stats> {
+    unpack(&mut TarReader::new(reader), dest, opts)
+}
+
+/// The same with a recipe, by which the archive can be given back: `layer` is an existing directory with nothing but an
+/// empty `fs` in it, which gets the files.
+///
+/// # Errors
+/// As [`unpack_tar`]; the caller removes `layer`.
+pub fn unpack_layer(reader: impl Read, layer: &Path, opts: &Options) -> Result<(Stats, Kept)> {
+    let failed = |source| Error::Io {
+        layer: opts.layer.clone(),
+        entry: layer.display().to_string(),
+        what: "write the recipe in",
+        source,
+    };
+    let recorder = Recorder::create(layer).map_err(failed)?;
+    let mut reader = TarReader::recording(reader, recorder);
+    let stats = unpack(&mut reader, &layer.join("fs"), opts)?;
+    let kept = reader
+        .into_recorder()
+        .map(Recorder::finish)
+        .transpose()
+        .map_err(failed)?;
+    Ok((stats, kept.unwrap_or_default()))
+}
+
+fn unpack<R: Read>(reader: &mut TarReader<R>, dest: &Path, opts: &Options) -> Result<Stats> {
     let layer = opts.layer.as_str();
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut extractor = open(dest, flags, Mode::empty())
         .map_err(fault::io("open the directory for"))
         .and_then(extract::Extractor::new)
         .map_err(|e| e.at(layer, b"/", 0))?;
-    let mut reader = TarReader::new(reader);
     loop {
         let next = reader
             .next_entry()
@@ -63,7 +98,7 @@ pub fn unpack_tar(reader: impl Read, dest: &Path, opts: &Options) -> Result<Stat
         let Some(entry) = next else { break };
         let name = entry.name.clone();
         extractor
-            .entry(entry, &mut reader)
+            .entry(entry, reader)
             .map_err(|e| e.at(layer, &name, reader.header_at()))?;
     }
     extractor.finish().map_err(|e| e.at(layer, b"/", reader.header_at()))

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 
 use super::header::{self, BLOCK, FormatError, Header};
 use super::pax::{self, Pax};
+use crate::images::recipe::Recorder;
 
 /// Bytes read from the source at once.
 const BUFFER: usize = 256 * 1024;
@@ -45,6 +46,8 @@ pub enum ReadError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Format(#[from] FormatError),
+    #[error("write its recipe: {0}")]
+    Recipe(io::Error),
 }
 
 /// The reader. After `next_entry` gave an entry, `data` gives its bytes; what is not taken is skipped.
@@ -59,6 +62,10 @@ pub struct TarReader<R> {
     /// Where in the stream the last header began.
     header_at: u64,
     consumed: u64,
+    /// Takes down what is not the content of a file, if somebody wants that.
+    recorder: Option<Recorder>,
+    /// The current entry's data is the content of a file that the recorder knows.
+    known: bool,
 }
 
 impl<R: Read> TarReader<R> {
@@ -73,7 +80,38 @@ impl<R: Read> TarReader<R> {
             padding: 0,
             header_at: 0,
             consumed: 0,
+            recorder: None,
+            known: false,
         }
+    }
+
+    /// A reader that has `recorder` take down the stream.
+    pub fn recording(source: R, recorder: Recorder) -> Self {
+        TarReader {
+            recorder: Some(recorder),
+            ..Self::new(source)
+        }
+    }
+
+    /// Who takes down the stream.
+    pub fn recorder(&mut self) -> Option<&mut Recorder> {
+        self.recorder.as_mut()
+    }
+
+    /// Gives back who takes down the stream.
+    pub fn into_recorder(self) -> Option<Recorder> {
+        self.recorder
+    }
+
+    /// The current entry's data, of which nothing was taken yet, becomes the file `path` below the layer's root.
+    pub fn data_becomes(&mut self, path: &[u8]) -> Result<(), ReadError> {
+        if let Some(recorder) = &mut self.recorder
+            && self.left > 0
+        {
+            recorder.content(path, self.left).map_err(ReadError::Recipe)?;
+            self.known = true;
+        }
+        Ok(())
     }
 
     /// Where in the stream the last header began, for error messages.
@@ -129,7 +167,13 @@ impl<R: Read> TarReader<R> {
         self.start += take;
         self.left -= take as u64;
         self.consumed += take as u64;
-        Ok(&self.buffer[from..from + take])
+        let data = &self.buffer[from..from + take];
+        if let Some(recorder) = &mut self.recorder
+            && !self.known
+        {
+            recorder.inline(data).map_err(ReadError::Recipe)?;
+        }
+        Ok(data)
     }
 
     fn entry(
@@ -180,6 +224,7 @@ impl<R: Read> TarReader<R> {
     }
 
     fn start_data(&mut self, size: u64) {
+        self.known = false;
         self.left = size;
         self.padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
     }
@@ -217,6 +262,9 @@ impl<R: Read> TarReader<R> {
         }
         let mut block = [0; BLOCK];
         block.copy_from_slice(&self.buffer[self.start..self.start + BLOCK]);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.inline(&block).map_err(ReadError::Recipe)?;
+        }
         self.start += BLOCK;
         self.consumed += BLOCK as u64;
         Ok(Some(block))
@@ -249,6 +297,7 @@ impl<R: Read> TarReader<R> {
     fn skip_rest(&mut self) -> Result<(), ReadError> {
         while !self.data()?.is_empty() {}
         self.left = std::mem::take(&mut self.padding);
+        self.known = false;
         while self.left > 0 {
             match self.data() {
                 // Some writers (umoci inserting one file) end right behind the last entry's data, as Go's reader lets
@@ -263,6 +312,10 @@ impl<R: Read> TarReader<R> {
     /// Reads to the end, so that a digest taken below covers the whole stream.
     fn drain(&mut self) -> Result<(), ReadError> {
         loop {
+            if let Some(recorder) = &mut self.recorder {
+                let rest = &self.buffer[self.start..self.end];
+                recorder.inline(rest).map_err(ReadError::Recipe)?;
+            }
             self.consumed += (self.end - self.start) as u64;
             self.start = self.end;
             self.fill()?;

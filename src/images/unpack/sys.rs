@@ -31,6 +31,13 @@ pub fn open_in_root(root: &OwnedFd, path: &[u8]) -> nix::Result<OwnedFd> {
     }
 }
 
+/// Where an open directory is now; `None` if the path is longer than the kernel tells.
+pub fn path_of(directory: &OwnedFd) -> Option<Vec<u8>> {
+    use std::os::unix::ffi::OsStringExt as _;
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).ok()?;
+    Some(path.into_os_string().into_vec())
+}
+
 /// Creates a regular file for writing; nothing of that name may exist.
 pub fn create(parent: &OwnedFd, name: &[u8], mode: u32) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -135,7 +135,7 @@ fn no_combination_of_entries_escapes() {
         "b/c",
         "/a",
         "/proc/self/root",
-        "../layer/a",
+        "../fs/a",
     ];
     let mut random = Random(42);
     for round in 0..250 {
@@ -172,10 +172,9 @@ fn no_combination_of_entries_escapes() {
         assert_eq!(names, ["a"], "round {round}");
         let kept = fs::read(scratch.outside().join("a")).unwrap();
         assert_eq!(kept, b"precious", "round {round}");
-        assert_eq!(
-            fs::read_dir(scratch.layer().parent().unwrap()).unwrap().count(),
-            2,
-            "round {round}"
-        );
+        let beside = fs::read_dir(scratch.layer().parent().unwrap()).unwrap();
+        let mut beside: Vec<_> = beside.map(|e| e.unwrap().file_name()).collect();
+        beside.retain(|name| name != "recipe" && name != "aside");
+        assert_eq!(beside.len(), 2, "round {round}: {beside:?}");
     }
 }

@@ -4,11 +4,13 @@ mod format;
 mod hostile;
 mod tree;
 
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Error, Options, Stats, unpack_tar};
+use super::{Error, Options, Stats, unpack_layer};
+use crate::images::recipe::Archive;
 
 /// A directory that goes away.
 pub struct Scratch(PathBuf);
@@ -23,24 +25,34 @@ impl Scratch {
         );
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir(&path).unwrap();
-        std::fs::create_dir(path.join("layer")).unwrap();
+        std::fs::create_dir_all(path.join("layer/fs")).unwrap();
         Scratch(path)
     }
 
     pub fn layer(&self) -> PathBuf {
-        self.0.join("layer")
+        self.0.join("layer/fs")
     }
 
     /// Beside the layer: what a hostile archive must not reach.
     pub fn outside(&self) -> PathBuf {
-        self.0.join("outside")
+        self.0.join("layer/outside")
     }
 
     pub fn unpack(&self, tar: &Tar) -> Result<Stats, Error> {
         let opts = Options {
             layer: "sha256:test".into(),
         };
-        unpack_tar(tar.bytes().as_slice(), &self.layer(), &opts)
+        // A test may go on where the last archive has ended.
+        let _ = std::fs::remove_file(self.0.join("layer/recipe"));
+        let _ = crate::images::rootfs::remove_tree(&self.0.join("layer/aside"));
+        let (stats, _) = unpack_layer(tar.bytes().as_slice(), &self.0.join("layer"), &opts)?;
+        // Whatever is unpacked can be given back.
+        let mut again = Vec::new();
+        let mut archive = Archive::open(&self.0.join("layer")).unwrap();
+        archive.read_to_end(&mut again).unwrap();
+        assert!(again == tar.bytes(), "the archive given back is another one");
+        assert_eq!(archive.length(), again.len() as u64);
+        Ok(stats)
     }
 }
 

@@ -1,0 +1,312 @@
+//! Reads an archive of images from its first byte to its last.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::{self, Read},
+};
+
+use bytes::Bytes;
+
+use super::{
+    super::{
+        Error, Result,
+        extract::{self, Feed, Source, Unpacked},
+        layers::{Layers, Pin},
+        reference::is_hex,
+        registry::{MAX_DOCUMENT, digest_of},
+        room::Room,
+        unpack::{self, Entry, Kind, TarReader},
+    },
+    refused,
+};
+
+/// Files and links that are remembered.
+const MAX_ITEMS: usize = 65_536;
+/// Entries of any kind.
+const MAX_ENTRIES: usize = 1_000_000;
+/// Bytes of all documents, which are held in memory.
+const MAX_DOCUMENTS: usize = 32 << 20;
+/// Links one after another.
+const MAX_LINKS: usize = 16;
+
+/// What is in an archive.
+pub(super) struct Contents {
+    items: BTreeMap<String, Item>,
+}
+
+enum Item {
+    Document(Bytes),
+    Layer(Box<Layered>),
+    /// It may have been meant as a layer.
+    Useless(String),
+    /// Another name in the archive; or why there can't be one.
+    Link(std::result::Result<String, &'static str>),
+}
+
+/// A layer of the archive.
+pub(super) struct Layered {
+    /// Of the blob as it lay in the archive.
+    pub digest: String,
+    /// Bytes of the same.
+    pub size: u64,
+    pub diff_id: String,
+    held: Option<Held>,
+}
+
+enum Held {
+    /// Unpacked now.
+    New(Unpacked),
+    /// It was here before.
+    Known(Pin),
+}
+
+impl Layered {
+    /// Makes the layer part of the store.
+    pub fn keep(&mut self, layers: &Layers) -> Result<Pin> {
+        match self.held.take() {
+            Some(Held::Known(pin)) => Ok(pin),
+            Some(Held::New(new)) => match layers.pin(&self.diff_id) {
+                // A pull has brought it meanwhile.
+                Some(pin) => Ok(pin),
+                None => layers.add(new.directory, &new.diff_id, new.size),
+            },
+            // It was kept for another image, which holds it.
+            None => layers
+                .pin(&self.diff_id)
+                .ok_or_else(|| refused(format!("layer {} is used twice", self.diff_id))),
+        }
+    }
+}
+
+impl Contents {
+    /// The document at `path`, links not followed.
+    pub fn document(&self, path: &str) -> Option<&Bytes> {
+        match self.items.get(path) {
+            Some(Item::Document(bytes)) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// The path at which the file is that `path` names, through links.
+    pub fn resolve(&self, path: &str) -> Result<String> {
+        let mut path = normal(path.as_bytes())?;
+        for _ in 0..MAX_LINKS {
+            match self.items.get(&path) {
+                Some(Item::Link(Ok(target))) => path.clone_from(target),
+                Some(Item::Link(Err(reason))) => return Err(refused(format!("{path:?} is a link that {reason}"))),
+                Some(_) => return Ok(path),
+                None => return Err(refused(format!("it has no file {path:?}"))),
+            }
+        }
+        Err(refused(format!("{path:?} is one of too many links in a row")))
+    }
+
+    /// The layer at `path`, links not followed.
+    pub fn layer(&mut self, path: &str) -> Result<&mut Layered> {
+        match self.items.get_mut(path) {
+            Some(Item::Layer(layer)) => Ok(layer),
+            Some(Item::Link(_)) => Err(refused(format!("layer {path:?} is a link"))),
+            Some(Item::Document(_)) => Err(refused(format!("layer {path:?} is no archive"))),
+            Some(Item::Useless(reason)) => Err(refused(format!("layer {path:?}: {reason}"))),
+            None => Err(refused(format!("it has no file {path:?}"))),
+        }
+    }
+}
+
+/// Reads `archive` to the end of the tar stream.
+pub(super) fn scan(archive: impl Read, room: &Room) -> Result<Contents> {
+    let mut scan = Scan {
+        room,
+        blobs: room
+            .index
+            .list()
+            .iter()
+            .flat_map(|image| image.layers.iter())
+            .map(|layer| (layer.digest.clone(), layer.diff_id.clone()))
+            .collect(),
+        documents: 0,
+        contents: Contents { items: BTreeMap::new() },
+    };
+    let mut reader = TarReader::new(archive);
+    for _ in 0..MAX_ENTRIES {
+        let next = reader.next_entry();
+        let next = next.map_err(|error| refused(format!("near byte {}: {error}", reader.header_at())))?;
+        let Some(entry) = next else { return Ok(scan.contents) };
+        scan.entry(&entry, &mut reader)?;
+    }
+    Err(refused("it has too many entries"))
+}
+
+struct Scan<'a> {
+    room: &'a Room,
+    /// Diff IDs of layers that are here, by the digests of the blobs that they came as.
+    blobs: HashMap<String, String>,
+    documents: usize,
+    contents: Contents,
+}
+
+impl Scan<'_> {
+    fn entry<R: Read>(&mut self, entry: &Entry, reader: &mut TarReader<R>) -> Result<()> {
+        let path = normal(&entry.name)?;
+        let item = match entry.kind {
+            Kind::Directory => return Ok(()),
+            Kind::File => {
+                let Some(item) = self.file(&path, entry.size, reader)? else {
+                    return Ok(());
+                };
+                item
+            }
+            Kind::Symlink => Item::Link(target(&path, &entry.link)),
+            Kind::HardLink => Item::Link(target("", &entry.link)),
+            Kind::Fifo | Kind::CharDevice { .. } | Kind::BlockDevice { .. } => {
+                return Err(refused(format!("{path:?} is a device or a pipe")));
+            }
+        };
+        if self.contents.items.len() >= MAX_ITEMS {
+            return Err(refused("it has too many files"));
+        }
+        if self.contents.items.insert(path.clone(), item).is_some() {
+            return Err(refused(format!("it has two entries named {path:?}")));
+        }
+        Ok(())
+    }
+
+    fn file<R: Read>(&mut self, path: &str, size: u64, reader: &mut TarReader<R>) -> Result<Option<Item>> {
+        let mut source = Source::new(EntryFeed(reader));
+        let unreadable = |error: io::Error| refused(format!("read {path:?}: {error}"));
+        let head = source.peek(unpack::BLOCK).map_err(unreadable)?;
+        let is_layer = match head {
+            [] => return Ok(Some(Item::Useless("it is empty".into()))),
+            [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => true,
+            _ => head.try_into().is_ok_and(|block| unpack::is_archive(block)),
+        };
+        if is_layer {
+            return self.layer(path, &mut source).map(Some);
+        }
+        let first = head.iter().find(|byte| !byte.is_ascii_whitespace());
+        if !matches!(first, Some(b'{' | b'[')) {
+            return Ok(Some(Item::Useless("it is no archive".into())));
+        }
+        if size > MAX_DOCUMENT as u64 {
+            return Ok(Some(Item::Useless(format!("{size} bytes are too many for a document"))));
+        }
+        self.documents += size as usize;
+        if self.documents > MAX_DOCUMENTS {
+            return Err(refused("its documents are too large"));
+        }
+        let mut bytes = Vec::new();
+        source.read_to_end(&mut bytes).map_err(unreadable)?;
+        Ok(Some(Item::Document(bytes.into())))
+    }
+
+    fn layer<F: Feed>(&self, path: &str, source: &mut Source<F>) -> Result<Item> {
+        if let Some((promised, diff_id, pin)) = self.known(path) {
+            if !source.skip(u64::MAX) {
+                return Err(refused("it was cut off"));
+            }
+            let (digest, size) = source.sum();
+            return Ok(if digest == promised {
+                let held = Some(Held::Known(pin));
+                Item::Layer(Box::new(Layered {
+                    digest,
+                    size,
+                    diff_id,
+                    held,
+                }))
+            } else {
+                Item::Useless(format!("its digest is {digest}"))
+            });
+        }
+        let unpacked = match extract::unpack(source, path, &self.room.layers) {
+            Ok(unpacked) => unpacked,
+            // Not everything that looks like a layer is one; it matters when an image wants it.
+            Err(
+                error @ (Error::BadContent { .. }
+                | Error::Unpack(unpack::Error::Read { .. } | unpack::Error::Refused { .. })),
+            ) => {
+                return Ok(Item::Useless(error.to_string()));
+            }
+            Err(error) => return Err(error),
+        };
+        let (digest, size) = source.sum();
+        Ok(Item::Layer(Box::new(Layered {
+            digest,
+            size,
+            diff_id: unpacked.diff_id.clone(),
+            held: Some(Held::New(unpacked)),
+        })))
+    }
+
+    /// A layer that is here already, if `path` says which one it is: its blob's digest, diff ID and files.
+    fn known(&self, path: &str) -> Option<(String, String, Pin)> {
+        let name = path.split('/').map(|part| part.split('.').next().unwrap_or_default());
+        let hex = name.filter(|name| name.len() == 64 && is_hex(name)).last()?;
+        let digest = format!("sha256:{hex}");
+        if let Some(pin) = self.room.layers.pin(&digest) {
+            return Some((digest.clone(), digest, pin));
+        }
+        let diff_id = self.blobs.get(&digest)?;
+        let pin = self.room.layers.pin(diff_id)?;
+        Some((digest, diff_id.clone(), pin))
+    }
+}
+
+/// The data of an archive's current entry.
+struct EntryFeed<'a, R>(&'a mut TarReader<R>);
+
+impl<R: Read> Feed for EntryFeed<'_, R> {
+    fn pull(&mut self) -> io::Result<Option<Bytes>> {
+        let data = self.0.data().map_err(io::Error::other)?;
+        Ok((!data.is_empty()).then(|| Bytes::copy_from_slice(data)))
+    }
+}
+
+/// A path within the archive as this module writes it: no `.`, no leading or doubled `/`.
+fn normal(name: &[u8]) -> Result<String> {
+    let shown = || String::from_utf8_lossy(&name[..name.len().min(200)]).into_owned();
+    let parts = unpack::components(name).map_err(|error| refused(format!("entry {:?}: {error}", shown())))?;
+    let path = String::from_utf8(parts.join(&b'/'));
+    path.map_err(|_| refused(format!("entry {:?}: the name is not UTF-8", shown())))
+}
+
+/// Where a link at `path` leads, by name.
+fn target(path: &str, link: &[u8]) -> std::result::Result<String, &'static str> {
+    let link = std::str::from_utf8(link).map_err(|_| "is not UTF-8")?;
+    if link.starts_with('/') && !path.is_empty() {
+        return Err("leads out of the archive");
+    }
+    let mut parts: Vec<&str> = path.split('/').collect();
+    parts.pop();
+    for part in link.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop().ok_or("leads out of the archive")?;
+            }
+            part => parts.push(part),
+        }
+    }
+    Ok(parts.join("/"))
+}
+
+/// The document with `digest`, which a layout has under that name; checked.
+pub(super) fn blob(contents: &Contents, digest: &str) -> Result<Bytes> {
+    let path = blob_path(digest);
+    let bytes = contents
+        .document(&path)
+        .ok_or_else(|| refused(format!("it has no document {path:?}")))?;
+    let got = digest_of(bytes);
+    if got == digest {
+        return Ok(bytes.clone());
+    }
+    Err(Error::Mismatch {
+        what: format!("document {path} in the archive"),
+        expected: digest.to_owned(),
+        got,
+    })
+}
+
+/// Where a layout has the blob with `digest`.
+pub(super) fn blob_path(digest: &str) -> String {
+    format!("blobs/{}", digest.replacen(':', "/", 1))
+}

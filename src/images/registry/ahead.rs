@@ -1,0 +1,217 @@
+//! Parts of a large blob that are fetched before their turn, over connections of their own.
+//!
+//! Where one connection does not get all that the network and the registry have (a limit for each, a long way), several
+//! do. Their bytes wait in memory, so the node has a budget for all blobs together; without room in it, or when a
+//! registry ignores ranges, a blob comes through one connection as ever.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Poll,
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE},
+};
+use http_body_util::BodyExt as _;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use super::{Endpoint, Session};
+use crate::images::{Error, Result};
+
+/// Blobs from this size on come in parts.
+pub(super) const LARGE: u64 = 16 << 20;
+/// Bytes of a part.
+pub(super) const PART: u64 = 2 << 20;
+/// Parts of one blob under way or waiting.
+const AHEAD: usize = 4;
+/// Bytes that all blobs may have waiting: of the 64 MiB that pulls may take, decompressors and channels need the rest.
+pub(super) const BUDGET: u64 = 24 << 20;
+
+/// The node's budget for parts; see [`BUDGET`].
+pub(super) fn budget(bytes: u64) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(usize::try_from(bytes / PART).unwrap_or_default()))
+}
+
+/// A part that has come, or as much of it as did.
+pub(super) struct Part {
+    pub from: u64,
+    /// Behind its last byte, had it come whole.
+    pub end: u64,
+    pub pieces: VecDeque<Bytes>,
+    pub failure: Option<Error>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// The parts of one blob that follow what is being read.
+pub(super) struct Ahead {
+    parts: FuturesOrdered<BoxFuture<'static, Part>>,
+    /// Parts that came while something else was waited for.
+    ready: VecDeque<Part>,
+    /// Where the next part to be asked for begins.
+    next: u64,
+    size: u64,
+    /// How many there may be; less after failures.
+    limit: usize,
+    /// Set by a part whose range was ignored.
+    ignored: Arc<AtomicBool>,
+}
+
+impl Ahead {
+    /// Nothing yet; parts begin at `next`.
+    pub fn new(next: u64, size: u64) -> Self {
+        Self {
+            parts: FuturesOrdered::new(),
+            ready: VecDeque::new(),
+            next,
+            size,
+            limit: AHEAD,
+            ignored: Arc::default(),
+        }
+    }
+
+    /// What to read through the one connection when no part is under way: from [`Ahead::next`] to what is returned.
+    pub fn leave_some(&mut self) -> u64 {
+        let some = if self.limit == 0 { u64::MAX } else { 4 * PART };
+        self.next = self.next.saturating_add(some).min(self.size);
+        self.next
+    }
+
+    /// Begins as many parts as there may be.
+    pub fn fill(&mut self, session: &Session, endpoint: &Endpoint, digest: &str) {
+        if self.ignored.load(Ordering::Relaxed) {
+            self.limit = 0;
+        }
+        while self.parts.len() + self.ready.len() < self.limit && self.next < self.size {
+            let Ok(room) = session.http().budget.clone().try_acquire_owned() else {
+                return;
+            };
+            let (from, end) = (self.next, (self.next + PART).min(self.size));
+            self.next = end;
+            let request = Request {
+                session: session.clone(),
+                endpoint: endpoint.clone(),
+                digest: digest.to_owned(),
+                from,
+                end,
+                ignored: self.ignored.clone(),
+            };
+            self.parts.push_back(request.fetch(room).boxed());
+        }
+    }
+
+    /// The first part, when it has come; `None` if none is under way.
+    pub async fn first(&mut self) -> Option<Part> {
+        let part = match self.ready.pop_front() {
+            Some(part) => part,
+            None => self.parts.next().await?,
+        };
+        if part.failure.is_some() {
+            self.limit /= 2;
+        }
+        Some(part)
+    }
+
+    /// Lets the parts go on until `work` is done.
+    pub async fn beside<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        std::future::poll_fn(|context| {
+            while let Poll::Ready(Some(part)) = self.parts.poll_next_unpin(context) {
+                self.ready.push_back(part);
+            }
+            work.as_mut().poll(context)
+        })
+        .await
+    }
+}
+
+struct Request {
+    session: Session,
+    endpoint: Endpoint,
+    digest: String,
+    from: u64,
+    end: u64,
+    ignored: Arc<AtomicBool>,
+}
+
+impl Request {
+    async fn fetch(self, room: OwnedSemaphorePermit) -> Part {
+        let mut pieces = VecDeque::new();
+        let failure = self.collect(&mut pieces).await.err();
+        Part {
+            from: self.from,
+            end: self.end,
+            pieces,
+            failure,
+            _room: room,
+        }
+    }
+
+    async fn collect(&self, pieces: &mut VecDeque<Bytes>) -> Result<()> {
+        let what = format!("blob {}", self.digest);
+        let refused = |reason: &str| Error::Registry {
+            what: what.clone(),
+            host: self.endpoint.host.clone(),
+            reason: reason.to_owned(),
+        };
+        let headers = range(self.from, self.end);
+        let path = format!("blobs/{}", self.digest);
+        let answer = self.session.get(&self.endpoint, &path, headers, &what).await?;
+        if answer.status() != StatusCode::PARTIAL_CONTENT {
+            self.ignored.store(true, Ordering::Relaxed);
+            return Err(refused("it ignores ranges"));
+        }
+        if bounds(answer.headers()) != Some((self.from, self.end)) {
+            return Err(refused("it sent another range than was asked for"));
+        }
+        let stall = self.session.http().patience.stall;
+        let (mut body, mut left) = (answer.into_body(), self.end - self.from);
+        while left > 0 {
+            match timeout(stall, body.frame()).await {
+                Ok(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    if data.len() as u64 > left {
+                        return Err(refused("it sent more than was asked for"));
+                    }
+                    left -= data.len() as u64;
+                    if !data.is_empty() {
+                        pieces.push_back(data);
+                    }
+                }
+                Ok(Some(Err(error))) => return Err(refused(&format!("a part broke off: {error}"))),
+                Ok(None) => return Err(refused("a part ended too early")),
+                Err(_) => return Err(refused("a part stalled")),
+            }
+        }
+        // The connection can be used again only when its end was seen.
+        let _ = timeout(stall, body.frame()).await;
+        Ok(())
+    }
+}
+
+/// Headers that ask for the bytes from `from` to before `end`.
+pub(super) fn range(from: u64, end: u64) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    if let Ok(range) = HeaderValue::from_str(&format!("bytes={from}-{}", end.saturating_sub(1))) {
+        headers.insert(RANGE, range);
+    }
+    headers
+}
+
+/// First byte, and behind the last one, of `bytes 5-9/10`.
+pub(super) fn bounds(headers: &HeaderMap) -> Option<(u64, u64)> {
+    let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    let (first, last) = text.strip_prefix("bytes ")?.split('/').next()?.split_once('-')?;
+    let last: u64 = last.trim().parse().ok()?;
+    Some((first.trim().parse().ok()?, last.checked_add(1)?))
+}
