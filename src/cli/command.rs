@@ -6,8 +6,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    attach, checkpoint, completions, cp, doctor, exec, history, images, info, inspect, login, logs, pause, pods,
-    port_forward, ps, pull, rm, rmi, run, serve, stats, stop, tag, top, units, update, version,
+    attach, checkpoint, commit, completions, cp, doctor, exec, export, history, images, import, info, inspect, load,
+    login, logs, pause, pods, port_forward, ps, pull, push, rm, rmi, run, save, serve, stats, stop, tag, top, units,
+    update, version,
 };
 
 /// Runs containers on this node.
@@ -85,6 +86,18 @@ pub enum Command {
     Logout(login::Logout),
     /// List images
     Images(images::Arguments),
+    /// Send an image to a registry
+    Push(push::Arguments),
+    /// Take images out of an archive or an OCI layout
+    Load(load::Arguments),
+    /// Write images to an archive or an OCI layout
+    Save(save::Arguments),
+    /// Make an image of an archive of files
+    Import(import::Arguments),
+    /// Write a container's root file system to an archive
+    Export(export::Arguments),
+    /// Make an image of what a container has changed
+    Commit(commit::Arguments),
     /// Give an image another name
     Tag(tag::Arguments),
     /// Show how an image was made

@@ -13,16 +13,20 @@ mod attach;
 mod checkpoint;
 mod client;
 mod command;
+mod commit;
 mod completions;
 mod cp;
 mod dockerconfig;
 mod doctor;
 mod error;
 mod exec;
+mod export;
 mod history;
 mod images;
+mod import;
 mod info;
 mod inspect;
+mod load;
 #[cfg(fuzzing)]
 pub mod logfile;
 #[cfg(not(fuzzing))]
@@ -36,10 +40,12 @@ mod pods;
 mod port_forward;
 mod ps;
 mod pull;
+mod push;
 mod resolve;
 mod rm;
 mod rmi;
 mod run;
+mod save;
 mod serve;
 mod stats;
 mod stop;
@@ -123,6 +129,12 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Pull(arguments) => pull::run(&client, &arguments).await,
         Command::Login(arguments) => login::login(&client, &arguments).await,
         Command::Logout(arguments) => login::logout(&arguments).await,
+        Command::Commit(arguments) => commit::run(&client, &arguments).await,
+        Command::Export(arguments) => export::run(&client, &arguments).await,
+        Command::Import(arguments) => import::run(&client, &arguments).await,
+        Command::Load(arguments) => load::run(&client, &arguments).await,
+        Command::Push(arguments) => push::run(&client, &arguments).await,
+        Command::Save(arguments) => save::run(&client, &arguments).await,
         Command::Tag(arguments) => tag::run(&client, &arguments).await,
         Command::History(arguments) => history::run(&client, &arguments).await,
         Command::Images(arguments) => images::run(&client, &arguments).await,

@@ -105,7 +105,7 @@ pub async fn pull(client: &Client, image: &str, auth: Option<cri::AuthConfig>, q
 }
 
 /// The person's credentials for the registry of `image`. The daemon says what is wrong with a reference.
-async fn kept(image: &str) -> Result<Option<cri::AuthConfig>> {
+pub(super) async fn kept(image: &str) -> Result<Option<cri::AuthConfig>> {
     match Reference::parse(image) {
         Ok(reference) => DockerConfig::load()?.get(&reference.registry).await,
         Err(_) => Ok(None),
@@ -135,7 +135,7 @@ async fn plain(client: &Client, image: &str, auth: Option<cri::AuthConfig>) -> R
     })
 }
 
-fn credentials(text: &str) -> Result<cri::AuthConfig> {
+pub(super) fn credentials(text: &str) -> Result<cri::AuthConfig> {
     let (username, password) = match text.split_once(':') {
         Some((user, password)) => (user.to_owned(), password.to_owned()),
         None => (text.to_owned(), read_password(text)?),

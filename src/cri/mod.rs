@@ -9,6 +9,7 @@ mod filters;
 mod image_service;
 mod images;
 mod info;
+mod inout;
 mod metrics;
 mod own;
 mod pods;

@@ -2,16 +2,23 @@
 
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, Status, Streaming, async_trait};
 use wharf_proto::api::{
-    DoctorRequest, DoctorResponse, ImageHistoryRequest, ImageHistoryResponse, ListPausedRequest, ListPausedResponse,
-    LoginRequest, LoginResponse, PauseContainerRequest, PauseContainerResponse, PullImageRequest, PullProgress,
-    SignalContainerRequest, SignalContainerResponse, TagImageRequest, TagImageResponse, UnpauseContainerRequest,
-    UnpauseContainerResponse, wharf_server::Wharf,
+    Chunk, CommitContainerRequest, CommitContainerResponse, DoctorRequest, DoctorResponse, ExportContainerRequest,
+    ImageHistoryRequest, ImageHistoryResponse, ImportImageRequest, ImportImageResponse, ListPausedRequest,
+    ListPausedResponse, LoadImagesResponse, LoginRequest, LoginResponse, PauseContainerRequest, PauseContainerResponse,
+    PullImageRequest, PullProgress, PushImageRequest, PushProgress, SaveImagesRequest, SignalContainerRequest,
+    SignalContainerResponse, TagImageRequest, TagImageResponse, UnpauseContainerRequest, UnpauseContainerResponse,
+    wharf_server::Wharf,
 };
 
-use super::{Face, owners, status::status};
-use crate::node::doctor;
+use super::{
+    Face,
+    inout::{self, Chunks},
+    owners,
+    status::status,
+};
+use crate::{images::Order, node::doctor};
 
 #[async_trait]
 impl Wharf for Face {
@@ -20,31 +27,9 @@ impl Wharf for Face {
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Result<Response<Self::PullImageStream>, Status> {
         let request = request.into_inner();
         let images = self.node()?.images().clone();
-        let (sender, mut events) = mpsc::unbounded_channel();
-        let stream = async_stream(move |out: mpsc::Sender<Result<PullProgress, Status>>| async move {
-            let pull = images.pull(&request.image, request.auth, Some(sender));
-            tokio::pin!(pull);
-            let result = loop {
-                tokio::select! {
-                    Some(event) = events.recv() => {
-                        if out.send(Ok(event)).await.is_err() {
-                            return;
-                        }
-                    }
-                    result = &mut pull => break result,
-                }
-            };
-            while let Ok(event) = events.try_recv() {
-                if out.send(Ok(event)).await.is_err() {
-                    return;
-                }
-            }
-            // The last event of a pull that succeeds tells its id; the client may have gone, which concerns nobody.
-            if let Err(error) = result {
-                let _ = out.send(Err(status(&error.into()))).await;
-            }
-        });
-        Ok(Response::new(stream))
+        let (sender, events) = mpsc::unbounded_channel();
+        let work = async move { images.pull(&request.image, request.auth, Some(sender)).await };
+        Ok(Response::new(told(events, work)))
     }
 
     async fn signal_container(
@@ -114,6 +99,59 @@ impl Wharf for Face {
         Ok(Response::new(LoginResponse {}))
     }
 
+    async fn load_images(&self, request: Request<Streaming<Chunk>>) -> Result<Response<LoadImagesResponse>, Status> {
+        let loaded = inout::load(self.node()?.images().clone(), request.into_inner()).await?;
+        Ok(Response::new(loaded))
+    }
+
+    type SaveImagesStream = Chunks;
+
+    async fn save_images(&self, request: Request<SaveImagesRequest>) -> Result<Response<Chunks>, Status> {
+        let saved = inout::save(self.node()?.images().clone(), request.into_inner()).await?;
+        Ok(Response::new(saved))
+    }
+
+    type PushImageStream = BoxStream<'static, Result<PushProgress, Status>>;
+
+    async fn push_image(&self, request: Request<PushImageRequest>) -> Result<Response<Self::PushImageStream>, Status> {
+        let request = request.into_inner();
+        let images = self.node()?.images().clone();
+        let (sender, events) = mpsc::unbounded_channel();
+        let work = async move { images.push(&request.image, &request.name, request.auth, sender).await };
+        Ok(Response::new(told(events, work)))
+    }
+
+    async fn import_image(
+        &self,
+        request: Request<Streaming<ImportImageRequest>>,
+    ) -> Result<Response<ImportImageResponse>, Status> {
+        let image_id = inout::import(self.node()?.images().clone(), request.into_inner()).await?;
+        Ok(Response::new(ImportImageResponse { image_id }))
+    }
+
+    type ExportContainerStream = Chunks;
+
+    async fn export_container(&self, request: Request<ExportContainerRequest>) -> Result<Response<Chunks>, Status> {
+        let exported = self.node()?.export_container(&request.into_inner().container_id).await;
+        Ok(Response::new(inout::chunks(exported.map_err(|error| status(&error))?)))
+    }
+
+    async fn commit_container(
+        &self,
+        request: Request<CommitContainerRequest>,
+    ) -> Result<Response<CommitContainerResponse>, Status> {
+        let request = request.into_inner();
+        let order = Order {
+            name: request.name,
+            changes: request.changes,
+            author: request.author,
+            message: request.message,
+        };
+        let committed = self.node()?.commit_container(&request.container_id, order).await;
+        let image_id = committed.map_err(|error| status(&error))?;
+        Ok(Response::new(CommitContainerResponse { image_id }))
+    }
+
     async fn doctor(&self, _: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {
         let config = self.node()?.config().clone();
         let findings = tokio::task::spawn_blocking(move || doctor::findings(&config))
@@ -121,6 +159,36 @@ impl Wharf for Face {
             .map_err(|error| Status::internal(format!("look at the machine: {error}")))?;
         Ok(Response::new(DoctorResponse { findings }))
     }
+}
+
+/// A stream of the `events` of `work` and, if it fails, its error. The last event tells of its success. The work ends
+/// with the stream.
+fn told<E: Send + 'static, T: Send>(
+    mut events: mpsc::UnboundedReceiver<E>,
+    work: impl Future<Output = crate::images::Result<T>> + Send + 'static,
+) -> BoxStream<'static, Result<E, Status>> {
+    async_stream(move |out: mpsc::Sender<Result<E, Status>>| async move {
+        tokio::pin!(work);
+        let result = loop {
+            tokio::select! {
+                Some(event) = events.recv() => {
+                    if out.send(Ok(event)).await.is_err() {
+                        return;
+                    }
+                }
+                result = &mut work => break result,
+            }
+        };
+        while let Ok(event) = events.try_recv() {
+            if out.send(Ok(event)).await.is_err() {
+                return;
+            }
+        }
+        // The client may have gone, which concerns nobody.
+        if let Err(error) = result {
+            let _ = out.send(Err(status(&error.into()))).await;
+        }
+    })
 }
 
 /// A stream of what `produce` sends, which runs only while the stream is read and ends when it is dropped.

@@ -3,8 +3,8 @@
 //! The container needs a `tar`. What comes out of it is hostile: it is extracted, as an image's layer is, into an empty
 //! directory of our own, and only then moved to where it was wanted.
 
-mod archive;
-mod exec;
+pub(super) mod archive;
+pub(super) mod exec;
 mod place;
 
 use std::path::{Path, PathBuf};

@@ -90,6 +90,51 @@ impl Wharf for Daemon {
         Err(Status::unimplemented("list_paused"))
     }
 
+    async fn load_images(
+        &self,
+        _: Request<tonic::Streaming<api::Chunk>>,
+    ) -> Result<Response<api::LoadImagesResponse>, Status> {
+        Err(Status::unimplemented("load_images"))
+    }
+
+    type SaveImagesStream = Answers<api::Chunk>;
+
+    async fn save_images(
+        &self,
+        _: Request<api::SaveImagesRequest>,
+    ) -> Result<Response<Self::SaveImagesStream>, Status> {
+        Err(Status::unimplemented("save_images"))
+    }
+
+    type PushImageStream = Answers<api::PushProgress>;
+
+    async fn push_image(&self, _: Request<api::PushImageRequest>) -> Result<Response<Self::PushImageStream>, Status> {
+        Err(Status::unimplemented("push_image"))
+    }
+
+    async fn import_image(
+        &self,
+        _: Request<tonic::Streaming<api::ImportImageRequest>>,
+    ) -> Result<Response<api::ImportImageResponse>, Status> {
+        Err(Status::unimplemented("import_image"))
+    }
+
+    type ExportContainerStream = Answers<api::Chunk>;
+
+    async fn export_container(
+        &self,
+        _: Request<api::ExportContainerRequest>,
+    ) -> Result<Response<Self::ExportContainerStream>, Status> {
+        Err(Status::unimplemented("export_container"))
+    }
+
+    async fn commit_container(
+        &self,
+        _: Request<api::CommitContainerRequest>,
+    ) -> Result<Response<api::CommitContainerResponse>, Status> {
+        Err(Status::unimplemented("commit_container"))
+    }
+
     async fn tag_image(&self, _: Request<api::TagImageRequest>) -> Result<Response<api::TagImageResponse>, Status> {
         Err(Status::unimplemented("tag_image"))
     }
