@@ -26,6 +26,8 @@ pub struct Options {
     pub tables: String,
     /// Start the registry that asks for a password as well.
     pub private_registry: bool,
+    /// Start a registry that can be pushed to as well; it is empty.
+    pub writable_registry: bool,
     /// Hide a cgroup2 mount beside version 1 (crun).
     pub hide_cgroup2: bool,
     /// Write the daemon's log as JSON.
@@ -96,6 +98,10 @@ impl Daemon {
         registry::start(&lab, dir.path(), &storage, registry::ADDRESS).await?;
         if options.private_registry {
             registry::start(&lab, dir.path(), &storage, registry::PRIVATE).await?;
+        }
+        if options.writable_registry {
+            std::fs::create_dir(at("pushed"))?;
+            registry::start(&lab, dir.path(), &at("pushed"), registry::WRITABLE).await?;
         }
         if let Some(size) = options.state_tmpfs {
             std::fs::create_dir(at("state"))?;

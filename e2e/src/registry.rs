@@ -12,6 +12,8 @@ use crate::lab::Lab;
 pub const ADDRESS: &str = "127.0.0.1:5000";
 /// Where the one that asks for a password listens.
 pub const PRIVATE: &str = "127.0.0.1:5001";
+/// Where the one listens that takes what it is sent.
+pub const WRITABLE: &str = "127.0.0.1:5002";
 /// Who may read from [`PRIVATE`].
 pub const USER: &str = "person";
 /// The password of [`USER`].
@@ -32,8 +34,9 @@ pub async fn start(lab: &Lab, dir: &Path, storage: &Path, address: &str) -> Resu
     let port = address.rsplit(':').next().unwrap_or_default();
     let mut config = format!(
         "version: 0.1\nlog: {{ level: warn }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  maintenance:\n    \
-         readonly: {{ enabled: true }}\n    uploadpurging: {{ enabled: false }}\nhttp:\n  addr: {address}\n",
-        storage.display()
+         readonly: {{ enabled: {} }}\n    uploadpurging: {{ enabled: false }}\nhttp:\n  addr: {address}\n",
+        storage.display(),
+        address != WRITABLE,
     );
     if address == PRIVATE {
         let passwords = dir.join("htpasswd");

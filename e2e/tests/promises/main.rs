@@ -3,11 +3,13 @@
 //!
 //! `WHARF_HANDLERS="builtin runc crun"` says on which runtime handlers the pod's life is tested (default: all).
 
+mod archives;
 mod bad_input;
 mod bad_requests;
 mod cdi;
 mod checkpoint;
 mod cli;
+mod commits;
 mod compare;
 mod copying;
 mod crash;
