@@ -19,7 +19,18 @@ pub struct Arguments {
     /// Text for the image's history
     #[arg(short, long, default_value = "")]
     message: String,
-    /// Name, id, or beginning of an id; it may run (it is not paused) or have ended
+    /// Pause the container meanwhile, if it runs; --pause=false does not
+    #[arg(
+        short,
+        long,
+        default_value_t = true,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        action = clap::ArgAction::Set
+    )]
+    pause: bool,
+    /// Name, id, or beginning of an id; it may run or have ended
     container: String,
     /// The image's name, for example team/app:v1
     #[arg(default_value = "")]
@@ -35,6 +46,7 @@ pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
         changes: arguments.change.clone(),
         author: arguments.author.clone(),
         message: arguments.message.clone(),
+        no_pause: !arguments.pause,
     };
     let answer = client
         .wharf()

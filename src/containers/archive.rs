@@ -1,6 +1,8 @@
 //! A container's files as an archive, and as an image.
 
-use super::{Container, Error, Result, Tools, create};
+use std::sync::Arc;
+
+use super::{Container, Error, Result, Tools, create, pause};
 use crate::images::{Changed, Order, Outflow};
 
 /// The container's root filesystem as an archive; it may run or have ended.
@@ -14,13 +16,26 @@ pub async fn export(tools: &Tools, container: &Container) -> Result<Outflow> {
     tools.images.export(changed).await.map_err(failed(container))
 }
 
-/// Makes an image of the container's image and of what the container has changed; returns its id.
+/// Makes an image of the container's image and of what the container has changed; returns its id. If it runs and
+/// `still` is set, it is paused meanwhile.
 ///
 /// # Errors
-/// When its image is gone, the order makes no sense, or the changes can't be said in a layer.
-pub async fn commit(tools: &Tools, container: &Container, order: Order) -> Result<String> {
+/// When its image is gone, the order makes no sense, the changes can't be said in a layer, or it can't be paused.
+pub async fn commit(tools: &Tools, container: &Arc<Container>, order: Order, still: bool) -> Result<String> {
     let changed = changed(tools, container)?;
-    tools.images.commit(changed, order).await.map_err(failed(container))
+    let paused = still && pause::check(container).is_ok();
+    if paused {
+        match pause::pause(tools, container).await {
+            // It has ended, or somebody else has paused it.
+            Ok(()) | Err(Error::State(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let made = tools.images.commit(changed, order).await.map_err(failed(container));
+    if paused {
+        pause::wake(tools, container).await?;
+    }
+    made
 }
 
 fn changed(tools: &Tools, container: &Container) -> Result<Changed> {

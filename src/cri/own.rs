@@ -147,7 +147,10 @@ impl Wharf for Face {
             author: request.author,
             message: request.message,
         };
-        let committed = self.node()?.commit_container(&request.container_id, order).await;
+        let committed = self
+            .node()?
+            .commit_container(&request.container_id, order, !request.no_pause)
+            .await;
         let image_id = committed.map_err(|error| status(&error))?;
         Ok(Response::new(CommitContainerResponse { image_id }))
     }

@@ -137,10 +137,10 @@ impl Node {
     ///
     /// # Errors
     /// As there.
-    pub async fn commit_container(&self, id: &str, order: Order) -> Result<String> {
+    pub async fn commit_container(&self, id: &str, order: Order, still: bool) -> Result<String> {
         let container = self.container(id)?;
         let node = self.clone();
-        self.own(async move { Ok(containers::commit(&node.inner.tools, &container, order).await?) })
+        self.own(async move { Ok(containers::commit(&node.inner.tools, &container, order, still).await?) })
             .await
     }
 

@@ -62,13 +62,14 @@ async fn a_commit_is_the_containers_image_with_its_changes_while_it_runs_and_aft
     let image = daemon.cri.image("made:1").await.unwrap().unwrap();
     assert_eq!(image.id, made.trim());
     assert!(image.pinned);
+    assert_eq!(daemon.cri.shell(&id, "echo it goes on").await.unwrap(), "it goes on\n");
     let history = wharf(&daemon, &["history", "made:1"]).await;
     assert!(
         history.contains("wharf commit") && history.contains("note"),
         "{history}"
     );
     daemon.cri.stop(&id, 0).await.unwrap();
-    wharf(&daemon, &["commit", &id, "made:2"]).await;
+    wharf(&daemon, &["commit", "--pause=false", &id, "made:2"]).await;
     assert_eq!(look(&daemon, &pod, "again", "made:2").await, SEEN);
     // Other tools find the deletions in it.
     let layout = path(&daemon, "layout");
