@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    attach, checkpoint, commit, completions, cp, doctor, exec, export, history, images, import, info, inspect, load,
+    attach, checkpoint, commit, completions, cp, doctor, exec, export, history, image, images, import, info, inspect, load,
     login, logs, pause, pods, port_forward, ps, pull, push, rm, rmi, run, save, serve, stats, stop, tag, top, units,
     update, version,
 };
@@ -92,6 +92,8 @@ pub enum Command {
     Load(load::Arguments),
     /// Write images to an archive or an OCI layout
     Save(save::Arguments),
+    /// Remove images that nothing needs
+    Image(image::Arguments),
     /// Make an image of an archive of files
     Import(import::Arguments),
     /// Write a container's root file system to an archive

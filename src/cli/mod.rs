@@ -22,6 +22,7 @@ mod error;
 mod exec;
 mod export;
 mod history;
+mod image;
 mod images;
 mod import;
 mod info;
@@ -131,6 +132,7 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Logout(arguments) => login::logout(&arguments).await,
         Command::Commit(arguments) => commit::run(&client, &arguments).await,
         Command::Export(arguments) => export::run(&client, &arguments).await,
+        Command::Image(arguments) => image::run(&client, &arguments).await,
         Command::Import(arguments) => import::run(&client, &arguments).await,
         Command::Load(arguments) => load::run(&client, &arguments).await,
         Command::Push(arguments) => push::run(&client, &arguments).await,

@@ -295,3 +295,33 @@ async fn what_is_pushed_is_the_same_image_for_everybody() {
     }
     daemon.finish().await;
 }
+
+#[tokio::test]
+async fn pruning_removes_what_nothing_needs_and_nothing_else() {
+    let daemon = Daemon::start().await;
+    let used = daemon.running("prune", "sleep 1000").await.1;
+    let layers = daemon.pull("layers:latest").await;
+    let docker = daemon.pull("docker:latest").await;
+    let dangling = id(&daemon, &layers).await.unwrap();
+    // The name goes to another image.
+    wharf(&daemon, &["tag", &docker, &layers]).await;
+    let text = refused(&daemon, &["image", "prune"]).await;
+    assert!(text.contains("--force"), "{text}");
+    let text = wharf(&daemon, &["image", "prune", "-f"]).await;
+    assert!(
+        text.contains(&dangling) && text.matches("Deleted").count() == 1,
+        "{text}"
+    );
+    let other = daemon.pull("user-uid:latest").await;
+    let saved = path(&daemon, "x.tar");
+    wharf(&daemon, &["save", "-o", &saved, &other]).await;
+    wharf(&daemon, &["image", "prune", "-a", "-f"]).await;
+    assert!(id(&daemon, &other).await.is_none());
+    assert!(daemon.cri.image(&daemon.busybox().await).await.unwrap().is_some());
+    assert_eq!(daemon.cri.shell(&used, "echo here").await.unwrap(), "here\n");
+    // What came out of a file may be nowhere else.
+    wharf(&daemon, &["load", "-i", &saved]).await;
+    wharf(&daemon, &["image", "prune", "-a", "-f"]).await;
+    assert!(id(&daemon, &other).await.is_some());
+    daemon.finish().await;
+}
