@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    attach, checkpoint, commit, completions, cp, doctor, exec, export, history, image, images, import, info, inspect, load,
-    login, logs, pause, pods, port_forward, ps, pull, push, rm, rmi, run, save, serve, stats, stop, tag, top, units,
-    update, version,
+    attach, checkpoint, commit, completions, cp, doctor, exec, export, history, image, images, import, info, inspect,
+    load, login, logs, pause, pods, port_forward, ps, pull, push, rm, rmi, run, save, serve, stats, stop, tag, top,
+    units, update, version,
 };
 
 /// Runs containers on this node.
