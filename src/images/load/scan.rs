@@ -178,7 +178,7 @@ impl Scan<'_> {
         let is_layer = match head {
             [] => return Ok(Some(Item::Useless("it is empty".into()))),
             [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => true,
-            _ => head.try_into().is_ok_and(|block| unpack::is_archive(block)),
+            _ => head.try_into().is_ok_and(unpack::is_archive),
         };
         if is_layer {
             return self.layer(path, &mut source).map(Some);
@@ -240,7 +240,7 @@ impl Scan<'_> {
     /// A layer that is here already, if `path` says which one it is: its blob's digest, diff ID and files.
     fn known(&self, path: &str) -> Option<(String, String, Pin)> {
         let name = path.split('/').map(|part| part.split('.').next().unwrap_or_default());
-        let hex = name.filter(|name| name.len() == 64 && is_hex(name)).last()?;
+        let hex = name.rev().find(|name| name.len() == 64 && is_hex(name))?;
         let digest = format!("sha256:{hex}");
         if let Some(pin) = self.room.layers.pin(&digest) {
             return Some((digest.clone(), digest, pin));
