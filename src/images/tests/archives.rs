@@ -265,7 +265,7 @@ async fn a_damaged_layer_is_not_given_out_whole() {
     let name = format!("{}/app", server.host);
     lab.images.pull(&name, None, None).await.unwrap();
     let collect = async || {
-        let mut out = lab.images.save(&[name.clone()], Format::Docker).await?;
+        let mut out = lab.images.save(std::slice::from_ref(&name), Format::Docker).await?;
         let mut all = Vec::new();
         while let Some(piece) = out.recv().await {
             all.extend_from_slice(&piece?);
