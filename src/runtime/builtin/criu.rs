@@ -16,6 +16,7 @@ use nix::{
 };
 use oci_spec::runtime::LinuxNamespaceType;
 
+use super::paths::Root;
 use super::spec::{Bundle, Namespace};
 use crate::cgroups::{self, Cgroup};
 use crate::runtime::checkpoint::{
@@ -25,6 +26,9 @@ use crate::runtime::error::Context;
 use crate::runtime::report::Report;
 use crate::runtime::{CreateRequest, Error, Result, Stdio};
 use crate::sys;
+
+/// Where CRIU writes the pid of a restored init, in the work directory.
+const PID_FILE: &str = "restored.pid";
 
 /// A mount that comes from outside.
 #[derive(Debug, PartialEq, Eq)]
@@ -76,7 +80,25 @@ pub fn dump(request: &CheckpointRequest, cgroup: &Cgroup) -> Result<()> {
         }
     }
     checkpoint::write_descriptors(pid, request.images)?;
+    enter_shared(&bundle)?;
     checkpoint::run(criu, request.work, DUMP_LOG)
+}
+
+/// Joins the UTS and IPC namespaces that the container shares with its pod: what CRIU is in itself it takes for the
+/// host's, neither dumps nor makes anew. (With `--join-ns` version 3.17 makes another UTS namespace all the same.)
+fn enter_shared(bundle: &Bundle) -> Result<()> {
+    let kinds = [
+        (LinuxNamespaceType::Ipc, libc::CLONE_NEWIPC),
+        (LinuxNamespaceType::Uts, libc::CLONE_NEWUTS),
+    ];
+    for (kind, flag) in kinds {
+        if let Namespace::Join(path) = bundle.namespace(kind) {
+            let what = || format!("join namespace {}", path.display());
+            let file = File::open(path).context(what)?;
+            sys::setns(file.as_fd(), flag).context(what)?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs in the helper; reports init's pid. The container runs when this returns.
@@ -105,7 +127,9 @@ pub fn restore(request: &CreateRequest, restore: &RestoreRequest) -> Result<Repo
             "--enable-external-masters",
             "--enable-external-sharing",
         ])
-        .args(["-v3", "--log-file", RESTORE_LOG, "--pidfile", "restored.pid"])
+        .args(["-v3", "--log-file", RESTORE_LOG])
+        .arg("--pidfile")
+        .arg(restore.work.join(PID_FILE))
         .arg("--images-dir")
         .arg(restore.images)
         .arg("--work-dir")
@@ -123,11 +147,6 @@ pub fn restore(request: &CreateRequest, restore: &RestoreRequest) -> Result<Repo
             inherit(&mut criu, &mut inherited, file.as_fd(), &external_key(name))?;
         }
     }
-    for (kind, name) in [(LinuxNamespaceType::Ipc, "ipc"), (LinuxNamespaceType::Uts, "uts")] {
-        if let Namespace::Join(path) = bundle.namespace(kind) {
-            criu.arg("--join-ns").arg(format!("{name}:{}", path.display()));
-        }
-    }
     // The restored processes stay in criu's cgroup and so in its cgroup namespace.
     cgroup.join_self().map_err(failed)?;
     let mut kinds = libc::CLONE_NEWNS;
@@ -137,7 +156,10 @@ pub fn restore(request: &CreateRequest, restore: &RestoreRequest) -> Result<Repo
     sys::unshare(kinds).context(|| "make namespaces for criu".into())?;
     let root = stage(&bundle, restore.work)?;
     criu.arg("--root").arg(&root);
-    for foreign in foreign_mounts(&bundle, &checkpoint::read_mounts(restore.images)?) {
+    let mounts = checkpoint::read_mounts(restore.images)?;
+    let foreign = foreign_mounts(&bundle, &mounts);
+    make_points(&bundle, &mounts, &foreign)?;
+    for foreign in foreign {
         let source = match &foreign.source {
             Source::Path(path) => path.clone(),
             Source::Cgroup => cgroup_mount(restore.work)?,
@@ -145,9 +167,10 @@ pub fn restore(request: &CreateRequest, restore: &RestoreRequest) -> Result<Repo
         criu.arg("--external")
             .arg(format!("mnt[{}]:{}", foreign.point.display(), source.display()));
     }
+    enter_shared(&bundle)?;
     checkpoint::run(criu, restore.work, RESTORE_LOG)?;
     drop(inherited);
-    let file = restore.work.join("restored.pid");
+    let file = restore.work.join(PID_FILE);
     let text = std::fs::read_to_string(&file).context(|| format!("read {}", file.display()))?;
     let pid = text
         .trim()
@@ -216,6 +239,30 @@ fn bound(bundle: &Bundle, point: &Path) -> Option<Source> {
         true => source.clone(),
         false => source.join(below),
     }))
+}
+
+/// Makes the mount points that the root file system lacks: those in other mounts come with them.
+fn make_points(bundle: &Bundle, mounts: &[(PathBuf, String)], foreign: &[Foreign]) -> Result<()> {
+    let what = || format!("root file system {}", bundle.rootfs.display());
+    let root = Root::new(File::open(&bundle.rootfs).context(what)?.into());
+    let points = || {
+        mounts
+            .iter()
+            .map(|(point, _)| point)
+            .filter(|point| *point != Path::new("/"))
+    };
+    for point in points() {
+        if points().any(|other| other != point && point.starts_with(other)) {
+            continue;
+        }
+        let source = foreign.iter().find(|one| one.point == *point).map(|one| &one.source);
+        let made = match source {
+            Some(Source::Path(path)) if !path.is_dir() => root.ensure_file(point),
+            _ => root.ensure_dir(point),
+        };
+        made.context(|| format!("make the mount point {}", point.display()))?;
+    }
+    Ok(())
 }
 
 /// CRIU wants the root file system to be a mount point among its own mounts, and none of what it mounts may be heard of
