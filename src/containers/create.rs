@@ -56,6 +56,7 @@ pub async fn create(
         .unwrap_or_default();
     let (image, dumped) = match restore::archive(&named) {
         Some(archive) => {
+            restore::supported(tools, container)?;
             let dumped = Arc::new(restore::read(container, archive).await?);
             (dumped.image(tools).await?, Some(dumped))
         }

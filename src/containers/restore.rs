@@ -80,6 +80,22 @@ pub(super) fn archive(image: &str) -> Option<PathBuf> {
     (path.is_absolute() && path.is_file()).then(|| path.to_owned())
 }
 
+/// The runtime must be the built-in one, until others are known to put restored processes where they belong.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the handler's name.
+pub(super) fn supported(tools: &Tools, container: &Container) -> Result<()> {
+    let handler = &container.record.get().runtime_handler;
+    match tools.mechanisms.config.handler(handler) {
+        None => Ok(()),
+        Some(command) => Err(Error::Unsupported(format!(
+            "restore container {}: not supported with {}, only with the built-in runtime",
+            container.id,
+            command.path.display()
+        ))),
+    }
+}
+
 /// Reads an archive's descriptions.
 ///
 /// # Errors

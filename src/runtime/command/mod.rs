@@ -16,7 +16,7 @@ use program::Invocation;
 
 use super::{
     ContainerRef, CreateRequest, Created, Error, ExecRequest, Executed, Handler, Pending, Result, Stdio,
-    checkpoint::{self, CheckpointRequest, DUMP_LOG, RESTORE_LOG, RestoreRequest},
+    checkpoint::{self, CheckpointRequest, DUMP_LOG, RestoreRequest},
     error::Context as _,
     report::{self, Report, spawn_helper},
 };
@@ -151,22 +151,12 @@ impl Handler for Command {
         })
     }
 
-    fn restore(&self, request: &CreateRequest, restore: &RestoreRequest) -> Result<Pending> {
-        spawn_helper(&kept(&request.stdio), || {
-            let mut invocation = self.invocation(request.bundle);
-            invocation.arguments(["restore", "--detach", "--file-locks", "--ext-unix-sk", "--bundle", "."]);
-            invocation.arguments(["--pid-file", program::PID_FILE]);
-            invocation.arguments(["--image-path".as_ref(), restore.images.as_os_str()]);
-            invocation.arguments(["--work-path".as_ref(), restore.work.as_os_str()]);
-            invocation.search_path(checkpoint::search_path(restore.criu));
-            let restored = invocation.run_detached(&request.stdio, request.id);
-            let (pid, console) = criu_says(restored, &restore.work.join(RESTORE_LOG))?;
-            Ok(Report {
-                pid,
-                fds: console.into_iter().collect(),
-                ..Report::default()
-            })
-        })
+    /// Debian's runc puts restored processes into the cgroup that they were dumped in, where nobody would find them.
+    fn restore(&self, _request: &CreateRequest, _restore: &RestoreRequest) -> Result<Pending> {
+        Err(Error::Failed(format!(
+            "restoring with {} is not supported, only with the built-in runtime",
+            self.path.display()
+        )))
     }
 
     fn delete(&self, container: &ContainerRef) -> Result<Option<Pending>> {
