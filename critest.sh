@@ -136,6 +136,8 @@ for handler in $handlers; do
     continue
   fi
   dir=$(mktemp -d /tmp/wc.XXXXXX)
+  # Runtimes walk to root filesystems as the root of a user namespace.
+  chmod 711 "$dir"
   options=()
   # crun refuses a cgroup2 mount with controllers beside version 1.
   [ "$handler" != crun ] || options=(--no-cgroup2)

@@ -7,6 +7,7 @@ pub mod containers;
 pub mod cri;
 pub mod failpoint;
 pub mod images;
+pub mod lsm;
 pub mod monitor;
 pub mod netns;
 pub mod node;

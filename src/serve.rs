@@ -18,6 +18,7 @@ use crate::{
     },
     cri::{Face, Server, ServerError},
     images::{self, Images},
+    lsm::{self, selinux::Selinux},
     monitor::{self, client::Program},
     netns::{self, Networks},
     node::{self, Node},
@@ -48,6 +49,9 @@ pub enum Error {
     /// cgroups could not be found.
     #[error("look for cgroups: {0}")]
     Cgroups(#[from] cgroups::Error),
+    /// Labels were wanted that can't be.
+    #[error(transparent)]
+    Selinux(#[from] lsm::selinux::Error),
     /// Recovery.
     #[error("recover: {0}")]
     Node(#[from] node::Error),
@@ -130,10 +134,15 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
     let images = Images::open(&config).await?;
     let networks = Networks::open(&config).await?;
     let monitor_program = Program::current()?;
-    let look = || -> Result<(Hierarchies, Host), Error> {
+    let settings = config.clone();
+    let look = move || -> Result<(Hierarchies, Host, Option<Selinux>), Error> {
         let hierarchies = cgroups::detect()?;
-        let host = host::host(&hierarchies)?;
-        Ok((hierarchies, host))
+        let host = host::host(&hierarchies, &settings)?;
+        let selinux = match settings.selinux && lsm::selinux::is_enabled() {
+            true => Some(Selinux::open(settings.selinux_categories)?),
+            false => None,
+        };
+        Ok((hierarchies, host, selinux))
     };
     let system = |source| Error::System {
         attempt: "look at the machine",
@@ -143,7 +152,7 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
         tokio::task::spawn_blocking(look),
         features::Catalog::open(config.programs())
     );
-    let (cgroups, host) = looked.map_err(std::io::Error::other).map_err(system)??;
+    let (cgroups, host, selinux) = looked.map_err(std::io::Error::other).map_err(system)??;
     let mechanisms = Arc::new(Mechanisms {
         roots: Roots {
             state: config.state_dir.clone(),
@@ -152,6 +161,7 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
         boot_id: store::boot_id()?,
         networks,
         cgroups,
+        selinux,
         monitor_program,
         runtime_features,
         config,

@@ -12,6 +12,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("cgroups", 1),
     ("netns", 1),
     ("images", 1),
+    ("lsm", 1),
     ("runtime", 1),
     ("monitor", 1),
     ("sandbox", 2),

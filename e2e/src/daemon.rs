@@ -366,12 +366,19 @@ fn settings(dir: &Path, options: &Options) -> String {
     format!(
         "state_dir = '{dir}/state'\nrun_dir = '{dir}/run'\ndefault_runtime = '{handler}'\n{settings}\n\
          [log]\nlevel = 'debug'\nformat = '{format}'\n\
-         [runtimes.runc]\npath = '/usr/sbin/runc'\n[runtimes.crun]\npath = '/usr/bin/crun'\n{tables}\n",
+         [runtimes.runc]\npath = '{runc}'\n[runtimes.crun]\npath = '{crun}'\n{tables}\n",
+        runc = runtime("WHARF_RUNC", "/usr/sbin/runc"),
+        crun = runtime("WHARF_CRUN", "/usr/bin/crun"),
         dir = dir.display(),
         format = if options.json_log { "json" } else { "text" },
         settings = options.settings,
         tables = options.tables,
     )
+}
+
+/// An OCI runtime's path: Debian's, unless the environment names another.
+fn runtime(variable: &str, path: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Starts the daemon and waits until it says, as to systemd, that it is ready.

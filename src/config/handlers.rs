@@ -31,6 +31,15 @@ impl Config {
         self.handler_names().into_iter().map(move |name| (name, program(name)))
     }
 
+    /// The settings of handler `name` (empty for the default), the built-in one's too.
+    #[must_use]
+    pub fn handler_settings(&self, name: &str) -> RuntimeHandler {
+        self.runtimes
+            .get(self.resolve_handler(name))
+            .cloned()
+            .unwrap_or_default()
+    }
+
     /// Names of all handlers, the built-in one first.
     #[must_use]
     pub fn handler_names(&self) -> Vec<&str> {

@@ -57,6 +57,19 @@ pub struct Config {
     pub default_capabilities: Option<Vec<String>>,
     /// What a container gets that asks for no seccomp profile.
     pub unset_seccomp: SeccompDefault,
+    /// Confine containers by AppArmor where the kernel enforces it.
+    pub apparmor: bool,
+    /// The AppArmor profile of containers that name none. Wharf loads the one named `wharf-default` itself; any other must be
+    /// loaded by whoever sets it here.
+    pub apparmor_profile: String,
+    /// Label processes and files by SELinux where the kernel has it.
+    pub selinux: bool,
+    /// How many categories there are, of which each pod has two of its own; 2 to 1024.
+    pub selinux_categories: u32,
+    /// Devices that a container asks for belong to the user and group that its security context names.
+    pub device_ownership_from_security_context: bool,
+    /// A user or group whom the image does not know gets an entry in the container's /etc/passwd or /etc/group.
+    pub passwd_entries: bool,
     /// Devices that vendors describe (Container Device Interface).
     pub cdi: Cdi,
     /// Images that kubelet's garbage collection must spare: names, or with `*` at the end or at both ends patterns.
@@ -117,6 +130,12 @@ pub struct RuntimeHandler {
     pub path: PathBuf,
     /// The runtime's own state (its `--root`); unset is a directory of Wharf's.
     pub root: Option<PathBuf>,
+    /// Privileged containers do not get the node's devices.
+    pub privileged_without_host_devices: bool,
+    /// They may use and make any device all the same; only with `privileged_without_host_devices`.
+    pub privileged_without_host_devices_all_devices_allowed: bool,
+    /// Containers that are not privileged may write to their own cgroup.
+    pub cgroup_writable: bool,
 }
 
 /// Who makes cgroups, and how their paths are written.
@@ -266,6 +285,12 @@ pub(super) fn defaults() -> Config {
         blockio_classes: BTreeMap::new(),
         default_capabilities: None,
         unset_seccomp: SeccompDefault::Unconfined,
+        apparmor: true,
+        apparmor_profile: "wharf-default".into(),
+        selinux: false,
+        selinux_categories: 1024,
+        device_ownership_from_security_context: false,
+        passwd_entries: true,
         cdi: Cdi::default(),
         pinned_images: Vec::new(),
         pull: Pull::default(),

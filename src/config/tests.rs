@@ -157,3 +157,23 @@ fn an_empty_handler_is_the_default_one_and_the_builtin_has_no_command() {
     assert!(config.has_handler("builtin") && !config.has_handler("kata"));
     assert_eq!(Config::default().handler(""), None);
 }
+
+#[test]
+fn confinement_is_checked() {
+    let config = parse(&["apparmor_profile = 'mine'\n[runtimes.builtin]\ncgroup_writable = true\n"]).unwrap();
+    assert!(config.apparmor && !config.selinux && config.handler_settings("").cgroup_writable);
+    assert!(config.handler("").is_none(), "the built-in handler has no command");
+    for (text, says) in [
+        ("apparmor_profile = ''", "apparmor_profile"),
+        ("apparmor_profile = 'unconfined'", "apparmor = false"),
+        ("selinux_categories = 1", "between 2 and 1024"),
+        ("selinux_categories = 2000", "between 2 and 1024"),
+        (
+            "[runtimes.builtin]\nprivileged_without_host_devices_all_devices_allowed = true",
+            "privileged_without_host_devices = true",
+        ),
+    ] {
+        let error = refusal(&[text]);
+        assert!(error.contains(says), "{text}: {error}");
+    }
+}

@@ -93,6 +93,8 @@ pub fn check(config: &Config) -> Check {
         .iter()
         .try_for_each(|dir| absolute(&["cdi", "spec_dirs"], dir))?;
     streaming(config)?;
+    apparmor(config)?;
+    range(&["selinux_categories"], u64::from(config.selinux_categories), 2, 1024)?;
     capabilities(config)
 }
 
@@ -184,6 +186,12 @@ fn socket_length(config: &Config) -> Check {
 
 fn runtimes(config: &Config) -> Check {
     for (name, handler) in &config.runtimes {
+        if handler.privileged_without_host_devices_all_devices_allowed && !handler.privileged_without_host_devices {
+            return fault(
+                &["runtimes", name, "privileged_without_host_devices_all_devices_allowed"],
+                "has no meaning without privileged_without_host_devices = true",
+            );
+        }
         if name.is_empty()
             || !name
                 .chars()
@@ -305,6 +313,17 @@ fn subnet(key: &[&str], text: &str, v6: bool) -> Check {
         return fault(
             key,
             format!("\"{text}\" has bits set beyond its prefix; name the network's first address"),
+        );
+    }
+    Ok(())
+}
+
+fn apparmor(config: &Config) -> Check {
+    let name = &config.apparmor_profile;
+    if name.is_empty() || name == "unconfined" || name.contains(char::is_control) {
+        return fault(
+            &["apparmor_profile"],
+            format!("{name:?} is no profile's name; apparmor = false switches AppArmor off"),
         );
     }
     Ok(())

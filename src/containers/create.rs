@@ -7,14 +7,17 @@ use std::{
 
 use wharf_proto::{
     cri::{ContainerConfig, LinuxContainerUser, NamespaceMode, PodSandboxConfig},
-    record::ContainerState,
+    record::{self, ContainerState},
 };
 
-use super::{Container, Error, Result, Tools, cdi, ending, host, limits, restore, signals, spec, users};
+use super::{
+    Container, Error, Result, Tools, access, cdi, ending, host, limits, passwd, restore, signals, spec, users,
+};
 use crate::{
     images::{Image, rootfs::Owners},
+    lsm,
     runtime::features::Features,
-    sandbox::{self, DEFAULT_CGROUP_PARENT, PodPaths, host_ipc, host_network},
+    sandbox::{self, DEFAULT_CGROUP_PARENT, Labels, PodPaths, host_ipc, host_network},
     store,
 };
 
@@ -78,10 +81,24 @@ pub async fn create(
         .await?;
     container.fail_point("create.record").await?;
     let owners = owners(container, &on_record, &config)?;
+    let labels = labels(tools, &pod, &config)?;
+    let daemon = &tools.mechanisms.config;
+    let builtin = daemon.handler(&container.record.get().runtime_handler).is_none();
+    if let Some(owners) = owners.as_ref().filter(|_| !builtin) {
+        let (owner, state_dir, gid) = (Arc::clone(container), daemon.state_dir.clone(), owners.gids.host_id);
+        container
+            .blocking(move || access::grant(&owner, &state_dir, gid))
+            .await?;
+    }
     container.stage.enter("root filesystem");
     let rootfs = tools
         .images
-        .mount_rootfs(&image, &container.dir, owners)
+        .mount_rootfs(
+            &image,
+            &container.dir,
+            owners,
+            labels.as_ref().map(|labels| labels.files.clone()),
+        )
         .await
         .map_err(|source| Error::Rootfs {
             id: container.id.clone(),
@@ -100,6 +117,7 @@ pub async fn create(
         pid_namespace: pid_namespace(container, &config, others)?,
         config,
         rootfs,
+        labels,
         cgroup_path: cgroup_path.clone(),
         dumped,
         runtime: runtime_features(tools, container).await,
@@ -142,6 +160,8 @@ struct Bundle {
     pod: PodSandboxConfig,
     config: ContainerConfig,
     rootfs: PathBuf,
+    /// SELinux.
+    labels: Option<Labels>,
     cgroup_path: String,
     /// What is restored, if it is not created.
     dumped: Option<Arc<restore::Dumped>>,
@@ -168,6 +188,7 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 pod,
                 config,
                 rootfs,
+                labels,
                 cgroup_path,
                 dumped,
                 pid_namespace,
@@ -182,6 +203,21 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
             let devices = tools.cdi.resolve(&cdi::requested(config)?)?;
             let paths = &owner.sandbox.paths;
             let daemon = &tools.mechanisms.config;
+            let handler = daemon.handler_settings(&owner.record.get().runtime_handler);
+            let policy = spec::Policy {
+                apparmor_profile: daemon.apparmor_profile.clone(),
+                device_ownership: daemon.device_ownership_from_security_context,
+                privileged_devices: (&handler).into(),
+                cgroup_writable: handler.cgroup_writable,
+                builtin: daemon.handler(&owner.record.get().runtime_handler).is_none(),
+                selinux: tools.mechanisms.selinux.is_some(),
+                labels: labels.clone(),
+            };
+            relabel(config, &facts, labels.as_ref())?;
+            let entries = match daemon.passwd_entries {
+                true => passwd::write_missing(&owner.dir, rootfs, &user, config, &image.config)?,
+                false => passwd::Written::default(),
+            };
             let mut spec = spec::generate(&spec::SpecInput {
                 pod_id: &owner.sandbox.id,
                 pod,
@@ -193,6 +229,8 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                     hosts: Some(paths.etc("hosts")),
                     hostname: Some(paths.etc("hostname")),
                     resolv_conf: Some(paths.etc("resolv.conf")),
+                    passwd: entries.passwd,
+                    group: entries.group,
                     shm: (!host_ipc(pod)).then(|| paths.shm()),
                 },
                 namespaces: &pins(paths, pod, pid_namespace.clone()),
@@ -202,7 +240,15 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 runtime,
                 default_capabilities: daemon.default_capabilities.as_deref(),
                 unset_seccomp: daemon.unset_seccomp,
+                policy: &policy,
             })?;
+            if let Some(profile) = spec
+                .process()
+                .as_ref()
+                .and_then(|process| process.apparmor_profile().as_ref())
+            {
+                lsm::apparmor::ensure(profile).map_err(|error| Error::State(error.to_string()))?;
+            }
             cdi::apply(&devices, &mut spec);
             let name = config.metadata.clone().unwrap_or_default().name;
             limits::apply(daemon, &name, &config.annotations, &pod.annotations, &mut spec)?;
@@ -256,9 +302,32 @@ pub(super) fn owners(
     }))
 }
 
+/// The SELinux labels of a container; none for a privileged one, which nothing confines.
+fn labels(tools: &Tools, pod: &record::Pod, config: &ContainerConfig) -> Result<Option<Labels>> {
+    let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    if context.is_some_and(|context| context.privileged) {
+        return Ok(None);
+    }
+    let asked = context.and_then(|context| context.selinux_options.as_ref());
+    sandbox::labels(&tools.mechanisms, pod, asked).map_err(|error| Error::Invalid(error.to_string()))
+}
+
+/// Gives the volumes that ask for it the container's label. One that nothing confines can use them with any.
+fn relabel(config: &ContainerConfig, facts: &host::Facts, labels: Option<&Labels>) -> Result<()> {
+    let Some(labels) = labels.filter(|labels| !labels.unconfined) else {
+        return Ok(());
+    };
+    for (mount, source) in config.mounts.iter().zip(&facts.mounts) {
+        if let Some(source) = source.as_ref().filter(|_| mount.selinux_relabel) {
+            lsm::selinux::relabel(&source.path, &labels.files).map_err(|error| Error::Invalid(error.to_string()))?;
+        }
+    }
+    Ok(())
+}
+
 /// The PID namespace that the config asks to share: the pod's, or that of another container of the same pod, which must
 /// run (contract rule 45).
-fn pid_namespace(
+pub(super) fn pid_namespace(
     container: &Container,
     config: &ContainerConfig,
     others: &[Arc<Container>],

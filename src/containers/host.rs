@@ -12,10 +12,7 @@ use oci_spec::runtime::LinuxDeviceType;
 use wharf_proto::cri;
 
 use super::{caps::CapSet, seccomp, spec};
-use crate::cgroups::Hierarchies;
-
-/// Name of the AppArmor profile that RuntimeDefault means, if the administrator has loaded one.
-const DEFAULT_APPARMOR: &str = "wharf-default";
+use crate::{cgroups::Hierarchies, config::Config, lsm};
 
 /// Why the machine could not be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -52,12 +49,25 @@ pub struct Host {
     pub hostname: String,
     /// Kernel version, major and minor.
     pub kernel: (u32, u32),
-    /// The kernel enforces AppArmor.
-    pub apparmor: bool,
-    /// The profile for RuntimeDefault, if it is loaded.
-    pub default_apparmor: Option<String>,
+    /// AppArmor.
+    pub apparmor: Confinement,
     /// The kernel enforces SELinux.
     pub selinux: bool,
+}
+
+/// Whether a security module confines containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confinement {
+    /// It does.
+    On,
+    /// It does not, and why, for a person who has asked for it.
+    Off(&'static str),
+}
+
+impl Default for Confinement {
+    fn default() -> Self {
+        Confinement::Off("this kernel does not enforce it")
+    }
 }
 
 impl Host {
@@ -128,7 +138,7 @@ fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error
 ///
 /// # Errors
 /// /proc cannot be read.
-pub fn host(hierarchies: &Hierarchies) -> Result<Host, Error> {
+pub fn host(hierarchies: &Hierarchies, config: &Config) -> Result<Host, Error> {
     let read = |path: &str| fs::read_to_string(path).map_err(failed("read", Path::new(path)));
     let status = read("/proc/self/status")?;
     let mask = |field: &str| {
@@ -137,9 +147,11 @@ pub fn host(hierarchies: &Hierarchies) -> Result<Host, Error> {
     };
     let capabilities = CapSet::from_mask(mask("CapBnd") & mask("CapPrm"));
     let own_adj = read("/proc/self/oom_score_adj")?.trim().parse().unwrap_or(0);
-    let apparmor = fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|t| t.starts_with('Y'));
-    let loaded = fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
-    let has_default = apparmor && loaded.lines().any(|l| l.split(' ').next() == Some(DEFAULT_APPARMOR));
+    let apparmor = match (lsm::apparmor::is_enabled(), config.apparmor) {
+        (true, true) => Confinement::On,
+        (true, false) => Confinement::Off("AppArmor is switched off in wharf.toml"),
+        (false, _) => Confinement::Off("this kernel does not enforce AppArmor"),
+    };
     Ok(Host {
         cgroup_v2: hierarchies.is_v2(),
         swap_limit: hierarchies.has_swap_limit(),
@@ -154,7 +166,6 @@ pub fn host(hierarchies: &Hierarchies) -> Result<Host, Error> {
         hostname: read("/proc/sys/kernel/hostname")?.trim().to_owned(),
         kernel: parse_kernel(&read("/proc/sys/kernel/osrelease")?),
         apparmor,
-        default_apparmor: has_default.then(|| DEFAULT_APPARMOR.to_owned()),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
     })
 }
@@ -317,7 +328,7 @@ mod tests {
 
     #[test]
     fn this_machine_can_be_looked_at() {
-        let host = host(&crate::cgroups::detect().unwrap()).unwrap();
+        let host = host(&crate::cgroups::detect().unwrap(), &Config::default()).unwrap();
         assert!(host.kernel >= (4, 0) && !host.hostname.is_empty(), "{host:?}");
     }
 

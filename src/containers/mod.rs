@@ -3,6 +3,7 @@
 //! The room turns a CRI config into an OCI bundle (a pure function, `spec`) and asks the pod's monitor to run it. It
 //! knows no requests and no lists. It asks `sandbox`, `images`, `monitor`, `runtime`, `cgroups` and `store`.
 
+mod access;
 mod archive;
 pub mod caps;
 pub mod cdi;
@@ -12,6 +13,7 @@ mod ending;
 mod exec;
 pub mod host;
 mod limits;
+mod passwd;
 mod pause;
 pub mod process;
 mod restore;

@@ -4,7 +4,7 @@
 //! an EXITED container (contract rule 16) with every handler, an update before the start is a change of the spec and
 //! nothing else, and a container that is never started costs no process.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use sha2::Digest as _;
 use wharf_proto::{
@@ -13,18 +13,18 @@ use wharf_proto::{
     record::{self, ContainerState, Exit},
 };
 
-use super::{Container, Error, Result, Tools, checkpoint::program, ending, restore};
+use super::{Container, Error, Result, Tools, checkpoint::program, create, ending, restore};
 use crate::{runtime::seccomp_compile, store};
 
 /// Exit code of a container that could not be started (feature row B3).
 const START_FAILED_CODE: i32 = 128;
 
-/// Starts a created container.
+/// Starts a created container. `others` are the pod's other containers.
 ///
 /// # Errors
-/// [`Error::State`] when it is not in state CREATED or its pod is not ready; [`Error::Start`] when its process could
+/// [`Error::State`] when it is not in state CREATED, its pod is not ready or its target does not run any more; [`Error::Start`] when its process could
 /// not be started, after which it is EXITED.
-pub async fn start(tools: &Tools, container: &Container) -> Result<()> {
+pub async fn start(tools: &Tools, container: &Container, others: &[Arc<Container>]) -> Result<()> {
     let _one_at_a_time = container.operation.lock().await;
     let record = container.record.get();
     if record.state() != ContainerState::ContainerCreated {
@@ -40,6 +40,8 @@ pub async fn start(tools: &Tools, container: &Container) -> Result<()> {
             container.sandbox.id
         )));
     }
+    // The target of a PID namespace may have ended since: its number in the spec can be another process's by now.
+    create::pid_namespace(container, &record.config.clone().unwrap_or_default(), others)?;
     let monitor = container.monitor()?;
     container.fail_point("start.begin").await?;
     let mut request = request(tools, container, &record).await?;

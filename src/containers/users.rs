@@ -179,15 +179,15 @@ fn parse_id(what: &'static str, text: &str) -> Result<u32> {
     })
 }
 
-struct Passwd<'a> {
-    name: &'a str,
-    uid: u32,
+pub(super) struct Passwd<'a> {
+    pub(super) name: &'a str,
+    pub(super) uid: u32,
     gid: u32,
     home: &'a str,
 }
 
 /// Well-formed lines of passwd; others are skipped, as libc does.
-fn entries(text: &str) -> impl Iterator<Item = Passwd<'_>> {
+pub(super) fn entries(text: &str) -> impl Iterator<Item = Passwd<'_>> {
     text.lines().filter_map(|line| {
         let mut fields = line.trim().split(':');
         let (name, _password) = (fields.next()?, fields.next()?);
@@ -197,13 +197,13 @@ fn entries(text: &str) -> impl Iterator<Item = Passwd<'_>> {
     })
 }
 
-struct Group<'a> {
-    name: &'a str,
-    gid: u32,
+pub(super) struct Group<'a> {
+    pub(super) name: &'a str,
+    pub(super) gid: u32,
     members: &'a str,
 }
 
-fn groups(text: &str) -> impl Iterator<Item = Group<'_>> {
+pub(super) fn groups(text: &str) -> impl Iterator<Item = Group<'_>> {
     text.lines().filter_map(|line| {
         let mut fields = line.trim().split(':');
         let (name, _password) = (fields.next()?, fields.next()?);
@@ -214,7 +214,7 @@ fn groups(text: &str) -> impl Iterator<Item = Group<'_>> {
 }
 
 /// The text of a file in the image; empty if it is not there. Symbolic links resolve inside `rootfs`.
-fn read_file(rootfs: &Path, file: &'static str) -> Result<String> {
+pub(super) fn read_file(rootfs: &Path, file: &'static str) -> Result<String> {
     let fail = |source| Error::Io { file, source };
     let opened = match open_in_root(rootfs, file) {
         Ok(opened) => opened,

@@ -44,7 +44,7 @@ impl Face {
         // The empty name stands for the default handler.
         let features = |name: &str| RuntimeHandlerFeatures {
             recursive_read_only_mounts: node.has_recursive_read_only(name),
-            user_namespaces: node.config().handler(name).is_none() && node.has_user_namespaces(),
+            user_namespaces: node.has_user_namespaces(name),
         };
         let runtime_handlers = std::iter::once("")
             .chain(node.config().handler_names())
@@ -76,7 +76,11 @@ impl Face {
             runtime_handlers,
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,
-                user_namespaces_host_network: node.has_user_namespaces(),
+                user_namespaces_host_network: node
+                    .config()
+                    .handler_names()
+                    .into_iter()
+                    .any(|name| node.has_user_namespaces(name)),
                 mount_options: true,
             }),
         })

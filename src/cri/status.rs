@@ -20,7 +20,7 @@ fn code(error: &Error) -> Code {
         Error::Ending => Code::Unavailable,
         Error::Internal(_) | Error::Network(_) | Error::Store(_) => Code::Internal,
         Error::Sandbox(error) => match &**error {
-            sandbox::Error::Invalid(_) => Code::InvalidArgument,
+            sandbox::Error::Invalid(_) | sandbox::Error::Selinux(_) => Code::InvalidArgument,
             sandbox::Error::Unsupported(_) => Code::Unimplemented,
             _ => Code::Internal,
         },

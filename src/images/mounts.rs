@@ -43,6 +43,7 @@ pub(super) async fn mount(
     image: &Image,
     container: &Path,
     owners: Option<rootfs::Owners>,
+    label: Option<String>,
 ) -> Result<PathBuf> {
     let pins = image.pins.clone();
     let mut text = format!("{}\n", image.id);
@@ -56,7 +57,7 @@ pub(super) async fn mount(
     let mounted = blocking(move || {
         let file = directory.join(FILE);
         store::write_file(&file, text.as_bytes(), 0o600)?;
-        rootfs::mount(&top_first, &directory, owners.as_ref()).map_err(|error| {
+        rootfs::mount_labelled(&top_first, &directory, owners.as_ref(), label.as_deref()).map_err(|error| {
             let _ = fs::remove_file(&file);
             error.into()
         })

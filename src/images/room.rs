@@ -206,7 +206,8 @@ impl Images {
     }
 
     /// Mounts a writable root filesystem of `image` at `container_dir/rootfs` and returns that path. The layers are kept
-    /// until [`Images::unmount_rootfs`]. With `owners` its files belong to the users of their namespace.
+    /// until [`Images::unmount_rootfs`]. With `owners` its files belong to the users of their namespace, with `label` they
+    /// have that SELinux label.
     ///
     /// # Errors
     /// When the kernel refuses the mount.
@@ -215,8 +216,9 @@ impl Images {
         image: &Image,
         container_dir: &Path,
         owners: Option<super::rootfs::Owners>,
+        label: Option<String>,
     ) -> Result<PathBuf> {
-        mounts::mount(&self.room, image, container_dir, owners).await
+        mounts::mount(&self.room, image, container_dir, owners, label).await
     }
 
     /// What the container in `container_dir` has changed of its root filesystem; `None` when none is mounted.

@@ -87,8 +87,8 @@ pub enum Error {
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The monitor process: `wharf monitor --pod ID --socket PATH [--pid-namespace] [--cgroup PATH]`. `args` begins after
-/// the word `monitor`. Must be called before anything else of the process has started a thread.
+/// The monitor process: `wharf monitor --pod ID --socket PATH [--pid-namespace [--user-namespace PATH]]
+/// [--cgroup PATH]`. `args` begins after the word `monitor`. Must be called before anything else of the process has started a thread.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     sys::tune_allocator();
     let options = match setup::Options::parse(args) {

@@ -25,6 +25,8 @@ pub struct Options {
     pub pod_id: String,
     pub socket: PathBuf,
     pub pid_namespace: bool,
+    /// The user namespace that shall own the PID namespace; the monitor's own without one.
+    pub user_namespace: Option<PathBuf>,
     pub cgroup: String,
 }
 
@@ -35,7 +37,8 @@ impl Options {
     /// # Errors
     /// A sentence that says what is wrong with the arguments.
     pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String> {
-        let (mut pod_id, mut socket, mut pid_namespace, mut cgroup) = (None, None, false, CGROUP.to_owned());
+        let (mut pod_id, mut socket, mut user_namespace) = (None, None, None);
+        let (mut pid_namespace, mut cgroup) = (false, CGROUP.to_owned());
         while let Some(name) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{} needs a value", name.display()));
             let text = |value: OsString| {
@@ -48,6 +51,7 @@ impl Options {
                 Some("--socket") => socket = Some(PathBuf::from(value()?)),
                 Some("--cgroup") => cgroup = text(value()?)?,
                 Some("--pid-namespace") => pid_namespace = true,
+                Some("--user-namespace") => user_namespace = Some(PathBuf::from(value()?)),
                 _ => return Err(format!("unknown argument {}", name.display())),
             }
         }
@@ -55,6 +59,7 @@ impl Options {
             pod_id: pod_id.ok_or("--pod is missing")?,
             socket: socket.ok_or("--socket is missing")?,
             pid_namespace,
+            user_namespace,
             cgroup,
         })
     }
@@ -156,11 +161,22 @@ mod tests {
     #[test]
     fn arguments_are_read_and_mistakes_named() {
         assert_eq!(
-            parse(&["--pod", "p", "--socket", "/s", "--pid-namespace", "--cgroup", "/m"]),
+            parse(&[
+                "--pod",
+                "p",
+                "--socket",
+                "/s",
+                "--pid-namespace",
+                "--user-namespace",
+                "/u",
+                "--cgroup",
+                "/m"
+            ]),
             Ok(Options {
                 pod_id: "p".into(),
                 socket: "/s".into(),
                 pid_namespace: true,
+                user_namespace: Some("/u".into()),
                 cgroup: "/m".into()
             })
         );

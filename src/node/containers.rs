@@ -152,7 +152,8 @@ impl Node {
         let container = self.container(id)?;
         let node = self.clone();
         self.own(async move {
-            let started = containers::start(&node.inner.tools, &container).await;
+            let others = node.containers_of(&container.sandbox.id);
+            let started = containers::start(&node.inner.tools, &container, &others).await;
             node.tell_container(&container);
             Ok(started?)
         })

@@ -148,10 +148,14 @@ impl Node {
         &self.mechanisms().config
     }
 
-    /// Whether pods with the built-in runtime can get a user namespace.
+    /// Whether pods of a handler (empty for the default) can get a user namespace.
     #[must_use]
-    pub fn has_user_namespaces(&self) -> bool {
-        self.inner.tools.host.user_namespaces()
+    pub fn has_user_namespaces(&self, handler: &str) -> bool {
+        let mechanisms = self.mechanisms();
+        let features = mechanisms
+            .runtime_features
+            .known(mechanisms.config.resolve_handler(handler));
+        features.user_namespaces() && self.inner.tools.host.user_namespaces()
     }
 
     /// Whether containers of a handler (empty for the default) can have mounts that are read-only all the way down.

@@ -47,7 +47,7 @@ impl Node {
         }
         sandbox::check(self.mechanisms(), &config)?;
         self.check_handler(&handler)?;
-        self.check_users(&config, &handler)?;
+        self.check_users(&config, &handler).await?;
         let record = record::Pod {
             schema: store::SCHEMA,
             id: store::new_id()?,
@@ -82,11 +82,21 @@ impl Node {
         )))
     }
 
-    /// Only the built-in runtime makes root filesystems and volumes of a user namespace as Wharf describes them.
-    fn check_users(&self, config: &PodSandboxConfig, handler: &str) -> Result<()> {
-        if sandbox::users(config)?.is_some() && self.config().handler(handler).is_some() {
+    /// A user namespace takes a runtime and a kernel that show files as others' than they are (row C4).
+    async fn check_users(&self, config: &PodSandboxConfig, handler: &str) -> Result<()> {
+        if sandbox::users(config)?.is_none() {
+            return Ok(());
+        }
+        if !self.inner.tools.host.user_namespaces() {
+            return Err(Error::Invalid(
+                "a pod with a user namespace needs Linux 5.19 or newer, with user namespaces".into(),
+            ));
+        }
+        let mechanisms = self.mechanisms();
+        let name = mechanisms.config.resolve_handler(handler);
+        if !mechanisms.runtime_features.current(name).await.user_namespaces() {
             return Err(Error::Invalid(format!(
-                "runtime handler {handler:?} does not support user namespaces; the built-in one does"
+                "runtime handler {name:?} does not support user namespaces with id-mapped mounts, by its features"
             )));
         }
         Ok(())

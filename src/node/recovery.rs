@@ -51,6 +51,12 @@ impl Node {
             .filter_map(|found| Some((found.pod.id.clone(), found.pod.record.get().network.clone()?)))
             .collect();
         self.mechanisms().networks.recover(&live).await?;
+        if let Some(selinux) = &self.mechanisms().selinux {
+            let records = found.iter().map(|found| found.pod.record.get());
+            records
+                .filter(|record| !record.teardown_done)
+                .for_each(|record| selinux.reserve(&record.selinux_level));
+        }
         // Whoever listens later hears what happens from here on.
         for Found { pod, containers } in &found {
             self.tell_pod(pod);

@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+pub use lsm::selinux::Labels;
 pub use measured::{Measured, Taken};
 pub use paths::{PodPaths, Roots, container_exit, container_record};
 pub use stage::Stage;
@@ -29,7 +30,7 @@ use tokio::sync::{oneshot, watch};
 pub use update::{Limits, update};
 pub use users::{same_users, users};
 use wharf_proto::{
-    cri::{NamespaceMode, NamespaceOption, PodSandboxConfig},
+    cri::{LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig, SeLinuxOption},
     monitor::HelloReply,
     record,
 };
@@ -37,7 +38,7 @@ use wharf_proto::{
 use crate::{
     cgroups::Hierarchies,
     config::Config,
-    failpoint, monitor,
+    failpoint, lsm, monitor,
     monitor::client::{Client, Program},
     netns,
     netns::Networks,
@@ -57,6 +58,9 @@ pub enum Error {
     /// A record or directory of the pod.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// SELinux.
+    #[error(transparent)]
+    Selinux(#[from] lsm::selinux::Error),
     /// Namespaces or network.
     #[error("network of pod {pod}: {source}")]
     Network {
@@ -102,6 +106,8 @@ pub struct Mechanisms {
     pub networks: Networks,
     /// The machine's cgroup hierarchies.
     pub cgroups: Hierarchies,
+    /// SELinux, where containers get labels.
+    pub selinux: Option<lsm::selinux::Selinux>,
     /// What monitors run.
     pub monitor_program: Program,
     /// What each runtime handler can do.
@@ -293,6 +299,25 @@ pub fn namespace_options(config: &PodSandboxConfig) -> NamespaceOption {
         .and_then(|linux| linux.security_context.as_ref())
         .and_then(|context| context.namespace_options.clone())
         .unwrap_or_default()
+}
+
+/// The labels of the pod's own files and, with what it asks for itself, of a container in it. None without SELinux, and where
+/// there is nothing to keep apart: a privileged pod, or one that sees the node's processes or shared memory.
+///
+/// # Errors
+/// When what is asked for is no label.
+pub fn labels(mechanisms: &Mechanisms, pod: &record::Pod, asked: Option<&SeLinuxOption>) -> Result<Option<Labels>> {
+    match (&mechanisms.selinux, pod.selinux_level.as_str()) {
+        (None, _) | (_, "") => Ok(None),
+        (Some(selinux), level) => {
+            let of_pod = security(pod.config.as_ref()).and_then(|context| context.selinux_options.as_ref());
+            Ok(Some(selinux.labels(level, asked.or(of_pod))?))
+        }
+    }
+}
+
+fn security(config: Option<&PodSandboxConfig>) -> Option<&LinuxSandboxSecurityContext> {
+    config?.linux.as_ref()?.security_context.as_ref()
 }
 
 /// The pod uses the node's network.

@@ -1,6 +1,6 @@
 //! Bringing a pod up: directories and files, then namespaces with network beside the monitor, then READY.
 
-use std::{collections::HashMap, io, sync::Arc};
+use std::{collections::HashMap, io, path::PathBuf, sync::Arc};
 
 use nix::mount::{MsFlags, mount};
 use wharf_proto::{
@@ -8,10 +8,14 @@ use wharf_proto::{
     record,
 };
 
-use super::{Error, Mechanisms, PodPaths, Result, Sandbox, files, host_ipc, host_network, namespace_options, users};
+use super::{
+    Error, Mechanisms, PodPaths, Result, Sandbox, files, host_ipc, host_network, labels, namespace_options, security,
+    users,
+};
 use crate::{
     cgroups::Cgroup,
     config::NetworkMode,
+    lsm,
     monitor::client::{Client, Events, SpawnOptions},
     netns::{self, Users, Want},
     store,
@@ -40,13 +44,7 @@ pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
             "log_directory {log_directory:?} is not an absolute path"
         )));
     }
-    // A file system of processes can only be mounted by who owns their namespace, which is then the node.
-    if users(config)?.is_some() && options.pid() != NamespaceMode::Container {
-        return Err(Error::Unsupported(format!(
-            "PID namespace mode {} together with a user namespace is not supported yet",
-            options.pid().as_str_name()
-        )));
-    }
+    users(config)?;
     if matches!(options.pid(), NamespaceMode::Target) {
         return Err(Error::Invalid(
             "a pod sandbox can't use PID namespace mode TARGET".into(),
@@ -111,19 +109,41 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Result
     let config = record.config.clone().unwrap_or_default();
     sandbox.fail_point("run.begin").await?;
     sandbox.stage.enter("files");
+    if let Some(level) = selinux_level(mechanisms, &sandbox.id, &config)? {
+        // Written with the rest of the record, by the next step.
+        sandbox.record.publish_unwritten(|pod| pod.selinux_level = level);
+    }
+    let label = labels(mechanisms, &sandbox.record.get(), None)?.map(|labels| labels.files);
     let pod = Arc::clone(sandbox);
     let pod_config = config.clone();
-    blocking(sandbox, move || prepare_files(&pod, &pod_config)).await?;
+    blocking(sandbox, move || prepare_files(&pod, &pod_config, label.as_deref())).await?;
     sandbox.fail_point("run.files").await?;
 
     sandbox.stage.enter("namespaces");
-    let network = async {
-        let network = set_up_network(mechanisms, sandbox, &config).await;
-        // What is waited for then, if anything.
-        sandbox.stage.enter("monitor");
-        network
+    let (network, monitor) = if owns_processes(&config)? {
+        // The monitor makes the namespace of processes in the pod's user namespace, which must be there.
+        make_namespaces(mechanisms, sandbox, &config).await?;
+        tokio::join!(
+            attach(mechanisms, sandbox, &config),
+            start_monitor(
+                mechanisms,
+                sandbox,
+                &config,
+                Some(sandbox.paths.namespaces().join("user"))
+            )
+        )
+    } else {
+        let network = async {
+            let network = match make_namespaces(mechanisms, sandbox, &config).await {
+                Ok(()) => attach(mechanisms, sandbox, &config).await,
+                Err(error) => Err(error),
+            };
+            // What is waited for then, if anything.
+            sandbox.stage.enter("monitor");
+            network
+        };
+        tokio::join!(network, start_monitor(mechanisms, sandbox, &config, None))
     };
-    let (network, monitor) = tokio::join!(network, start_monitor(mechanisms, sandbox, &config));
     let events = monitor?;
     let network = network?;
     sandbox.fail_point("run.parts").await?;
@@ -138,6 +158,30 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Result
     Ok(events)
 }
 
+/// The pod's SELinux level: the one that it asks for, or one that no other pod has.
+fn selinux_level(mechanisms: &Mechanisms, id: &str, config: &PodSandboxConfig) -> Result<Option<String>> {
+    let Some(selinux) = &mechanisms.selinux else {
+        return Ok(None);
+    };
+    let context = security(Some(config));
+    let privileged = context.is_some_and(|context| context.privileged);
+    if privileged || host_ipc(config) || namespace_options(config).pid() == NamespaceMode::Node {
+        return Ok(None);
+    }
+    let asked = context.and_then(|context| context.selinux_options.as_ref());
+    match asked
+        .map(|asked| asked.level.as_str())
+        .filter(|level| !level.is_empty())
+    {
+        None => Ok(Some(selinux.allocate(id)?)),
+        Some(level) => {
+            lsm::selinux::check_level(level)?;
+            selinux.reserve(level);
+            Ok(Some(level.to_owned()))
+        }
+    }
+}
+
 /// Runs file and mount work off the runtime's threads.
 pub(super) async fn blocking<T: Send + 'static>(
     sandbox: &Sandbox,
@@ -150,7 +194,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 /// Directories, record, the files that containers see in /etc, and shared memory.
-fn prepare_files(sandbox: &Sandbox, config: &PodSandboxConfig) -> Result<()> {
+fn prepare_files(sandbox: &Sandbox, config: &PodSandboxConfig, label: Option<&str>) -> Result<()> {
     let paths = &sandbox.paths;
     store::create_dir(&paths.containers())?;
     store::write_record(&paths.record(), &*sandbox.record.get())?;
@@ -163,11 +207,18 @@ fn prepare_files(sandbox: &Sandbox, config: &PodSandboxConfig) -> Result<()> {
         EtcError::Invalid(error) => Error::Invalid(error.to_string()),
         EtcError::Io(error) => sandbox.io("write hosts, hostname and resolv.conf")(error),
     })?;
+    if let Some(label) = label {
+        for name in ["hosts", "hostname", "resolv.conf"] {
+            lsm::selinux::relabel(&paths.etc(name), label)?;
+        }
+    }
     if !host_ipc(config) {
         let shm = paths.shm();
         store::create_dir(&shm)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        let options = format!("mode=1777,{SHM_SIZE}");
+        // Quoted: a level has commas in it.
+        let context = label.map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
+        let options = format!("mode=1777,{SHM_SIZE}{context}");
         mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(options.as_str()))
             .map_err(|errno| sandbox.io("mount /dev/shm")(errno.into()))?;
     }
@@ -227,11 +278,12 @@ fn read_if_there(path: &str) -> io::Result<String> {
     }
 }
 
-async fn set_up_network(
-    mechanisms: &Mechanisms,
-    sandbox: &Arc<Sandbox>,
-    config: &PodSandboxConfig,
-) -> Result<Option<record::Network>> {
+/// The pod's containers share a PID namespace, which the pod's own user namespace owns.
+fn owns_processes(config: &PodSandboxConfig) -> Result<bool> {
+    Ok(namespace_options(config).pid() == NamespaceMode::Pod && users(config)?.is_some())
+}
+
+async fn make_namespaces(mechanisms: &Mechanisms, sandbox: &Sandbox, config: &PodSandboxConfig) -> Result<()> {
     let host_network = host_network(config);
     let users = users(config)?;
     let want = Want {
@@ -251,8 +303,15 @@ async fn set_up_network(
         )
         .await
         .map_err(sandbox.network_error())?;
-    sandbox.fail_point("run.namespaces").await?;
-    if host_network {
+    sandbox.fail_point("run.namespaces").await
+}
+
+async fn attach(
+    mechanisms: &Mechanisms,
+    sandbox: &Arc<Sandbox>,
+    config: &PodSandboxConfig,
+) -> Result<Option<record::Network>> {
+    if host_network(config) {
         return Ok(None);
     }
     sandbox.stage.enter("network");
@@ -278,11 +337,17 @@ async fn set_up_network(
     Ok(Some(network))
 }
 
-async fn start_monitor(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, config: &PodSandboxConfig) -> Result<Events> {
+async fn start_monitor(
+    mechanisms: &Mechanisms,
+    sandbox: &Arc<Sandbox>,
+    config: &PodSandboxConfig,
+    user_namespace: Option<PathBuf>,
+) -> Result<Events> {
     let options = SpawnOptions {
         pod_id: &sandbox.id,
         socket: &sandbox.paths.monitor(),
         pid_namespace: namespace_options(config).pid() == NamespaceMode::Pod,
+        user_namespace: user_namespace.as_deref(),
         cgroup: None,
     };
     sandbox.fail_point("run.monitor").await?;

@@ -47,6 +47,9 @@ pub async fn tear_down(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Resul
     let files = blocking(sandbox, move || release_files(&pod)).await;
     network.and(namespaces).and(monitor).and(files)?;
     sandbox.fail_point("down.files").await?;
+    if let Some(selinux) = &mechanisms.selinux {
+        selinux.release(&record.selinux_level);
+    }
     sandbox.record.change_regardless(|pod| pod.teardown_done = true).await;
     Ok(())
 }

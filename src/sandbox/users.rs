@@ -8,7 +8,8 @@ use crate::netns::Users;
 /// The pod's mapping of ids; none when it runs as the node's own users.
 ///
 /// # Errors
-/// When what is asked for is no single range of users and groups each, as both peers demand (KEP-127).
+/// When what is asked for is no single range of users and groups each that holds the container's root (KEP-127, contract
+/// rule 46). The two may differ in length: each is mapped by itself.
 pub fn users(config: &PodSandboxConfig) -> Result<Option<Users>> {
     let Some(asked) = namespace_options(config).userns_options else {
         return Ok(None);
@@ -56,6 +57,12 @@ fn only(what: &str, mappings: &[IdMapping]) -> Result<IdMapping> {
             mapping.container_id, mapping.host_id, mapping.length
         )));
     }
+    if mapping.container_id != 0 {
+        return Err(Error::Invalid(format!(
+            "the {what} mapping begins with id {} of the container; it must begin with 0, the container's root",
+            mapping.container_id
+        )));
+    }
     Ok(*mapping)
 }
 
@@ -93,13 +100,18 @@ mod tests {
     }
 
     #[test]
-    fn one_range_each_is_taken_and_all_else_is_refused() {
+    fn rule_46_one_range_each_is_taken_and_all_else_is_refused() {
         assert_eq!(users(&PodSandboxConfig::default()).unwrap(), None);
         assert_eq!(users(&pod(NamespaceMode::Node, &[], &[])).unwrap(), None);
         let both = users(&pod(NamespaceMode::Pod, &[RANGE], &[RANGE])).unwrap().unwrap();
         assert_eq!((both.uids, both.gids), (RANGE, RANGE));
         let endless = IdMapping {
             host_id: u32::MAX,
+            ..RANGE
+        };
+        let empty = IdMapping { length: 0, ..RANGE };
+        let rootless = IdMapping {
+            container_id: 1000,
             ..RANGE
         };
         for (bad, says) in [
@@ -109,6 +121,13 @@ mod tests {
                 "exactly one gid mapping",
             ),
             (pod(NamespaceMode::Pod, &[endless], &[RANGE]), "no range"),
+            (pod(NamespaceMode::Pod, &[empty], &[RANGE]), "0 ids long, is no range"),
+            (
+                pod(NamespaceMode::Pod, &[RANGE], &[rootless]),
+                "gid mapping begins with id 1000",
+            ),
+            (pod(NamespaceMode::Pod, &[], &[]), "exactly one uid mapping, not 0"),
+            (pod(NamespaceMode::Target, &[RANGE], &[RANGE]), "TARGET"),
             (pod(NamespaceMode::Node, &[RANGE], &[RANGE]), "NODE"),
             (pod(NamespaceMode::Container, &[RANGE], &[RANGE]), "CONTAINER"),
         ] {

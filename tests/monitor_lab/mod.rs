@@ -74,6 +74,7 @@ impl Lab {
             pod_id: "pod",
             socket: &self.socket(),
             pid_namespace,
+            user_namespace: None,
             cgroup: None,
         };
         let (client, hello, events) = within(Client::spawn(&program, options)).await.unwrap();

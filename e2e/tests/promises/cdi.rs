@@ -171,6 +171,63 @@ async fn hooks_run_at_their_moments_with_the_state() {
 }
 
 #[tokio::test]
+async fn hooks_of_a_container_with_users_of_its_own_run_on_the_node_and_inside() {
+    let dir = TempDir::with_prefix("we.cdi.").unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let daemon = Daemon::with(Options {
+        tables: format!("[cdi]\nspec_dirs = ['{}/etc']\n", dir.path().display()),
+        ..Default::default()
+    })
+    .await;
+    let program = dir.path().join("hook.sh");
+    put(
+        &program,
+        "#!/bin/sh\ncat > /dev/null\nread -r _ first _ < /proc/self/uid_map\necho \"$1 $first\" >> \"$LOG\"\n",
+    );
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(dir.path().join("log"), "").unwrap();
+    std::fs::set_permissions(dir.path().join("log"), std::fs::Permissions::from_mode(0o666)).unwrap();
+    put(
+        &dir.path().join("etc/hooks.yaml"),
+        &file("acme.org/hooks", "all", &hooks(dir.path(), "")),
+    );
+    let range = pb::IdMapping {
+        host_id: 200_000,
+        container_id: 0,
+        length: 65_536,
+    };
+    let users = Some(pb::UserNamespace {
+        mode: pb::NamespaceMode::Pod.into(),
+        uids: vec![range],
+        gids: vec![range],
+    });
+    let mut config = daemon.pod("hooks");
+    specs::namespaces(&mut config).userns_options = users.clone();
+    let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+    let mut main = with_device(
+        container("main", &daemon.busybox().await, "exec sleep 1000"),
+        "acme.org/hooks=all",
+    );
+    let namespaces = specs::security(&mut main).namespace_options.get_or_insert_default();
+    namespaces.userns_options = users;
+    let id = daemon.started(&pod, &config, &main).await;
+    daemon.cri.stop(&id, 0).await.unwrap();
+    daemon.cri.remove(&id).await.unwrap();
+    let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    let told: Vec<_> = log.lines().collect();
+    let right = [
+        "prestart 0",
+        "createRuntime 0",
+        "createContainer 200000",
+        "startContainer 200000",
+        "poststart 0",
+        "poststop 0",
+    ];
+    assert_eq!(told, right);
+    daemon.finish().await;
+}
+
+#[tokio::test]
 async fn a_hook_that_fails_or_hangs_keeps_the_container_from_running() {
     on_each(async |daemon, dir, handler| {
         hook_program(dir);

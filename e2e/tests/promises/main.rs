@@ -28,6 +28,7 @@ mod limits;
 mod logs;
 mod metrics;
 mod network;
+mod policy;
 mod profiles;
 mod recovery;
 mod registries;

@@ -132,5 +132,14 @@ async fn rule_45_the_target_of_a_pid_namespace_is_in_the_same_pod_and_runs() {
         .await
         .unwrap();
     assert!(seen.contains("sleep 4242"), "{seen}");
+    // It must still run when the other starts: its number may be another process's by then.
+    let late = daemon
+        .cri
+        .create(&pod, &debugger("late", &running), &config)
+        .await
+        .unwrap();
+    daemon.cri.stop(&running, 0).await.unwrap();
+    let error = daemon.cri.start(&late).await.expect_err("the target has ended");
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
     daemon.finish().await;
 }

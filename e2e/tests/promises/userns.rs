@@ -1,9 +1,9 @@
 //! Pods with a user namespace: who is who inside and outside.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use tonic::Code;
-use wharf_e2e::{Daemon, Options, container, cri::code};
+use wharf_e2e::{Daemon, container, cri::code, specs};
 use wharf_proto::cri as pb;
 
 const RANGE: pb::IdMapping = pb::IdMapping {
@@ -126,14 +126,241 @@ async fn a_user_namespace_on_the_nodes_network() {
     daemon.finish().await;
 }
 
+/// The pod's processes by their command lines, as the test sees them: host's ids.
+fn owner_of(daemon: &Daemon, word: &str) -> u32 {
+    let processes = daemon.lab.processes();
+    let (pid, _) = processes
+        .iter()
+        .find(|(_, line)| line.contains(word))
+        .unwrap_or_else(|| panic!("no process {word} in {processes:?}"));
+    std::fs::metadata(format!("/proc/{pid}")).unwrap().uid()
+}
+
+fn shared(mut config: pb::ContainerConfig) -> pb::ContainerConfig {
+    ask_container(&mut config, users());
+    let context = specs::security(&mut config);
+    context.namespace_options.get_or_insert_default().pid = pb::NamespaceMode::Pod.into();
+    config
+}
+
+#[tokio::test]
+async fn containers_share_processes_in_a_user_namespace() {
+    let mut daemon = Daemon::start().await;
+    let mut pod = daemon.pod("shared");
+    ask(&mut pod, users());
+    specs::namespaces(&mut pod).pid = pb::NamespaceMode::Pod.into();
+    let id = daemon.cri.run_pod(&pod, "").await.unwrap();
+    let image = daemon.busybox().await;
+    let first = shared(container("first", &image, "exec sleep 4711"));
+    let first = daemon.started(&id, &pod, &first).await;
+    let mut second = shared(container("second", &image, "sleep 4712 & exec sleep 4713"));
+    specs::security(&mut second).capabilities = Some(pb::Capability {
+        add_capabilities: vec!["SYS_PTRACE".into(), "SYS_ADMIN".into(), "KILL".into()],
+        ..Default::default()
+    });
+    let second = daemon.started(&id, &pod, &second).await;
+    let shell = async |line: &str| daemon.cri.shell(&second, line).await;
+    // All are the pod's root's, the init too; what the init was forked from is out of reach.
+    let seen = shell("cat /proc/[0-9]*/cmdline | tr '\\0' ' '").await.unwrap();
+    for word in ["sleep 4711", "sleep 4712", "sleep 4713"] {
+        assert!(seen.contains(word), "{word} is not in {seen}");
+    }
+    assert_eq!(
+        shell("cat /proc/1/comm; grep ^Uid: /proc/1/status | tr -s '\\t' ' '")
+            .await
+            .unwrap(),
+        "wharf-pod-init\nUid: 0 0 0 0\n"
+    );
+    for link in ["root", "cwd", "exe", "ns/mnt"] {
+        shell(&format!("ls -L /proc/1/{link}")).await.expect_err(link);
+    }
+    assert_eq!(owner_of(&daemon, "sleep 4711"), 200_000);
+    let inits = daemon.lab.processes().into_iter().filter(|(pid, _)| {
+        std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| {
+            status.contains("wharf-pod-init") && status.contains("Uid:\t200000\t200000\t200000\t200000\n")
+        })
+    });
+    assert_eq!(inits.count(), 1, "an init that is nobody on the node");
+    // An orphan is the init's, which buries it; a killed container leaves the others.
+    shell("(sleep 0.2 &) ; for i in $(seq 100); do ps -o comm,stat | grep -q '^sleep.*Z' && sleep 0.1 || exit 0; done; exit 1")
+        .await
+        .unwrap();
+    assert!(
+        daemon
+            .cri
+            .runtime
+            .clone()
+            .container_stats(pb::ContainerStatsRequest {
+                container_id: second.clone()
+            })
+            .await
+            .unwrap()
+            .into_inner()
+            .stats
+            .unwrap()
+            .memory
+            .is_some()
+    );
+    daemon.crash().await;
+    assert_eq!(daemon.cri.shell(&first, "id -u").await.unwrap(), "0\n");
+    let third = shared(container("third", &image, "exec sleep 4714"));
+    let third = daemon.started(&id, &pod, &third).await;
+    daemon.cri.stop(&first, 0).await.unwrap();
+    let seen = daemon
+        .cri
+        .shell(&third, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+        .await
+        .unwrap();
+    assert!(seen.contains("sleep 4713") && !seen.contains("sleep 4711"), "{seen}");
+    daemon.gone(&id).await;
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn a_debugger_joins_a_container_with_users_of_its_own() {
+    let daemon = Daemon::start().await;
+    let mut pod = daemon.pod("target");
+    ask(&mut pod, users());
+    let id = daemon.cri.run_pod(&pod, "").await.unwrap();
+    let image = daemon.busybox().await;
+    let mut main = container("main", &image, "exec sleep 4711");
+    ask_container(&mut main, users());
+    let main = daemon.started(&id, &pod, &main).await;
+    let mut debugger = container("debugger", &image, "exec sleep 1000");
+    ask_container(&mut debugger, users());
+    let options = specs::security(&mut debugger).namespace_options.get_or_insert_default();
+    options.pid = pb::NamespaceMode::Target.into();
+    options.target_id = main;
+    let debugger = daemon.started(&id, &pod, &debugger).await;
+    let seen = daemon
+        .cri
+        .shell(&debugger, "cat /proc/1/cmdline; stat -c %u /proc/1")
+        .await
+        .unwrap();
+    assert_eq!(seen, "sleep\x004711\x000\n");
+    daemon.gone(&id).await;
+    daemon.finish().await;
+}
+
+/// Kubelet allows the node's network only; the others harm nobody.
+#[tokio::test]
+async fn the_nodes_processes_and_ipc_with_users_of_ones_own() {
+    let daemon = Daemon::start().await;
+    let node = i32::from(pb::NamespaceMode::Node);
+    for (name, network, pid, ipc) in [
+        ("all", node, node, node),
+        ("processes", 0, node, 0),
+        ("ipc", 0, 0, node),
+    ] {
+        let mut pod = daemon.pod(name);
+        if network == node {
+            pod.hostname.clear();
+        }
+        ask(&mut pod, users());
+        let options = specs::namespaces(&mut pod);
+        (options.network, options.pid, options.ipc) = (network, pid, ipc);
+        let id = daemon.cri.run_pod(&pod, "").await.unwrap();
+        let mut main = container("main", &daemon.busybox().await, "exec sleep 4711");
+        ask_container(&mut main, users());
+        let options = specs::security(&mut main).namespace_options.get_or_insert_default();
+        (options.network, options.pid, options.ipc) = (network, pid, ipc);
+        let main = daemon.started(&id, &pod, &main).await;
+        let own = daemon
+            .cri
+            .shell(&main, "readlink /proc/self/ns/pid; readlink /proc/self/ns/ipc")
+            .await
+            .unwrap();
+        let nodes = ["pid", "ipc"].map(|kind| std::fs::read_link(format!("/proc/{}/ns/{kind}", daemon.pid())).unwrap());
+        for ((own, nodes), shared) in own.lines().zip(&nodes).zip([pid == node, ipc == node]) {
+            assert_eq!(own == nodes.to_string_lossy(), shared, "{name}: {own} {nodes:?}");
+        }
+        // The node's files are the node's.
+        if pid == node {
+            daemon
+                .cri
+                .shell(&main, "echo 1 > /proc/sys/kernel/panic")
+                .await
+                .expect_err("a parameter of the node");
+            daemon
+                .cri
+                .shell(&main, "ls /proc/1/root")
+                .await
+                .expect_err("the node's files");
+        }
+        daemon.gone(&id).await;
+    }
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn rule_46_a_user_namespace_has_one_mapping_with_root_and_is_its_pods() {
+    let daemon = Daemon::start().await;
+    let with = |uids: &[pb::IdMapping], gids: &[pb::IdMapping], mode: pb::NamespaceMode| pb::UserNamespace {
+        mode: mode.into(),
+        uids: uids.to_vec(),
+        gids: gids.to_vec(),
+    };
+    let rootless = pb::IdMapping {
+        container_id: 1,
+        ..RANGE
+    };
+    let pod_mode = pb::NamespaceMode::Pod;
+    for (bad, says) in [
+        (with(&[RANGE, RANGE], &[RANGE], pod_mode), "exactly one uid mapping"),
+        (with(&[RANGE], &[], pod_mode), "exactly one gid mapping"),
+        (with(&[rootless], &[RANGE], pod_mode), "must begin with 0"),
+        (with(&[RANGE], &[RANGE], pb::NamespaceMode::Node), "NODE"),
+        (with(&[RANGE], &[RANGE], pb::NamespaceMode::Container), "CONTAINER"),
+        (with(&[RANGE], &[RANGE], pb::NamespaceMode::Target), "TARGET"),
+    ] {
+        let mut pod = daemon.pod("bad");
+        ask(&mut pod, Some(bad));
+        let error = daemon.cri.run_pod(&pod, "").await.expect_err(says);
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert!(error.message().contains(says), "{error}");
+    }
+    assert!(
+        daemon.cri.pods(None).await.unwrap().is_empty(),
+        "what was refused is not there"
+    );
+    // Users and groups are mapped each by itself.
+    let fewer = pb::IdMapping {
+        length: 1000,
+        host_id: 300_000,
+        ..RANGE
+    };
+    let mut pod = daemon.pod("fewer");
+    ask(&mut pod, Some(with(&[RANGE], &[fewer], pod_mode)));
+    let id = daemon.cri.run_pod(&pod, "").await.unwrap();
+    let mut main = container("main", &daemon.busybox().await, "exec sleep 1000");
+    ask_container(&mut main, Some(with(&[RANGE], &[fewer], pod_mode)));
+    let main = daemon.started(&id, &pod, &main).await;
+    let map = daemon
+        .cri
+        .shell(&main, "cat /proc/self/uid_map /proc/self/gid_map; stat -c %u:%g /bin")
+        .await
+        .unwrap();
+    let words: Vec<&str> = map.split_whitespace().collect();
+    assert_eq!(words, ["0", "200000", "65536", "0", "300000", "1000", "0:0"]);
+    // A user who is not mapped can't be.
+    let mut beyond = container("beyond", &daemon.busybox().await, "true");
+    ask_container(&mut beyond, Some(with(&[RANGE], &[fewer], pod_mode)));
+    let context = specs::security(&mut beyond);
+    context.run_as_user = Some(pb::Int64Value { value: 1000 });
+    context.run_as_group = Some(pb::Int64Value { value: 1000 });
+    let error = daemon
+        .cri
+        .create(&id, &beyond, &pod)
+        .await
+        .expect_err("group 1000 is not mapped");
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(error.message().contains("group 1000"), "{error}");
+    daemon.finish().await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_is_refused_with_a_reason() {
     let daemon = Daemon::start().await;
-    let mut two = users().unwrap();
-    two.uids.push(RANGE);
-    let mut pod = daemon.pod("two");
-    ask(&mut pod, Some(two));
-    assert_eq!(code(daemon.cri.run_pod(&pod, "").await), Code::InvalidArgument);
     // A container with other users than its pod's.
     let mut pod = daemon.pod("own");
     ask(&mut pod, users());
@@ -146,12 +373,57 @@ async fn what_cannot_be_is_refused_with_a_reason() {
     assert_eq!(code(daemon.cri.create(&id, &config, &pod).await), Code::InvalidArgument);
     daemon.gone(&id).await;
     daemon.finish().await;
+}
 
-    let daemon = Daemon::with(Options::handler("runc")).await;
-    let mut pod = daemon.pod("runc");
-    ask(&mut pod, users());
-    let error = daemon.cri.run_pod(&pod, "runc").await.unwrap_err();
-    assert_eq!(error.code(), Code::InvalidArgument);
-    assert!(error.message().contains("user namespaces"), "{error:?}");
-    daemon.finish().await;
+/// Rows A7 and C4: what Status says of a handler is what it does.
+#[tokio::test]
+async fn a_handler_has_user_namespaces_where_the_status_says_so() {
+    crate::on_each_handler(async |daemon| {
+        // Runtimes walk to the root filesystem as the pod's root.
+        std::fs::set_permissions(daemon.dir(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        let request = pb::StatusRequest { verbose: false };
+        let status = daemon.cri.runtime.clone().status(request).await.unwrap().into_inner();
+        let default = status.runtime_handlers.iter().find(|handler| handler.name.is_empty()).unwrap();
+        let mut pod = daemon.pod("users");
+        ask(&mut pod, users());
+        specs::namespaces(&mut pod).pid = pb::NamespaceMode::Pod.into();
+        if !default.features.as_ref().unwrap().user_namespaces {
+            println!("it has none");
+            let error = daemon.cri.run_pod(&pod, "").await.unwrap_err();
+            assert_eq!(error.code(), Code::InvalidArgument);
+            assert!(error.message().contains("user namespaces"), "{error:?}");
+            return daemon.finish().await;
+        }
+        let id = daemon.cri.run_pod(&pod, "").await.unwrap();
+        let volume = tempfile::tempdir().unwrap();
+        std::fs::write(volume.path().join("roots"), "data").unwrap();
+        let mut main = shared(container("main", &daemon.busybox().await, "exec sleep 4711"));
+        main.mounts = vec![pb::Mount {
+            container_path: "/volume".into(),
+            host_path: volume.path().to_string_lossy().into_owned(),
+            uid_mappings: vec![RANGE],
+            gid_mappings: vec![RANGE],
+            ..Default::default()
+        }];
+        let main = daemon.started(&id, &pod, &main).await;
+        assert_eq!(owner_of(&daemon, "sleep 4711"), 200_000);
+        let line = "id -u; stat -c %u /bin /volume/roots; echo x > /volume/mine; touch /new; stat -c %u /new; cat /etc/hostname";
+        assert_eq!(daemon.cri.shell(&main, line).await.unwrap(), "0\n0\n0\n0\nusers\n");
+        assert_eq!(std::fs::metadata(volume.path().join("mine")).unwrap().uid(), 0);
+        daemon.gone(&id).await;
+        // On the node's network there is no sysfs to be mounted.
+        let mut pod = daemon.pod("hostnet");
+        pod.hostname.clear();
+        ask(&mut pod, users());
+        specs::namespaces(&mut pod).network = pb::NamespaceMode::Node.into();
+        let id = daemon.cri.run_pod(&pod, "").await.unwrap();
+        let mut main = container("main", &daemon.busybox().await, "exec sleep 4711");
+        ask_container(&mut main, users());
+        let options = specs::security(&mut main).namespace_options.get_or_insert_default();
+        options.network = pb::NamespaceMode::Node.into();
+        let main = daemon.started(&id, &pod, &main).await;
+        assert_eq!(daemon.cri.shell(&main, "ls /sys/class/net | grep '^lo$'").await.unwrap(), "lo\n");
+        daemon.finish().await;
+    })
+    .await;
 }

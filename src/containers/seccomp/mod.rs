@@ -178,6 +178,23 @@ mod tests {
         }
     }
 
+    /// Row C23, in the kernel.
+    #[test]
+    fn sockets_of_the_kernels_crypto_are_refused() {
+        let filter = crate::runtime::seccomp_compile::compile(&default_profile(CapSet::default(), (6, 1))).unwrap();
+        // A thread of its own: filters cannot be taken off.
+        let ends = std::thread::spawn(move || {
+            crate::sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).unwrap();
+            crate::sys::seccomp_set_filter(&filter, 0).unwrap();
+            [libc::AF_ALG, libc::AF_VSOCK, libc::AF_INET, libc::AF_UNIX].map(|family| {
+                // SAFETY: no pointers; the descriptor, if there is one, ends with the test.
+                let fd = unsafe { libc::socket(family, libc::SOCK_SEQPACKET, 0) };
+                fd < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+            })
+        });
+        assert_eq!(ends.join().unwrap(), [true, true, false, false]);
+    }
+
     #[test]
     fn names_stand_once_in_the_table() {
         let mut names: Vec<_> = table::ALWAYS.split_ascii_whitespace().collect();

@@ -2,14 +2,19 @@
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
-use super::{Result, SpecInput, invalid};
+use super::{PrivilegedDevices, Result, SpecInput, invalid};
 use crate::containers::host::DeviceNode;
 
 /// Nodes beside those that every runtime makes (null, zero, full, random, urandom, tty, ptmx, console). A later one
 /// replaces an earlier one of the same path.
 pub(super) fn nodes(input: &SpecInput) -> Result<Vec<LinuxDevice>> {
     let mut out: Vec<LinuxDevice> = Vec::new();
-    for node in input.facts.host_devices.iter().chain(&input.facts.devices) {
+    let of_host = match input.policy.privileged_devices {
+        PrivilegedDevices::All => input.facts.host_devices.as_slice(),
+        PrivilegedDevices::Allowed | PrivilegedDevices::Own => &[],
+    };
+    let owned = input.facts.devices.iter().map(|node| (node, owner(input)));
+    for (node, (uid, gid)) in of_host.iter().map(|node| (node, (None, None))).chain(owned) {
         check(node)?;
         let mut device = LinuxDevice::default();
         device
@@ -18,12 +23,25 @@ pub(super) fn nodes(input: &SpecInput) -> Result<Vec<LinuxDevice>> {
             .set_major(i64::from(node.major))
             .set_minor(i64::from(node.minor))
             .set_file_mode(Some(node.mode))
-            .set_uid(Some(node.uid))
-            .set_gid(Some(node.gid));
+            .set_uid(Some(uid.unwrap_or(node.uid)))
+            .set_gid(Some(gid.unwrap_or(node.gid)));
         out.retain(|d| d.path() != device.path());
         out.push(device);
     }
     Ok(out)
+}
+
+/// Who shall own the devices that the config asks for, if that is not who owns the node's (row C20). Only what the config
+/// says counts: the image must not choose.
+fn owner(input: &SpecInput) -> (Option<u32>, Option<u32>) {
+    let Some(context) = input.context().filter(|_| input.policy.device_ownership) else {
+        return (None, None);
+    };
+    let named = context.run_as_user.is_some() || !context.run_as_username.is_empty();
+    (
+        named.then_some(input.user.uid),
+        context.run_as_group.is_some().then_some(input.user.gid),
+    )
 }
 
 fn check(node: &DeviceNode) -> Result<()> {
@@ -54,7 +72,7 @@ fn rule(allow: bool, kind: LinuxDeviceType, major: Option<i64>, minor: Option<i6
 /// names. Everything for a privileged container.
 pub(super) fn rules(input: &SpecInput) -> Result<Vec<LinuxDeviceCgroup>> {
     let (c, b) = (LinuxDeviceType::C, LinuxDeviceType::B);
-    if input.privileged() {
+    if input.privileged() && input.policy.privileged_devices != PrivilegedDevices::Own {
         return Ok(vec![rule(true, LinuxDeviceType::A, None, None, "rwm")]);
     }
     let mut out = vec![

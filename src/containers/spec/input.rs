@@ -12,6 +12,7 @@ use crate::{
     },
     images::ImageConfig,
     runtime::features::Features,
+    sandbox::Labels,
 };
 
 /// Everything that a spec depends on.
@@ -45,6 +46,52 @@ pub struct SpecInput<'a> {
     pub default_capabilities: Option<&'a [String]>,
     /// `unset_seccomp` of the configuration.
     pub unset_seccomp: SeccompDefault,
+    /// What else the configuration and the pod's handler decide.
+    pub policy: &'a Policy,
+}
+
+/// Settings of the configuration and of the pod's handler, see [`crate::config`].
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// The AppArmor profile of containers that name none.
+    pub apparmor_profile: String,
+    /// Devices belong to who runs the container.
+    pub device_ownership: bool,
+    /// What a privileged container may do with devices.
+    pub privileged_devices: PrivilegedDevices,
+    /// The container may write to its own cgroup.
+    pub cgroup_writable: bool,
+    /// The handler is the built-in one, which has its ways of mounting what a user namespace may not.
+    pub builtin: bool,
+    /// SELinux confines containers.
+    pub selinux: bool,
+    /// The container's SELinux labels, if it has any.
+    pub labels: Option<Labels>,
+}
+
+/// Devices of a privileged container (row C14).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PrivilegedDevices {
+    /// It has and may use all of the node's.
+    #[default]
+    All,
+    /// It has those that any container has, but may use and make all.
+    Allowed,
+    /// As for any container.
+    Own,
+}
+
+impl From<&crate::config::RuntimeHandler> for PrivilegedDevices {
+    fn from(handler: &crate::config::RuntimeHandler) -> Self {
+        match (
+            handler.privileged_without_host_devices,
+            handler.privileged_without_host_devices_all_devices_allowed,
+        ) {
+            (false, _) => Self::All,
+            (true, true) => Self::Allowed,
+            (true, false) => Self::Own,
+        }
+    }
 }
 
 /// Host paths of what the pod's containers share. None is left out of the container.
@@ -56,6 +103,10 @@ pub struct PodFiles {
     pub hostname: Option<PathBuf>,
     /// For /etc/resolv.conf.
     pub resolv_conf: Option<PathBuf>,
+    /// For /etc/passwd, where the image does not know the user.
+    pub passwd: Option<PathBuf>,
+    /// For /etc/group, where the image does not know the group.
+    pub group: Option<PathBuf>,
     /// Directory for /dev/shm. With the host's IPC namespace the host's is used instead, whatever stands here; with
     /// None the container gets a tmpfs of its own.
     pub shm: Option<PathBuf>,

@@ -16,7 +16,7 @@ mod security;
 mod tests;
 mod whole;
 
-pub use input::{Pins, PodFiles, SpecInput};
+pub use input::{Pins, PodFiles, Policy, PrivilegedDevices, SpecInput};
 pub use resources::to_oci as resources_to_oci;
 pub use security::{ProfileChoice, seccomp_choice};
 pub use whole::generate;

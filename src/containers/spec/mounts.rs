@@ -57,6 +57,7 @@ fn mount(target: &str, kind: &str, source: &Path, options: &[&str]) -> Mount {
 fn defaults(input: &SpecInput) -> Vec<Mount> {
     // /sys and the cgroups can be changed by a privileged container only.
     let access = if input.privileged() { "rw" } else { "ro" };
+    let cgroup_access = if input.policy.cgroup_writable { "rw" } else { access };
     let mut out = vec![
         mount("/proc", "proc", Path::new("proc"), &["nosuid", "noexec", "nodev"]),
         mount(
@@ -77,17 +78,25 @@ fn defaults(input: &SpecInput) -> Vec<Mount> {
             Path::new("mqueue"),
             &["nosuid", "noexec", "nodev"],
         ),
-        mount(
-            "/sys",
-            "sysfs",
-            Path::new("sysfs"),
-            &["nosuid", "noexec", "nodev", access],
-        ),
+        match foreign_network(input) {
+            true => mount(
+                "/sys",
+                "bind",
+                Path::new("/sys"),
+                &["rbind", "rslave", "nosuid", "noexec", "nodev", access],
+            ),
+            false => mount(
+                "/sys",
+                "sysfs",
+                Path::new("sysfs"),
+                &["nosuid", "noexec", "nodev", access],
+            ),
+        },
         mount(
             "/sys/fs/cgroup",
             "cgroup",
             Path::new("cgroup"),
-            &["nosuid", "noexec", "nodev", "relatime", access],
+            &["nosuid", "noexec", "nodev", "relatime", cgroup_access],
         ),
     ];
     let host_shm = namespaces::host_ipc(input).then(|| PathBuf::from("/dev/shm"));
@@ -108,6 +117,8 @@ fn defaults(input: &SpecInput) -> Vec<Mount> {
         ("/etc/hosts", &input.files.hosts),
         ("/etc/hostname", &input.files.hostname),
         ("/etc/resolv.conf", &input.files.resolv_conf),
+        ("/etc/passwd", &input.files.passwd),
+        ("/etc/group", &input.files.group),
     ];
     for (target, source) in files {
         out.extend(
@@ -117,6 +128,11 @@ fn defaults(input: &SpecInput) -> Vec<Mount> {
         );
     }
     out
+}
+
+/// A user namespace that does not own its network may not mount sysfs, which shows it: it gets the node's (row C3).
+fn foreign_network(input: &SpecInput) -> bool {
+    !input.policy.builtin && input.users().is_some() && namespaces::host_network(input)
 }
 
 fn propagation(mount: &cri::Mount) -> Result<MountPropagation> {

@@ -38,7 +38,37 @@ pub(super) fn host_ipc(input: &SpecInput) -> bool {
     options(input).is_some_and(|o| o.ipc == NamespaceMode::Node as i32)
 }
 
+/// True if the container shares the node's network, by its own wish or its pod's.
+pub(super) fn host_network(input: &SpecInput) -> bool {
+    options(input).is_some_and(|o| o.network == NamespaceMode::Node as i32)
+        || pod_options(input).network() == NamespaceMode::Node
+}
+
+/// The file systems that show processes and message queues can be mounted by those only who own their namespaces.
+fn refuse_foreign(input: &SpecInput) -> Result<()> {
+    if input.policy.builtin || input.users().is_none() {
+        return Ok(());
+    }
+    let pod = pod_options(input);
+    let own = options(input);
+    let shared = |of_container: Option<i32>, of_pod: NamespaceMode| {
+        of_pod == NamespaceMode::Node || of_container == Some(NamespaceMode::Node as i32)
+    };
+    for (kind, shared) in [
+        ("PID", shared(own.map(|o| o.pid), pod.pid())),
+        ("IPC", shared(own.map(|o| o.ipc), pod.ipc())),
+    ] {
+        if shared {
+            return invalid(format!(
+                "only the built-in runtime handler can share the node's {kind} namespace with a pod that has a user namespace"
+            ));
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn generate(input: &SpecInput) -> Result<Vec<LinuxNamespace>> {
+    refuse_foreign(input)?;
     let none = cri::NamespaceOption::default();
     let options = options(input).unwrap_or(&none);
     let mut out = vec![new(LinuxNamespaceType::Mount)];
@@ -84,6 +114,7 @@ pub(super) fn generate(input: &SpecInput) -> Result<Vec<LinuxNamespace>> {
     )?;
     match mode(options.pid, "PID")? {
         NamespaceMode::Node => {}
+        NamespaceMode::Pod if pod.pid() == NamespaceMode::Node => {}
         NamespaceMode::Container => out.push(new(LinuxNamespaceType::Pid)),
         NamespaceMode::Pod | NamespaceMode::Target => out.push(join(LinuxNamespaceType::Pid, "PID", &pins.pid)?),
     }

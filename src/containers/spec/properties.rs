@@ -213,6 +213,7 @@ fn spec_of(config: &cri::ContainerConfig) -> Result<Spec> {
         },
         default_capabilities: None,
         unset_seccomp: SeccompDefault::Unconfined,
+        policy: &Policy::default(),
     })
 }
 

@@ -3,10 +3,10 @@
 use oci_spec::runtime::LinuxSeccomp;
 use wharf_proto::cri::{self, security_profile::ProfileType};
 
-use super::{Error, Result, SpecInput, invalid};
+use super::{Result, SpecInput, invalid};
 use crate::{
     config::SeccompDefault,
-    containers::{caps, host::Host, seccomp},
+    containers::{caps, host::Confinement, seccomp},
 };
 
 /// Which profile a container asks for.
@@ -73,34 +73,40 @@ pub(super) fn seccomp(input: &SpecInput) -> Result<Option<LinuxSeccomp>> {
 }
 
 /// The AppArmor profile of the process.
+///
+/// Where AppArmor is in force, who says nothing gets the default profile, as with the peers (kubernetes#51746); a privileged
+/// container only what it names. Where it is not, only those are refused who ask for a profile.
 #[allow(deprecated)] // critest and old kubelets still send the old field.
 pub(super) fn apparmor(input: &SpecInput) -> Result<Option<String>> {
-    let Some(context) = input.context() else {
-        return Ok(None);
-    };
-    match choice(context.apparmor.as_ref(), &context.apparmor_profile) {
-        ProfileChoice::Localhost(name) if name.is_empty() => invalid("AppArmor profile: localhost_ref is empty"),
-        ProfileChoice::Localhost(name) if !input.host.apparmor => invalid(format!(
-            "AppArmor profile {name}: this kernel does not enforce AppArmor"
-        )),
-        ProfileChoice::Localhost(name) => Ok(Some(name)),
-        ProfileChoice::RuntimeDefault if !context.privileged => Ok(input.host.default_apparmor.clone()),
-        _ => Ok(None),
+    let asked = input.context().map_or(ProfileChoice::Unset, |context| {
+        choice(context.apparmor.as_ref(), &context.apparmor_profile)
+    });
+    let default = || (!input.privileged()).then(|| input.policy.apparmor_profile.clone());
+    match (asked, &input.host.apparmor) {
+        (ProfileChoice::Unconfined, _) | (ProfileChoice::Unset, Confinement::Off(_)) => Ok(None),
+        (ProfileChoice::RuntimeDefault, Confinement::Off(_)) if input.privileged() => Ok(None),
+        (ProfileChoice::RuntimeDefault, Confinement::Off(why)) => {
+            invalid(format!("AppArmor profile runtime/default: {why}"))
+        }
+        (ProfileChoice::Localhost(name), Confinement::Off(why)) => invalid(format!("AppArmor profile {name:?}: {why}")),
+        (ProfileChoice::Localhost(name), Confinement::On) if name.is_empty() || name.contains(char::is_control) => {
+            invalid(format!("AppArmor profile {name:?}: localhost_ref is no profile's name"))
+        }
+        (ProfileChoice::Localhost(name), Confinement::On) => Ok(Some(name)),
+        (ProfileChoice::Unset | ProfileChoice::RuntimeDefault, Confinement::On) => Ok(default()),
     }
 }
 
 /// On a kernel without SELinux labels mean nothing and are ignored, as peers do: kubelet passes on what the pod says.
-/// Where they would mean something they are refused rather than dropped, until they are supported.
-pub(super) fn refuse_selinux(context: Option<&cri::LinuxContainerSecurityContext>, host: &Host) -> Result<()> {
-    let Some(o) = context.and_then(|c| c.selinux_options.as_ref()) else {
+/// Where they would mean something they are refused rather than dropped.
+pub(super) fn refuse_selinux(input: &SpecInput) -> Result<()> {
+    let Some(o) = input.context().and_then(|c| c.selinux_options.as_ref()) else {
         return Ok(());
     };
     let label = [&o.user, &o.role, &o.r#type, &o.level];
-    if host.selinux && label.iter().any(|part| !part.is_empty()) {
+    if input.host.selinux && !input.policy.selinux && label.iter().any(|part| !part.is_empty()) {
         let label = label.map(String::as_str).join(":");
-        return Err(Error::Unsupported(format!(
-            "SELinux label {label}: SELinux is not supported yet"
-        )));
+        return invalid(format!("SELinux label {label}: SELinux is switched off in wharf.toml"));
     }
     Ok(())
 }

@@ -19,6 +19,8 @@ use crate::{
     runtime::features::Features,
 };
 
+mod policy;
+
 /// A pod with one container from a small image on a v1 machine.
 struct Case {
     pod: cri::PodSandboxConfig,
@@ -30,6 +32,7 @@ struct Case {
     host: Host,
     runtime: Features,
     unset_seccomp: SeccompDefault,
+    policy: Policy,
 }
 
 impl Case {
@@ -95,6 +98,7 @@ impl Case {
             },
             runtime: Features::builtin(),
             unset_seccomp: SeccompDefault::Unconfined,
+            policy: Policy::default(),
         }
     }
 
@@ -137,6 +141,7 @@ impl Case {
             hostname: etc("hostname"),
             resolv_conf: etc("resolv.conf"),
             shm: Some("/run/wharf/pods/p/shm".into()),
+            ..Default::default()
         };
         generate(&SpecInput {
             pod_id: "p",
@@ -153,6 +158,7 @@ impl Case {
             runtime: &self.runtime,
             default_capabilities: None,
             unset_seccomp: self.unset_seccomp,
+            policy: &self.policy,
         })
     }
 
@@ -460,18 +466,6 @@ fn profiles_follow_the_request() {
     case.context().seccomp = profile(ProfileType::Localhost, "/p.json");
     assert!(case.refused().contains("/p.json"));
     case.context().seccomp = None;
-
-    case.context().apparmor = profile(ProfileType::Localhost, "tight");
-    assert!(case.refused().contains("tight"));
-    case.host.apparmor = true;
-    let spec = case.generate().unwrap();
-    assert_eq!(
-        spec.process()
-            .as_ref()
-            .and_then(|p| p.apparmor_profile().clone())
-            .as_deref(),
-        Some("tight")
-    );
 }
 
 #[test]

@@ -29,6 +29,7 @@ pub fn generate(input: &SpecInput) -> Result<Spec> {
         .set_cgroups_path(Some(PathBuf::from(input.cgroup_path)))
         .set_devices(Some(devices::nodes(input)?).filter(|d| !d.is_empty()))
         .set_rootfs_propagation(mounts.rootfs_propagation)
+        .set_mount_label(input.policy.labels.as_ref().map(|labels| labels.files.clone()))
         .set_seccomp(security::seccomp(input)?)
         .set_masked_paths(security::paths(input, |c| &c.masked_paths))
         .set_readonly_paths(security::paths(input, |c| &c.readonly_paths))
@@ -65,7 +66,24 @@ fn refuse(input: &SpecInput) -> Result<()> {
             group.value
         ));
     }
-    security::refuse_selinux(context, input.host)
+    unmapped(input)?;
+    security::refuse_selinux(input)
+}
+
+/// In a user namespace there are no users and groups but those of its mapping, which begins with 0.
+fn unmapped(input: &SpecInput) -> Result<()> {
+    let Some(users) = input.users() else { return Ok(()) };
+    let groups = input.user.groups.iter().chain([&input.user.gid]);
+    let beyond = groups.map(|gid| ("group", *gid, users.gids.length));
+    match beyond
+        .chain([("user", input.user.uid, users.uids.length)])
+        .find(|(_, id, length)| id >= length)
+    {
+        None => Ok(()),
+        Some((what, id, length)) => invalid(format!(
+            "{what} {id} is not in the pod's user namespace, whose {length} {what} ids begin with 0"
+        )),
+    }
 }
 
 fn process(input: &SpecInput) -> Result<Process> {
@@ -91,6 +109,7 @@ fn process(input: &SpecInput) -> Result<Process> {
         .set_rlimits(None)
         .set_no_new_privileges(Some(context.is_some_and(|c| c.no_new_privs)))
         .set_apparmor_profile(security::apparmor(input)?)
+        .set_selinux_label(input.policy.labels.as_ref().map(|labels| labels.process.clone()))
         .set_oom_score_adj(Some(resources::oom_score_adj(input)));
     Ok(process)
 }

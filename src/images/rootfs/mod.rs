@@ -15,7 +15,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use mapped::Owners;
-pub use overlay::{mount, unmount, view};
+#[cfg(test)]
+pub use overlay::mount;
+pub use overlay::{mount_labelled, unmount, view};
 pub use remove::{remove_at, remove_tree};
 pub use sys::xattrs_at;
 pub use usage::{Space, mountpoint, space, usage, writable_layer};

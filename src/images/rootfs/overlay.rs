@@ -20,11 +20,17 @@ const MOUNT_DATA: usize = 4096;
 
 /// Mounts `layers` (top first; none is allowed) at `container_dir/rootfs` and returns that path. Changes go to
 /// `container_dir/upper`, which is made if it is absent and kept if not. `volatile`: the kernel syncs nothing of it,
-/// because a container does not survive a crash of the machine. With `owners` the files are theirs.
+/// because a container does not survive a crash of the machine. With `owners` the files are theirs; with `label` they all
+/// have that SELinux label.
 ///
 /// # Errors
 /// A layer is missing, something is mounted there already, or overlayfs refuses.
-pub fn mount(layers: &[PathBuf], container_dir: &Path, owners: Option<&Owners>) -> Result<PathBuf> {
+pub fn mount_labelled(
+    layers: &[PathBuf],
+    container_dir: &Path,
+    owners: Option<&Owners>,
+    label: Option<&str>,
+) -> Result<PathBuf> {
     let rootfs = container_dir.join("rootfs");
     let (upper, work, empty) = (
         container_dir.join("upper"),
@@ -56,6 +62,7 @@ pub fn mount(layers: &[PathBuf], container_dir: &Path, owners: Option<&Owners>) 
         lower: mapped.as_ref().map_or(&lower, |mapped| &mapped.layers),
         upper: &upper,
         work: &work,
+        label,
     };
     match plan.mount_by_context(&target) {
         Ok(()) => Ok(rootfs),
@@ -75,6 +82,14 @@ pub fn mount(layers: &[PathBuf], container_dir: &Path, owners: Option<&Owners>) 
             source: refusal.errno.into(),
         }),
     }
+}
+
+/// [`mount_labelled`] without a label.
+///
+/// # Errors
+/// As there.
+pub fn mount(layers: &[PathBuf], container_dir: &Path, owners: Option<&Owners>) -> Result<PathBuf> {
+    mount_labelled(layers, container_dir, owners, None)
 }
 
 /// Unmounts `container_dir/rootfs`, also while it is in use. Nothing mounted, or no such directory, is success.
@@ -144,6 +159,8 @@ struct Plan<'a> {
     lower: &'a [PathBuf],
     upper: &'a Path,
     work: &'a Path,
+    /// SELinux.
+    label: Option<&'a str>,
 }
 
 /// Why the newer mount calls did not do it.
@@ -179,6 +196,10 @@ impl Plan<'_> {
         sys::set_string(&context, c"workdir", &spell(self.work)?.text).map_err(late)?;
         sys::set_string(&context, c"index", c"off").map_err(late)?;
         sys::set_flag(&context, c"volatile").map_err(late)?;
+        if let Some(label) = self.label {
+            let label = CString::new(label).map_err(|_| late(Errno::EINVAL))?;
+            sys::set_string(&context, c"context", &label).map_err(late)?;
+        }
         sys::create(&context).map_err(|errno| {
             let refusal = late(errno);
             // Linux before 6.5 takes every option, and says here, without a word, that it does not know one.
@@ -223,6 +244,10 @@ impl Plan<'_> {
         for (key, value) in [(",upperdir=", &upper), (",workdir=", &work)] {
             text.extend_from_slice(key.as_bytes());
             text.extend_from_slice(value.text.to_bytes());
+        }
+        if let Some(label) = self.label {
+            // Quoted: a level has commas in it.
+            text.extend_from_slice(format!(",context=\"{label}\"").as_bytes());
         }
         Ok((text, lower.into_iter().chain([upper, work]).collect()))
     }
@@ -317,6 +342,7 @@ pub fn mount_as_before_6_7(lower: &[PathBuf], container_dir: &Path) -> Result<()
         lower,
         upper: &upper,
         work: &work,
+        label: None,
     }
     .mount_by_options(&container_dir.join("rootfs"))
 }

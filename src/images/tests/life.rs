@@ -227,7 +227,7 @@ async fn containers_keep_the_layers_of_a_removed_image_even_over_a_restart() {
     let container = lab.config.state_dir.join("container");
     std::fs::create_dir(&container).unwrap();
     let image = lab.images.find(&name).unwrap();
-    let rootfs = lab.images.mount_rootfs(&image, &container, None).await.unwrap();
+    let rootfs = lab.images.mount_rootfs(&image, &container, None, None).await.unwrap();
     drop(image);
     assert_eq!(std::fs::read(rootfs.join("app.txt")).unwrap(), noise(100_000));
     std::fs::write(rootfs.join("new"), "x").unwrap();

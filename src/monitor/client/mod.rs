@@ -46,6 +46,8 @@ pub struct SpawnOptions<'a> {
     pub socket: &'a Path,
     /// Hold a PID namespace that the pod's containers share (`HelloReply::pod_init`).
     pub pid_namespace: bool,
+    /// The user namespace that owns it; `None` for the node's.
+    pub user_namespace: Option<&'a Path>,
     /// cgroup of the monitor below each hierarchy's root; `None` for `/wharf-monitors`.
     pub cgroup: Option<&'a str>,
 }

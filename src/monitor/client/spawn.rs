@@ -59,6 +59,9 @@ pub(super) fn start(program: &Path, options: SpawnOptions) -> io::Result<(Child,
     if options.pid_namespace {
         command.arg("--pid-namespace");
     }
+    if let Some(owner) = options.user_namespace {
+        command.arg("--user-namespace").arg(owner);
+    }
     if let Some(cgroup) = options.cgroup {
         command.args(["--cgroup", cgroup]);
     }
@@ -78,6 +81,7 @@ pub(super) struct Order {
     pod_id: String,
     pub socket: PathBuf,
     pid_namespace: bool,
+    user_namespace: Option<PathBuf>,
     cgroup: Option<String>,
 }
 
@@ -88,6 +92,7 @@ impl Order {
             pod_id: options.pod_id.to_owned(),
             socket: options.socket.to_owned(),
             pid_namespace: options.pid_namespace,
+            user_namespace: options.user_namespace.map(Path::to_owned),
             cgroup: options.cgroup.map(str::to_owned),
         }
     }
@@ -97,6 +102,7 @@ impl Order {
             pod_id: &self.pod_id,
             socket: &self.socket,
             pid_namespace: self.pid_namespace,
+            user_namespace: self.user_namespace.as_deref(),
             cgroup: self.cgroup.as_deref(),
         };
         start(&self.program, options)

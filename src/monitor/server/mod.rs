@@ -108,7 +108,11 @@ impl Monitor {
         let roots = Roots::find();
         setup::detach(&options, &roots)?;
         let signals = setup::child_signals()?;
-        let pod_init = if options.pid_namespace { pod_init::start()? } else { 0 };
+        let pod_init = match (options.pid_namespace, &options.user_namespace) {
+            (false, _) => 0,
+            (true, None) => pod_init::start()?,
+            (true, Some(owner)) => pod_init::start_in(owner)?,
+        };
         let poll = Poll::new()?;
         sys::set_nonblocking(listener.as_fd())?;
         poll.add(&signals, Source::Signals)?;

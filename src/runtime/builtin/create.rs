@@ -79,13 +79,13 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
         .any(|(kind, ..)| *kind == libc::CLONE_NEWUSER)
         .then(|| limit(&plan, &cgroup));
     for (kind, fd, path) in &existing {
-        sys::setns(fd.as_fd(), *kind).context(|| format!("join namespace {}", path.display()))?;
-        if *kind == libc::CLONE_NEWIPC {
-            // Network and IPC are joined first.
+        if *kind == libc::CLONE_NEWUSER {
+            // The others are joined, and the privileges are still there.
             prepare::of_joined_namespaces(&plan.bundle, &mut plan.mounts)?;
         }
+        sys::setns(fd.as_fd(), *kind).context(|| format!("join namespace {}", path.display()))?;
     }
-    if existing.iter().all(|(kind, ..)| *kind != libc::CLONE_NEWIPC) {
+    if existing.iter().all(|(kind, ..)| *kind != libc::CLONE_NEWUSER) {
         prepare::of_joined_namespaces(&plan.bundle, &mut plan.mounts)?;
     }
     drop(existing);

@@ -19,6 +19,16 @@ struct Label {
     file: Option<File>,
 }
 
+/// A label that this kernel cannot give is an error.
+pub fn check_selinux(label: &str) -> Result<()> {
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "SELinux label {label:?}: SELinux is not enabled here"
+    )))
+}
+
 impl Labels {
     /// Labels of a process. Asking for one that this kernel cannot give is an error: the process would run without
     /// the confinement that was ordered.
@@ -46,11 +56,7 @@ impl Labels {
             });
         }
         if let Some(label) = wanted(process.selinux_label()) {
-            if !Path::new("/sys/fs/selinux/enforce").exists() {
-                return Err(Error::Unsupported(format!(
-                    "SELinux label {label:?}: SELinux is not enabled here"
-                )));
-            }
+            check_selinux(&label)?;
             labels.push(Label {
                 path: "self/attr/exec",
                 text: label,

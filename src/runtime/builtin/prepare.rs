@@ -45,7 +45,7 @@ pub fn mounts(bundle: &Bundle, hierarchies: &Hierarchies, cgroup: &Cgroup) -> Re
 
 fn one(bundle: &Bundle, mount: &Mount, hierarchies: &Hierarchies, cgroup: &Cgroup) -> Result<Prepared> {
     let destination = mount.destination().clone();
-    let options = Options::parse(mount.options().as_deref().unwrap_or_default())
+    let mut options = Options::parse(mount.options().as_deref().unwrap_or_default())
         .map_err(|option| Error::Unsupported(format!("mount option {option} (for {})", destination.display())))?;
     let kind = mount.typ().as_deref().unwrap_or("none");
     let source = if options.bind || kind == "bind" {
@@ -53,6 +53,7 @@ fn one(bundle: &Bundle, mount: &Mount, hierarchies: &Hierarchies, cgroup: &Cgrou
     } else if kind == "cgroup" || kind == "cgroup2" {
         self::cgroup(bundle, &options, hierarchies, cgroup)?
     } else {
+        label(bundle, kind, &mut options)?;
         let name = mount
             .source()
             .as_ref()
@@ -67,6 +68,18 @@ fn one(bundle: &Bundle, mount: &Mount, hierarchies: &Hierarchies, cgroup: &Cgrou
         options,
         source,
     })
+}
+
+/// File systems that are the container's own get its SELinux label, as with runc; those of the kernel keep theirs.
+fn label(bundle: &Bundle, kind: &str, options: &mut Options) -> Result<()> {
+    let Some(label) = bundle.linux()?.mount_label().as_ref().filter(|label| !label.is_empty()) else {
+        return Ok(());
+    };
+    super::labels::check_selinux(label)?;
+    if matches!(kind, "tmpfs" | "devpts") && options.data.iter().all(|(key, _)| key != "context") {
+        options.data.push(("context".into(), label.clone()));
+    }
+    Ok(())
 }
 
 fn bind(bundle: &Bundle, mount: &Mount, options: &Options) -> Result<Source> {
@@ -169,13 +182,19 @@ fn cgroup(bundle: &Bundle, options: &Options, hierarchies: &Hierarchies, cgroup:
     Ok(Source::CgroupV1 { trees, links })
 }
 
-/// Make the file systems that show a namespace which the container joins: that takes privileges over the namespace,
-/// which a container in a user namespace does not have. Called when the helper has joined them.
+/// Make the file systems that show a namespace which the container joins, or shares with the node: that takes privileges
+/// over the namespace, which a container in a user namespace does not have. Called when the helper has joined them.
 pub fn of_joined_namespaces(bundle: &Bundle, mounts: &mut [Prepared]) -> Result<()> {
     for mount in mounts {
         let namespace = match &mount.source {
             Source::FileSystem { kind, .. } if kind == "sysfs" => LinuxNamespaceType::Network,
             Source::FileSystem { kind, .. } if kind == "mqueue" => LinuxNamespaceType::Ipc,
+            // The helper is not in a PID namespace that it has joined; only its children are.
+            Source::FileSystem { kind, .. }
+                if kind == "proc" && bundle.namespace(LinuxNamespaceType::Pid) == Namespace::Host =>
+            {
+                LinuxNamespaceType::Pid
+            }
             _ => continue,
         };
         if bundle.namespace(namespace) != Namespace::New {
