@@ -15,6 +15,8 @@ pub mod http2;
 pub mod lab;
 pub mod logs;
 pub mod registry;
+#[cfg(test)]
+mod rules;
 pub mod specs;
 pub mod streams;
 
