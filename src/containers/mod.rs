@@ -56,7 +56,7 @@ use crate::{
     monitor::client::Client,
     sandbox::{Mechanisms, Sandbox, Stage, container_exit, container_record},
     store,
-    store::Published,
+    store::{Published, Rendering},
 };
 
 /// Why an operation on a container failed.
@@ -161,6 +161,10 @@ pub struct Container {
     pub record: Published<record::Container>,
     /// What its creation is at.
     pub stage: Stage,
+    /// Its line in lists.
+    pub listed: Rendering<Arc<record::Container>>,
+    /// Its line in lists of stats.
+    pub stats_listed: Rendering<usage::Told>,
     meter: usage::Meter,
     /// Held while the container is started or removed.
     operation: tokio::sync::Mutex<()>,
@@ -187,6 +191,8 @@ impl Container {
             dir,
             sandbox,
             stage: Stage::default(),
+            listed: Rendering::default(),
+            stats_listed: Rendering::default(),
             meter: usage::Meter::default(),
             operation: tokio::sync::Mutex::new(()),
             checkpointing: tokio::sync::Mutex::new(()),

@@ -1,7 +1,9 @@
 //! Containers in CRI's words.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use prost::Message as _;
 use tonic::{Request, Status};
 use wharf_proto::{
     cri::{
@@ -19,6 +21,9 @@ use super::{
     status::status,
 };
 use crate::containers::{Container, signals};
+
+/// A container and the state of it that a list tells.
+type Listed = (Arc<Container>, Arc<record::Container>);
 
 impl Face {
     pub(super) async fn create(&self, request: CreateContainerRequest) -> Result<String, Status> {
@@ -82,13 +87,32 @@ impl Face {
     }
 
     pub(super) fn list_containers(&self, request: &Request<ListContainersRequest>) -> Result<Vec<Item>, Status> {
+        let wanted = self.wanted_containers(request)?;
+        Ok(wanted.iter().map(|(_, record)| item(record)).collect())
+    }
+
+    /// As [`Face::list_containers`], each item encoded.
+    pub(super) fn encoded_containers(&self, request: &Request<ListContainersRequest>) -> Result<Vec<Bytes>, Status> {
+        let encode = |record: &Arc<record::Container>| item(record).encode_to_vec();
+        let wanted = self.wanted_containers(request)?;
+        let items = wanted
+            .iter()
+            .map(|(container, record)| container.listed.of(record, encode));
+        Ok(items.collect())
+    }
+
+    /// Containers that the filter lets through, the newest first.
+    fn wanted_containers(&self, request: &Request<ListContainersRequest>) -> Result<Vec<Listed>, Status> {
         let filter = request.get_ref().filter.clone().unwrap_or_default();
-        let mut items: Vec<_> = self
+        let mut wanted: Vec<_> = self
             .node()?
             .containers(owners(request))
-            .iter()
-            .map(|container| container.record.get())
-            .filter(|record| {
+            .into_iter()
+            .map(|container| {
+                let record = container.record.get();
+                (container, record)
+            })
+            .filter(|(_, record)| {
                 let wanted = filter.state.as_ref().map(|wanted| wanted.state);
                 id_matches(&filter.id, &record.id)
                     && id_matches(&filter.pod_sandbox_id, &record.pod_id)
@@ -98,10 +122,9 @@ impl Face {
                         .as_ref()
                         .is_none_or(|config| labels_match(&filter.label_selector, &config.labels))
             })
-            .map(|record| item(&record))
             .collect();
-        items.sort_unstable_by_key(|container| std::cmp::Reverse(container.created_at));
-        Ok(items)
+        wanted.sort_unstable_by_key(|(_, record)| std::cmp::Reverse(record.created_at));
+        Ok(wanted)
     }
 
     pub(super) async fn container_status(

@@ -10,6 +10,7 @@ mod image_service;
 mod images;
 mod info;
 mod inout;
+mod lists;
 mod metrics;
 mod own;
 mod pods;

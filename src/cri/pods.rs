@@ -1,7 +1,9 @@
 //! Pod sandboxes in CRI's words.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
+use bytes::Bytes;
+use prost::Message as _;
 use tonic::{Request, Status};
 use wharf_proto::{
     cri::{
@@ -20,6 +22,9 @@ use super::{
 };
 use crate::sandbox::{Sandbox, host_ipc, host_network, namespace_options, users};
 
+/// A pod and the state of it that a list tells.
+type Listed = (Arc<Sandbox>, Arc<record::Pod>);
+
 impl Face {
     pub(super) async fn run_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Result<String, Status> {
         let owner = owner(&request);
@@ -34,13 +39,32 @@ impl Face {
     }
 
     pub(super) fn list_sandboxes(&self, request: &Request<ListPodSandboxRequest>) -> Result<Vec<PodSandbox>, Status> {
+        let wanted = self.wanted_sandboxes(request)?;
+        Ok(wanted.iter().map(|(_, record)| item(record)).collect())
+    }
+
+    /// As [`Face::list_sandboxes`], each item encoded.
+    pub(super) fn encoded_sandboxes(&self, request: &Request<ListPodSandboxRequest>) -> Result<Vec<Bytes>, Status> {
+        let encode = |record: &Arc<record::Pod>| item(record).encode_to_vec();
+        let wanted = self.wanted_sandboxes(request)?;
+        Ok(wanted
+            .iter()
+            .map(|(pod, record)| pod.listed.of(record, encode))
+            .collect())
+    }
+
+    /// Pods that the filter lets through, the newest first.
+    fn wanted_sandboxes(&self, request: &Request<ListPodSandboxRequest>) -> Result<Vec<Listed>, Status> {
         let filter = request.get_ref().filter.clone().unwrap_or_default();
-        let mut items: Vec<_> = self
+        let mut wanted: Vec<_> = self
             .node()?
             .pods(owners(request))
-            .iter()
-            .map(|pod| pod.record.get())
-            .filter(|record| {
+            .into_iter()
+            .map(|pod| {
+                let record = pod.record.get();
+                (pod, record)
+            })
+            .filter(|(_, record)| {
                 let wanted = filter.state.as_ref().map(|wanted| wanted.state);
                 id_matches(&filter.id, &record.id)
                     && wanted.is_none_or(|wanted| wanted == i32::from(state(record)))
@@ -49,10 +73,9 @@ impl Face {
                         .as_ref()
                         .is_none_or(|config| labels_match(&filter.label_selector, &config.labels))
             })
-            .map(|record| item(&record))
             .collect();
-        items.sort_unstable_by_key(|pod| std::cmp::Reverse(pod.created_at));
-        Ok(items)
+        wanted.sort_unstable_by_key(|(_, record)| std::cmp::Reverse(record.created_at));
+        Ok(wanted)
     }
 
     pub(super) fn sandbox_status(&self, request: &PodSandboxStatusRequest) -> Result<PodSandboxStatusResponse, Status> {

@@ -14,10 +14,10 @@ use wharf_proto::{
     cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
 };
 
-use super::{Face, authority};
+use super::{Face, authority, lists::Lists};
 
 /// Largest message in either direction: lists of thousands of containers fit (feature row J10).
-const MESSAGE_LIMIT: usize = 32 << 20;
+pub(super) const MESSAGE_LIMIT: usize = 32 << 20;
 
 /// Why the server could not listen or ended.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +98,7 @@ impl Server {
             .max_encoding_message_size(MESSAGE_LIMIT);
         let incoming = UnixListenerStream::new(self.listener).map(|stream| stream.map(authority::Lenient::new));
         let result = tonic::transport::Server::builder()
-            .add_service(runtime)
+            .add_service(Lists::new(face.clone(), runtime))
             .add_service(images)
             .add_service(WharfServer::new(face))
             .serve_with_incoming_shutdown(incoming, stop)

@@ -1,12 +1,16 @@
 //! Stats of containers and pods in CRI's words.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message as _;
 use tonic::{Request, Status};
 use wharf_proto::{
     cri::{
         ContainerAttributes, ContainerConfig, ContainerStats, ContainerStatsFilter, CpuUsage, FilesystemIdentifier,
-        FilesystemUsage, IoUsage, LinuxPodSandboxStats, MemoryUsage, NetworkInterfaceUsage, NetworkUsage,
-        PodSandboxAttributes, PodSandboxConfig, PodSandboxStats, PodSandboxStatsFilter, ProcessUsage, PsiData,
-        PsiStats, SwapUsage, UInt64Value,
+        FilesystemUsage, IoUsage, LinuxPodSandboxStats, ListContainerStatsRequest, ListPodSandboxStatsRequest,
+        MemoryUsage, NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PodSandboxConfig, PodSandboxStats,
+        PodSandboxStatsFilter, ProcessUsage, PsiData, PsiStats, SwapUsage, UInt64Value,
     },
     record,
 };
@@ -14,6 +18,7 @@ use wharf_proto::{
 use super::{
     Face,
     filters::{id_matches, labels_match},
+    lists::{field_len, put_field},
     owners,
     status::status,
 };
@@ -25,6 +30,10 @@ use crate::{
     sandbox::{Sandbox, Taken, usage::Sample},
 };
 
+/// Number of the field `linux` in PodSandboxStats.
+const LINUX_OF_POD: u32 = 2;
+/// Number of the field `containers` in LinuxPodSandboxStats.
+const CONTAINERS_OF_POD: u32 = 5;
 /// What CNI calls a pod's first device, and Wharf's own network too.
 const DEFAULT_INTERFACE: &str = "eth0";
 
@@ -42,6 +51,33 @@ impl Face {
         request: &Request<T>,
         filter: Option<ContainerStatsFilter>,
     ) -> Result<Vec<ContainerStats>, Status> {
+        Ok(self
+            .read_containers(request, filter)
+            .await?
+            .iter()
+            .map(container_stats)
+            .collect())
+    }
+
+    /// As [`Face::list_container_stats`], each item encoded.
+    pub(super) async fn encoded_container_stats(
+        &self,
+        request: &Request<ListContainerStatsRequest>,
+    ) -> Result<Vec<Bytes>, Status> {
+        let filter = request.get_ref().filter.clone();
+        Ok(self
+            .read_containers(request, filter)
+            .await?
+            .iter()
+            .map(encoded_container)
+            .collect())
+    }
+
+    async fn read_containers<T>(
+        &self,
+        request: &Request<T>,
+        filter: Option<ContainerStatsFilter>,
+    ) -> Result<Vec<Read>, Status> {
         let filter = filter.unwrap_or_default();
         let node = self.node()?;
         let mut wanted = node.containers(owners(request));
@@ -56,7 +92,7 @@ impl Face {
                     .is_some_and(|config| labels_match(&filter.label_selector, &config.labels))
         });
         wanted.sort_unstable_by_key(|container| std::cmp::Reverse(container.record.get().created_at));
-        Ok(node.running_stats(wanted).await.iter().map(container_stats).collect())
+        Ok(node.running_stats(wanted).await)
     }
 
     /// Stats of one pod. One that has been stopped has only its attributes.
@@ -76,6 +112,33 @@ impl Face {
         request: &Request<T>,
         filter: Option<PodSandboxStatsFilter>,
     ) -> Result<Vec<PodSandboxStats>, Status> {
+        Ok(self
+            .read_sandboxes(request, filter)
+            .await?
+            .iter()
+            .map(pod_stats)
+            .collect())
+    }
+
+    /// As [`Face::list_sandbox_stats`], each item encoded.
+    pub(super) async fn encoded_sandbox_stats(
+        &self,
+        request: &Request<ListPodSandboxStatsRequest>,
+    ) -> Result<Vec<Bytes>, Status> {
+        let filter = request.get_ref().filter.clone();
+        Ok(self
+            .read_sandboxes(request, filter)
+            .await?
+            .iter()
+            .map(encoded_pod)
+            .collect())
+    }
+
+    async fn read_sandboxes<T>(
+        &self,
+        request: &Request<T>,
+        filter: Option<PodSandboxStatsFilter>,
+    ) -> Result<Vec<PodStats>, Status> {
         let filter = filter.unwrap_or_default();
         let mut wanted = self.ready_pods(request)?;
         wanted.retain(|pod| {
@@ -86,11 +149,11 @@ impl Face {
                     .as_ref()
                     .is_some_and(|config| labels_match(&filter.label_selector, &config.labels))
         });
-        Ok(self.node()?.pod_stats(wanted).await.iter().map(pod_stats).collect())
+        Ok(self.node()?.pod_stats(wanted).await)
     }
 
     /// Pods that use something, newest first.
-    pub(super) fn ready_pods<T>(&self, request: &Request<T>) -> Result<Vec<std::sync::Arc<Sandbox>>, Status> {
+    pub(super) fn ready_pods<T>(&self, request: &Request<T>) -> Result<Vec<Arc<Sandbox>>, Status> {
         let mut pods = self.node()?.pods(owners(request));
         pods.retain(|pod| pod.is_ready());
         pods.sort_unstable_by_key(|pod| std::cmp::Reverse(pod.record.get().created_at));
@@ -122,31 +185,74 @@ fn container_stats(read: &Read) -> ContainerStats {
     }
 }
 
+fn encoded_container(read: &Read) -> Bytes {
+    let record = read.container.record.get();
+    let (Some(sample), Some(layer)) = (&read.sample, &read.layer) else {
+        return container_stats(read).encode_to_vec().into();
+    };
+    let told = (record, Arc::clone(sample), Arc::clone(layer));
+    read.container
+        .stats_listed
+        .of(&told, |_| container_stats(read).encode_to_vec())
+}
+
+fn encoded_pod(read: &PodStats) -> Bytes {
+    let record = read.pod.record.get();
+    let attributes = read.pod.attributes.of(&record, |record| {
+        let attributes = Some(pod_attributes(record));
+        let only = PodSandboxStats {
+            attributes,
+            ..Default::default()
+        };
+        only.encode_to_vec()
+    });
+    let mut linux = pod_figures(read, &record).encode_to_vec();
+    for container in &read.containers {
+        put_field(CONTAINERS_OF_POD, &encoded_container(container), &mut linux);
+    }
+    let mut bytes = Vec::with_capacity(attributes.len() + field_len(&linux));
+    bytes.extend_from_slice(&attributes);
+    put_field(LINUX_OF_POD, &linux, &mut bytes);
+    bytes.into()
+}
+
 fn pod_stats(read: &PodStats) -> PodSandboxStats {
     let record = read.pod.record.get();
-    let ready = record.state() == record::PodState::PodReady;
-    let none = PodSandboxConfig::default();
-    let config = record.config.as_ref().unwrap_or(&none);
-    let (sample, at) = (&read.sample, read.at);
     PodSandboxStats {
-        attributes: Some(PodSandboxAttributes {
-            id: record.id.clone(),
-            metadata: config.metadata.clone(),
-            labels: config.labels.clone(),
-            annotations: config.annotations.clone(),
-        }),
+        attributes: Some(pod_attributes(&record)),
         linux: Some(LinuxPodSandboxStats {
-            cpu: cpu(sample, at),
-            memory: memory(sample, at),
-            network: read.network.as_ref().and_then(|taken| network(taken)),
-            process: ready.then(|| ProcessUsage {
-                timestamp: at,
-                process_count: number(sample.usage.processes.unwrap_or(0)),
-            }),
             containers: read.containers.iter().map(container_stats).collect(),
-            io: io(sample, at),
+            ..pod_figures(read, &record)
         }),
         windows: None,
+    }
+}
+
+fn pod_attributes(record: &record::Pod) -> PodSandboxAttributes {
+    let none = PodSandboxConfig::default();
+    let config = record.config.as_ref().unwrap_or(&none);
+    PodSandboxAttributes {
+        id: record.id.clone(),
+        metadata: config.metadata.clone(),
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+    }
+}
+
+/// All but the containers'.
+fn pod_figures(read: &PodStats, record: &record::Pod) -> LinuxPodSandboxStats {
+    let ready = record.state() == record::PodState::PodReady;
+    let (sample, at) = (&read.sample, read.at);
+    LinuxPodSandboxStats {
+        cpu: cpu(sample, at),
+        memory: memory(sample, at),
+        network: read.network.as_ref().and_then(|taken| network(taken)),
+        process: ready.then(|| ProcessUsage {
+            timestamp: at,
+            process_count: number(sample.usage.processes.unwrap_or(0)),
+        }),
+        containers: Vec::new(),
+        io: io(sample, at),
     }
 }
 

@@ -13,6 +13,7 @@ mod joined;
 mod pinned;
 mod pods;
 mod recovery;
+mod sampler;
 pub mod stats;
 mod streams;
 mod update;
@@ -79,6 +80,7 @@ struct Inner {
     tasks: TaskTracker,
     ending: CancellationToken,
     disk: stats::Disk,
+    sampler: sampler::Sampler,
     events: events::Bus,
     creations: creations::Creations,
 }
@@ -100,6 +102,7 @@ impl Node {
                 tasks,
                 ending: CancellationToken::new(),
                 disk: stats::Disk::default(),
+                sampler: sampler::Sampler::default(),
                 events: events::Bus::default(),
                 creations: creations::Creations::default(),
             }),
@@ -239,8 +242,9 @@ impl Node {
     pub fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
         for range in cidr.split(',') {
             let address = range.split_once('/').and_then(|(address, length)| {
-                length.parse::<u8>().ok()?;
-                address.parse::<std::net::IpAddr>().ok()
+                let address = address.parse::<std::net::IpAddr>().ok()?;
+                let longest = if address.is_ipv4() { 32 } else { 128 };
+                (length.parse::<u8>().ok()? <= longest).then_some(address)
             });
             if address.is_none() {
                 return Err(Error::Invalid(format!("pod CIDR {range:?} is not an address range")));

@@ -14,7 +14,7 @@ use super::{Error, Node, Result};
 use crate::{
     containers::{
         self, Container,
-        usage::{Figures, metrics, writable_layer},
+        usage::{Figures, Recent, metrics, recent, writable_layer},
     },
     images::{
         FsUsage,
@@ -97,17 +97,35 @@ impl Node {
         self.stats_of(container, Instant::now() + WALKS_LIMIT).await
     }
 
-    /// Stats of those of `containers` that run.
-    pub async fn running_stats(&self, containers: Vec<Arc<Container>>) -> Vec<ContainerStats> {
+    /// Stats of those of `containers` that run. Few are measured now, many a moment ago: see `sampler.rs`.
+    pub async fn running_stats(&self, mut containers: Vec<Arc<Container>>) -> Vec<ContainerStats> {
+        containers.retain(|container| is_running(container));
+        let age = self.acceptable_age(containers.len());
+        let mut all: Vec<Option<ContainerStats>> = containers.iter().map(|container| sampled(container, age)).collect();
         let walks = Instant::now() + WALKS_LIMIT;
-        let running = containers.into_iter().filter(|container| is_running(container));
-        stream::iter(running)
-            .map(|container| self.stats_of(container, walks))
-            .buffered(READERS)
-            // It has ended meanwhile.
-            .filter(|stats| std::future::ready(stats.sample.is_some()))
-            .collect()
-            .await
+        let missing = std::iter::zip(containers, &mut all).filter(|(_, stats)| stats.is_none());
+        stream::iter(missing)
+            .for_each_concurrent(READERS, async |(container, stats)| {
+                *stats = Some(self.stats_of(container, walks).await);
+            })
+            .await;
+        // Those without figures have ended meanwhile.
+        all.retain(|stats| stats.as_ref().is_some_and(|stats| stats.sample.is_some()));
+        all.into_iter().flatten().collect()
+    }
+
+    /// Measures what lists of many tell of a container, if it runs.
+    pub(super) async fn sample_container(&self, container: &Arc<Container>) {
+        if is_running(container) {
+            self.stats_of(Arc::clone(container), Instant::now() + WALKS_LIMIT).await;
+        }
+    }
+
+    /// Measures what lists of many tell of a pod.
+    pub(super) async fn sample_pod(&self, pod: &Sandbox) {
+        let (mechanisms, tasks) = (self.mechanisms(), &self.inner.tasks);
+        network(mechanisms, pod, Duration::ZERO, tasks, limit()).await;
+        own_usage(mechanisms, pod, Duration::ZERO, tasks, limit()).await;
     }
 
     async fn stats_of(&self, container: Arc<Container>, walks: Instant) -> ContainerStats {
@@ -126,23 +144,24 @@ impl Node {
 
     /// Stats of `pods` and their running containers.
     pub async fn pod_stats(&self, pods: Vec<Arc<Sandbox>>) -> Vec<PodStats> {
+        let age = self.acceptable_age(pods.len());
         let containers = self.running_stats(self.running_in(&pods)).await;
         let mut containers = by_pod(containers, |stats| &stats.container);
         stream::iter(pods)
             .map(|pod| {
                 let containers = containers.remove(&pod.id).unwrap_or_default();
-                self.stats_of_pod(pod, containers)
+                self.stats_of_pod(pod, containers, age)
             })
             .buffered(READERS)
             .collect()
             .await
     }
 
-    async fn stats_of_pod(&self, pod: Arc<Sandbox>, containers: Vec<ContainerStats>) -> PodStats {
+    async fn stats_of_pod(&self, pod: Arc<Sandbox>, containers: Vec<ContainerStats>, age: Duration) -> PodStats {
         let (mechanisms, tasks) = (self.mechanisms(), &self.inner.tasks);
         let (network, own) = join(
-            network(mechanisms, &pod, tasks, limit()),
-            own_usage(mechanisms, &pod, tasks, limit()),
+            network(mechanisms, &pod, age, tasks, limit()),
+            own_usage(mechanisms, &pod, age, tasks, limit()),
         )
         .await;
         let (sample, at) = match own {
@@ -178,7 +197,7 @@ impl Node {
             .map(|pod| {
                 let containers = containers.remove(&pod.id).unwrap_or_default();
                 async move {
-                    let network = network(self.mechanisms(), &pod, &self.inner.tasks, limit()).await;
+                    let network = network(self.mechanisms(), &pod, Duration::ZERO, &self.inner.tasks, limit()).await;
                     PodMetrics {
                         pod,
                         network,
@@ -246,6 +265,16 @@ impl Node {
         let ask = || blocking(move || rootfs::space(&root).ok());
         self.inner.disk.space.now(&self.inner.tasks, limit(), ask).await
     }
+}
+
+/// Stats of a container that were measured at most `age` ago.
+fn sampled(container: &Arc<Container>, age: Duration) -> Option<ContainerStats> {
+    let Recent { sample, layer } = recent(container, age)?;
+    Some(ContainerStats {
+        container: Arc::clone(container),
+        sample: Some(sample),
+        layer: Some(layer),
+    })
 }
 
 /// Sorts what was read of containers by their pods.

@@ -123,6 +123,29 @@ impl<T: Send + Sync + 'static> Measured<T> {
         self.now(tasks, until, measure).await
     }
 
+    /// As [`Measured::now`], if what was measured last is older than `age`.
+    pub async fn within<F>(
+        &self,
+        age: Duration,
+        tasks: &TaskTracker,
+        until: Instant,
+        measure: impl FnOnce() -> F,
+    ) -> Option<Arc<Taken<T>>>
+    where
+        F: Future<Output = Option<T>> + Send + 'static,
+    {
+        match self.recent(age) {
+            Some(taken) => Some(taken),
+            None => self.now(tasks, until, measure).await,
+        }
+    }
+
+    /// What was measured last, if that was not longer than `age` ago.
+    #[must_use]
+    pub fn recent(&self, age: Duration) -> Option<Arc<Taken<T>>> {
+        self.newest().filter(|taken| taken.ended.elapsed() < age)
+    }
+
     /// What was measured last.
     #[must_use]
     pub fn newest(&self) -> Option<Arc<Taken<T>>> {

@@ -43,7 +43,7 @@ use crate::{
     netns,
     netns::Networks,
     runtime, store,
-    store::Published,
+    store::{Published, Rendering},
 };
 
 /// Why a pod could not be made or taken down.
@@ -138,6 +138,10 @@ pub struct Sandbox {
     pub teardown: tokio::sync::Mutex<()>,
     /// What its creation is at.
     pub stage: Stage,
+    /// Its line in lists.
+    pub listed: Rendering<Arc<record::Pod>>,
+    /// How figures name it.
+    pub attributes: Rendering<Arc<record::Pod>>,
     meter: usage::Meter,
     monitor: watch::Sender<Option<(Arc<Client>, Processes)>>,
     /// Commands that run in the pod's containers, and who waits for their exit code.
@@ -155,6 +159,8 @@ impl Sandbox {
             paths,
             teardown: tokio::sync::Mutex::new(()),
             stage: Stage::default(),
+            listed: Rendering::default(),
+            attributes: Rendering::default(),
             meter: usage::Meter::default(),
             monitor: watch::Sender::new(None),
             execs: Mutex::default(),

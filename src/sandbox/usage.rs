@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio_util::task::TaskTracker;
@@ -49,10 +49,11 @@ pub fn sample(cgroup: &Cgroup, rate: &Mutex<Rate>, depth: Depth) -> Option<Sampl
     Some(Sample { usage, nano_cores })
 }
 
-/// Usage of the pod's own cgroup; None where it has none, and its containers' sum must do.
+/// Usage of the pod's own cgroup, measured at most `age` ago; None where it has none, and its containers' sum must do.
 pub async fn own_usage(
     mechanisms: &Mechanisms,
     sandbox: &Sandbox,
+    age: Duration,
     tasks: &TaskTracker,
     until: Instant,
 ) -> Option<Arc<Taken<Sample>>> {
@@ -61,7 +62,7 @@ pub async fn own_usage(
     let cgroup = Cgroup::new(&mechanisms.cgroups, path).ok()?;
     let rate = Arc::clone(&sandbox.meter.rate);
     let read = || blocking(move || sample(&cgroup, &rate, Depth::Stats));
-    sandbox.meter.cgroup.now(tasks, until, read).await
+    sandbox.meter.cgroup.within(age, tasks, until, read).await
 }
 
 /// The sum of what the containers use, by their ids, as the usage of a pod without a cgroup of its own.
@@ -89,10 +90,12 @@ pub fn summed<'a>(sandbox: &Sandbox, containers: impl Iterator<Item = (&'a str, 
     Sample { usage, nano_cores }
 }
 
-/// Counters of the pod's network devices; None for the node's network, whose figures are the node's.
+/// Counters of the pod's network devices, read at most `age` ago; None for the node's network, whose figures are the
+/// node's.
 pub async fn network(
     mechanisms: &Mechanisms,
     sandbox: &Sandbox,
+    age: Duration,
     tasks: &TaskTracker,
     until: Instant,
 ) -> Option<Arc<Taken<Vec<Counters>>>> {
@@ -112,7 +115,7 @@ pub async fn network(
             }
         }
     };
-    sandbox.meter.network.now(tasks, until, read).await
+    sandbox.meter.network.within(age, tasks, until, read).await
 }
 
 /// Kubelet makes a cgroup for each pod and names it after the pod's uid. Any other parent may be shared: its usage would

@@ -6,6 +6,7 @@
 
 mod lock;
 mod published;
+mod rendering;
 
 use std::{
     fs, io,
@@ -17,6 +18,7 @@ use std::{
 pub use lock::StateLock;
 use prost::Message;
 pub use published::Published;
+pub use rendering::{Rendering, Same};
 
 /// The schema number that this version writes; see `record.proto`.
 pub const SCHEMA: u32 = 1;

@@ -10,7 +10,7 @@ use std::{
 
 pub use processes::Descriptors;
 use tokio_util::task::TaskTracker;
-use wharf_proto::record::ContainerState;
+use wharf_proto::record::{self, ContainerState};
 
 use super::{Container, Tools};
 use crate::{
@@ -54,6 +54,27 @@ pub async fn stats(
     let rate = Arc::clone(&container.meter.rate);
     let read = || blocking(move || sample(&cgroup, &rate, Depth::Stats));
     container.meter.stats.now(tasks, until, read).await
+}
+
+/// What a list of stats tells of a container: its state, and two measurements.
+pub type Told = (Arc<record::Container>, Arc<Taken<Sample>>, Arc<Taken<FsUsage>>);
+
+/// What was measured last.
+#[derive(Debug)]
+pub struct Recent {
+    /// By [`stats`].
+    pub sample: Arc<Taken<Sample>>,
+    /// By [`writable_layer`], which measures as often as that is cheap.
+    pub layer: Arc<Taken<FsUsage>>,
+}
+
+/// What was measured last, if the sample is at most `age` old.
+#[must_use]
+pub fn recent(container: &Container, age: Duration) -> Option<Recent> {
+    Some(Recent {
+        sample: container.meter.stats.recent(age)?,
+        layer: container.meter.layer.newest()?,
+    })
 }
 
 /// As [`stats`], with all that metrics tell beside.
