@@ -80,6 +80,11 @@ bench: build ## Measure Wharf beside Debian's containerd and runc, one client, o
 	cargo build --locked --release -p wharf-e2e --bins
 	@scripts/bench.sh target/wharf
 
+.PHONY: bench-reads
+bench-reads: build ## Time lists and statuses with 1,000 containers under churn, one of them stuck (ARGS="--rounds 5")
+	cargo build --locked --release -p wharf-e2e --bins
+	@scripts/bench.sh target/wharf reads $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what was built
 	cargo clean

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Measures Wharf beside Debian's containerd and runc: same machine, same client, same images, turn by turn.
-#   scripts/bench.sh WHARF [arguments of the bench program, for example --rounds 5]
-# Each daemon has its own state; both live in a network and mount namespace of their own, so that the machine's network
-# stays as it is. BENCH_CNI=1 gives Wharf the same CNI plugins as containerd instead of its built-in network.
+#   scripts/bench.sh WHARF [reads] [arguments of the bench program, for example --rounds 5]
+# With `reads`: how long lists and statuses take with 1,000 containers, while others come and go; Wharf has one more, which
+# is stuck in a file system that does not answer.
+# Each daemon has its own state; both live in namespaces and cgroups of their own, so that the machine's stay as they are.
+# BENCH_CNI=1 gives Wharf the same CNI plugins as containerd instead of its built-in network; BENCH_PEERS=wharf measures it
+# alone.
 set -euo pipefail
 
 if [ "${BENCH_INSIDE:-}" != 1 ]; then
@@ -11,13 +14,20 @@ if [ "${BENCH_INSIDE:-}" != 1 ]; then
   here=$(cd "$(dirname "$0")/.." && pwd)
   "$here/scripts/setup.sh" bench >/dev/null
   export BENCH_INSIDE=1 BENCH_PROGRAM="$here/target/release/bench"
-  exec unshare --net --mount --pid --fork --mount-proc --propagation private "$(readlink -f "$0")" "$wharf" "$@"
+  exec "$here/target/release/lab" run "bench-$$" "$(readlink -f "$0")" "$wharf" "$@"
 fi
 
 wharf=$1
 shift
 dir=$(mktemp -d /tmp/wb.XXXXXX)
-trap 'umount "$dir/work" 2>/dev/null || true; rm -rf "$dir"' EXIT
+# What a failure has left is unmounted first; the lab ends the processes.
+trap 'awk -v dir="$dir/" "index(\$5, dir) == 1 { print \$5 }" /proc/self/mountinfo | tac | xargs -r umount --lazy; rm -rf "$dir"' EXIT
+mode=()
+if [ "${1:-}" = reads ]; then
+  shift
+  mode=(reads --stuck "wharf=$dir/stuck")
+  BENCH_LAYERS=1 BENCH_MIB=1
+fi
 ip link set lo up
 mkdir -p "$dir/work" "$dir/cni" "$dir/storage"
 
@@ -82,9 +92,12 @@ for socket in "$dir/containerd.sock" "$dir/run/wharf.sock"; do
   exit 1
 done
 
+peers=(--endpoint "wharf=unix://$dir/run/wharf.sock" --daemon-pid "wharf=$daemon")
+if [ "${BENCH_PEERS:-}" != wharf ]; then
+  peers+=(--endpoint "containerd=unix://$dir/containerd.sock" --daemon-pid "containerd=$containerd")
+fi
 status=0
-"$BENCH_PROGRAM" --endpoint "wharf=unix://$dir/run/wharf.sock" --endpoint "containerd=unix://$dir/containerd.sock" \
-  --daemon-pid "wharf=$daemon" --daemon-pid "containerd=$containerd" \
+"$BENCH_PROGRAM" "${mode[@]}" "${peers[@]}" \
   --image 127.0.0.1:5000/busybox:latest --pull 127.0.0.1:5000/big:latest "$@" || status=$?
 [ $status = 0 ] || tail -n 30 "$dir/wharf.log" "$dir/containerd.log" >&2
 kill "$daemon" "$containerd" 2>/dev/null || true

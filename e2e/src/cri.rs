@@ -31,14 +31,7 @@ impl Cri {
     /// # Errors
     /// When nobody listens.
     pub async fn connect(socket: &Path) -> Result<Self> {
-        let socket = socket.to_owned();
-        let connector = tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
-        });
-        let channel = Endpoint::from_static("http://localhost")
-            .connect_with_connector(connector)
-            .await?;
+        let channel = channel(socket).await?;
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20),
             images: ImageServiceClient::new(channel).max_decoding_message_size(64 << 20),
@@ -241,6 +234,22 @@ impl Cri {
         };
         self.images.clone().remove_image(request).await.map(drop)
     }
+}
+
+/// A connection to a socket. As with clients in Go, what may be on its way grows with what comes.
+///
+/// # Errors
+/// When nobody listens.
+pub async fn channel(socket: &Path) -> Result<Channel> {
+    let socket = socket.to_owned();
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+    });
+    Ok(Endpoint::from_static("http://localhost")
+        .http2_adaptive_window(true)
+        .connect_with_connector(connector)
+        .await?)
 }
 
 /// A reference as CRI carries it.

@@ -10,10 +10,12 @@
 pub mod cri;
 pub mod daemon;
 pub mod fixtures;
+pub mod fuse;
 pub mod guard;
 pub mod http2;
 pub mod lab;
 pub mod logs;
+pub mod raw;
 pub mod registry;
 #[cfg(test)]
 mod rules;

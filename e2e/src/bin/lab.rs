@@ -1,7 +1,7 @@
 //! First process of a lab: makes the namespaces, waits until its standard input closes, and ends; with it ends, by the
 //! kernel's hand, every process in its PID namespace. `lab run NAME COMMAND...` runs a command in such a lab, which ends
-//! with it. `lab whoami ADDRESS` is a server that tells callers their address. `lab critest-images DIR` writes the images
-//! that critest names into a docker-registry's storage.
+//! with it. `lab whoami ADDRESS` is a server that tells callers their address. `lab fuse DIR` serves a file system
+//! that gets stuck. `lab critest-images DIR` writes the images that critest names into a docker-registry's storage.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -25,13 +25,14 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["whoami", address] => whoami(address).map(|()| 0),
+        ["fuse", dir] => fuse(Path::new(dir)).map(|()| 0),
         ["cgroup", name, rest @ ..] => lab(name, rest.contains(&"--no-cgroup2"), &[]),
         ["run", "--no-cgroup2", name, command @ ..] if !command.is_empty() => lab(name, true, command),
         ["run", name, command @ ..] if !command.is_empty() => lab(name, false, command),
         ["critest-images", dir] => critest_images(Path::new(dir)).map(|()| 0),
         _ => Err(
             "usage: lab cgroup NAME [--no-cgroup2] | lab run [--no-cgroup2] NAME COMMAND... | \
-                  lab whoami ADDRESS | lab critest-images DIR"
+                  lab whoami ADDRESS | lab fuse DIR | lab critest-images DIR"
                 .into(),
         ),
     };
@@ -53,6 +54,10 @@ fn whoami(address: &str) -> Result {
         writeln!(stream, "{}", peer.ip())?;
     }
     Ok(())
+}
+
+fn fuse(dir: &Path) -> Result {
+    wharf_e2e::fuse::serve(dir, |what| println!("{what}")).map_err(|error| error.to_string().into())
 }
 
 /// Prints the digest of the image that critest pulls by digest, which can't be the public one's.

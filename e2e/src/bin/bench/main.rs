@@ -7,10 +7,12 @@
 //! ```
 //! Every round visits each endpoint in turn. A cell is the median of the rounds' medians; the ratio is to the best
 //! endpoint that is not the first one given. Output is a markdown table.
+//! `bench reads ...` times what kubelet's health depends on while a thousand containers run, see `reads.rs`.
 //! `bench make-images DIR [LAYERS] [MIB]` writes the images that it needs into a docker-registry's storage.
 
 mod cycle;
 mod memory;
+mod reads;
 mod table;
 
 use std::path::PathBuf;
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match args.first().map(String::as_str) {
         Some("make-images") => make_images(&args[1..]),
+        Some("reads") => reads::run(&args[1..]),
         _ => parse(&args).and_then(|options| {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)

@@ -1,0 +1,501 @@
+//! How long the calls that kubelet's health depends on take, while a thousand containers run, others come and go, and one
+//! is stuck in a file system that does not answer (contract rules 35 and 36).
+//!
+//! ```text
+//! bench reads --endpoint wharf=unix:///run/wharf/wharf.sock --image 127.0.0.1:5000/busybox:latest \
+//!       --containers 1000 --per-pod 20 --rounds 3 --samples 400 --stuck wharf=/mnt/stuck
+//! ```
+//! A call is timed from its sending to the last byte of its answer, in a thread of its own. The row "two threads" is the same clock
+//! around a byte to another thread and back: what the machine itself adds when it is busy.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use prost::Message as _;
+use prost::bytes::Bytes;
+use tokio::task::JoinSet;
+use wharf_e2e::cri::{Answer, channel};
+use wharf_e2e::lab::program;
+use wharf_e2e::{Cri, Result, container, fuse, pod, raw, specs};
+use wharf_proto::cri as pb;
+
+use crate::memory;
+
+const METRICS: &str = "ListPodSandboxMetrics";
+const LOGS: &str = "/tmp/wharf-bench-logs";
+/// Between two timed calls, so that the client is not what keeps the machine busy.
+const PAUSE: Duration = Duration::from_millis(2);
+
+struct Options {
+    endpoints: Vec<(String, String)>,
+    pids: HashMap<String, i32>,
+    stuck: HashMap<String, PathBuf>,
+    image: String,
+    containers: usize,
+    per_pod: usize,
+    rounds: usize,
+    samples: usize,
+    churners: usize,
+    cycles_per_second: f64,
+}
+
+/// Sorted milliseconds of one call.
+type Times = Vec<(&'static str, Vec<f64>, usize)>;
+
+pub fn run(args: &[String]) -> Result {
+    let options = parse(args)?;
+    let churn = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    for (name, endpoint) in &options.endpoints {
+        let socket = PathBuf::from(endpoint.trim_start_matches("unix://"));
+        eprintln!("{name}: starting {} containers", options.containers);
+        let fleet = churn.block_on(Fleet::start(&socket, &options))?;
+        let stuck = match options.stuck.get(name) {
+            Some(dir) => Some(churn.block_on(Stuck::start(&fleet.cri, &options.image, dir))?),
+            None => None,
+        };
+        let daemon = options.pids.get(name).copied();
+        for round in 1..=options.rounds {
+            let (ended, cycles) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+            let mut churners = JoinSet::new();
+            for n in 0..options.churners {
+                let (cri, image) = (fleet.cri.clone(), options.image.clone());
+                let pace = Duration::from_secs_f64(options.churners as f64 / options.cycles_per_second);
+                let name = format!("churn-{round}-{n}");
+                churners.spawn_on(
+                    cycle_until(cri, image, name, pace, Arc::clone(&ended), Arc::clone(&cycles)),
+                    churn.handle(),
+                );
+            }
+            let begun = Instant::now();
+            let load = std::fs::read_to_string("/proc/loadavg")?;
+            let busy = Cpu::now()?;
+            let times = measure(&socket, options.samples)?;
+            let seconds = begun.elapsed().as_secs_f64();
+            ended.store(true, Ordering::Relaxed);
+            let busy = Cpu::now()?.busy_since(&busy);
+            churn.block_on(async {
+                while let Some(done) = churners.join_next().await {
+                    done??;
+                }
+                Result::Ok(())
+            })?;
+            println!(
+                "### {name}, round {round}: {} containers in {} pods, {:.1} container cycles a second{}\n\n\
+                 Load before {}, processors {busy:.0} % busy{}.\n",
+                options.containers,
+                fleet.pods.len(),
+                cycles.load(Ordering::Relaxed) as f64 / seconds,
+                if stuck.is_some() { ", one container stuck" } else { "" },
+                load.split_whitespace().next().unwrap_or_default(),
+                daemon
+                    .and_then(memory::pss)
+                    .map_or(String::new(), |kib| format!(", daemon {} MiB PSS", kib / 1024)),
+            );
+            println!("{}", table(times));
+        }
+        if let Some(stuck) = stuck {
+            churn.block_on(stuck.end())?;
+        }
+        eprintln!("{name}: removing all");
+        churn.block_on(fleet.end())?;
+    }
+    Ok(())
+}
+
+fn parse(args: &[String]) -> Result<Options> {
+    let mut options = Options {
+        endpoints: vec![],
+        pids: HashMap::new(),
+        stuck: HashMap::new(),
+        image: "127.0.0.1:5000/busybox:latest".into(),
+        containers: 1000,
+        per_pod: 20,
+        rounds: 3,
+        samples: 400,
+        churners: 2,
+        cycles_per_second: 4.0,
+    };
+    let mut args = args.iter();
+    while let Some(flag) = args.next() {
+        let value = args.next().ok_or_else(|| format!("{flag} needs a value"))?;
+        let pair = || {
+            let (name, value) = value.split_once('=').ok_or(format!("{flag} NAME=VALUE"))?;
+            Result::Ok((name.to_owned(), value.to_owned()))
+        };
+        match flag.as_str() {
+            "--endpoint" => options.endpoints.push(pair()?),
+            "--daemon-pid" => {
+                let (name, pid) = pair()?;
+                options.pids.insert(name, pid.parse()?);
+            }
+            "--stuck" => {
+                let (name, dir) = pair()?;
+                options.stuck.insert(name, dir.into());
+            }
+            "--image" => options.image = value.clone(),
+            "--containers" => options.containers = value.parse()?,
+            "--per-pod" => options.per_pod = value.parse()?,
+            "--rounds" => options.rounds = value.parse()?,
+            "--samples" => options.samples = value.parse()?,
+            "--churners" => options.churners = value.parse()?,
+            "--cycles" => options.cycles_per_second = value.parse()?,
+            // Of the other benchmark, which is started by the same script.
+            "--pull" => {}
+            other => return Err(format!("unknown flag {other}").into()),
+        }
+    }
+    Ok(options)
+}
+
+/// The containers that run all the time.
+struct Fleet {
+    cri: Cri,
+    pods: Vec<String>,
+}
+
+impl Fleet {
+    async fn start(socket: &Path, options: &Options) -> Result<Self> {
+        let cri = Cri::connect(socket).await?;
+        cri.pull(&options.image).await?;
+        let mut pods = JoinSet::new();
+        let (mut made, mut left) = (Vec::new(), options.containers);
+        for n in 0.. {
+            while pods.len() >= 2 || (left == 0 && !pods.is_empty()) {
+                made.push(pods.join_next().await.ok_or("no pod is being made")???);
+            }
+            if left == 0 {
+                break;
+            }
+            let count = options.per_pod.min(left);
+            left -= count;
+            pods.spawn(full_pod(cri.clone(), options.image.clone(), n, count));
+        }
+        Ok(Self { cri, pods: made })
+    }
+
+    async fn end(self) -> Result {
+        for pod in &self.pods {
+            self.cri.stop_pod(pod).await?;
+            self.cri.remove_pod(pod).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A pod with what kubelet labels and annotates pods with.
+async fn full_pod(cri: Cri, image: String, number: usize, containers: usize) -> Result<String> {
+    let mut config = pod(&format!("reads-{number}"), Path::new(LOGS));
+    let uid = config.metadata.clone().unwrap_or_default().uid;
+    let labels = |container: &str| {
+        let mut labels = HashMap::from([
+            ("io.kubernetes.pod.name".to_owned(), format!("reads-{number}")),
+            ("io.kubernetes.pod.namespace".to_owned(), "bench".to_owned()),
+            ("io.kubernetes.pod.uid".to_owned(), uid.clone()),
+        ]);
+        if !container.is_empty() {
+            labels.insert("io.kubernetes.container.name".to_owned(), container.to_owned());
+        }
+        labels
+    };
+    config.labels = labels("");
+    config.annotations = HashMap::from([
+        (
+            "kubernetes.io/config.seen".to_owned(),
+            "2026-01-01T00:00:00.000000000Z".to_owned(),
+        ),
+        ("kubernetes.io/config.source".to_owned(), "api".to_owned()),
+    ]);
+    std::fs::create_dir_all(&config.log_directory)?;
+    let id = cri.run_pod(&config, "").await?;
+    for n in 0..containers {
+        let name = format!("c{n}");
+        let mut main = container(&name, &image, "");
+        main.command = vec!["/bin/sleep".into(), "100000".into()];
+        main.labels = labels(&name);
+        main.annotations = [
+            ("io.kubernetes.container.hash", "8a7b6c5d"),
+            ("io.kubernetes.container.restartCount", "0"),
+            ("io.kubernetes.container.terminationMessagePath", "/dev/termination-log"),
+            ("io.kubernetes.container.terminationMessagePolicy", "File"),
+            ("io.kubernetes.pod.terminationGracePeriod", "30"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+        let made = cri.create(&id, &main, &config).await?;
+        cri.start(&made).await?;
+    }
+    Ok(id)
+}
+
+/// Creates, starts, stops and removes containers in a pod of their own, `pace` apart, until `ended`.
+async fn cycle_until(
+    cri: Cri,
+    image: String,
+    name: String,
+    pace: Duration,
+    ended: Arc<AtomicBool>,
+    cycles: Arc<AtomicUsize>,
+) -> Result {
+    let config = pod(&name, Path::new(LOGS));
+    std::fs::create_dir_all(&config.log_directory)?;
+    let pod = cri.run_pod(&config, "").await?;
+    let mut clock = tokio::time::interval(pace);
+    while !ended.load(Ordering::Relaxed) {
+        clock.tick().await;
+        let number = cycles.fetch_add(1, Ordering::Relaxed);
+        let mut main = container(&format!("c{number}"), &image, "");
+        main.command = vec!["/bin/sleep".into(), "100000".into()];
+        let id = cri.create(&pod, &main, &config).await?;
+        cri.start(&id).await?;
+        cri.stop(&id, 0).await?;
+        cri.remove(&id).await?;
+    }
+    cri.stop_pod(&pod).await?;
+    cri.remove_pod(&pod).await?;
+    Ok(())
+}
+
+/// A file system that does not answer, a container that has a file of it open, and a stop of its pod that can't end.
+struct Stuck {
+    server: tokio::process::Child,
+    /// It says there whom it lets wait, and ends if nobody takes it.
+    _told: tokio::process::ChildStdout,
+    dir: PathBuf,
+    stop: tokio::task::JoinHandle<Answer<()>>,
+}
+
+impl Stuck {
+    async fn start(cri: &Cri, image: &str, dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let mut server = tokio::process::Command::new(program("lab")?)
+            .arg("fuse")
+            .arg(dir)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut ready = [0; 6];
+        let mut output = server.stdout.take().ok_or("the file system's server has no output")?;
+        tokio::io::AsyncReadExt::read_exact(&mut output, &mut ready).await?;
+        let config = pod("stuck", Path::new(LOGS));
+        std::fs::create_dir_all(&config.log_directory)?;
+        let pod = cri.run_pod(&config, "").await?;
+        let line = format!("exec 3</stuck/{}; exec sleep 100000", fuse::FILE);
+        let mut main = container("main", image, &line);
+        main.mounts = vec![specs::mount(&dir.to_string_lossy(), "/stuck", true)];
+        let id = cri.create(&pod, &main, &config).await?;
+        cri.start(&id).await?;
+        let open = "until [ -e /proc/1/fd/3 ]; do :; done";
+        cri.exec(&id, &["/bin/sh", "-c", open], 10).await?;
+        let cri = cri.clone();
+        let stop = tokio::spawn(async move {
+            // As kubelet does: again and again.
+            while let Err(error) = cri.stop_pod(&pod).await {
+                eprintln!("the stuck pod: {}", error.message());
+            }
+            cri.remove_pod(&pod).await
+        });
+        Ok(Self {
+            server,
+            _told: output,
+            dir: dir.to_owned(),
+            stop,
+        })
+    }
+
+    /// Ends the file system, and with it the stop.
+    async fn end(mut self) -> Result {
+        if self.stop.is_finished() {
+            return Err("the stuck pod was not stuck".into());
+        }
+        self.server.kill().await?;
+        self.stop.await??;
+        nix::mount::umount(&self.dir)?;
+        Ok(())
+    }
+}
+
+/// A call to be timed: what it is called in the table, its method and its message.
+type Timed = (&'static str, &'static str, Bytes);
+
+/// Calls each method `samples` times, turn by turn.
+fn measure(socket: &Path, samples: usize) -> Result<Times> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut echo = Echo::start()?;
+    runtime.block_on(async {
+        let channel = channel(socket).await?;
+        let calls = calls(&Cri::connect(socket).await?).await?;
+        let mut all: Times = calls.iter().map(|(name, ..)| (*name, Vec::new(), 0)).collect();
+        let mut echoes = Vec::new();
+        for sample in 0..samples {
+            for ((name, method, message), (_, times, bytes)) in calls.iter().zip(&mut all) {
+                // Megabytes, asked for by scrapers once a minute.
+                if *name == METRICS && sample % 20 != 0 {
+                    continue;
+                }
+                tokio::time::sleep(PAUSE).await;
+                let begun = Instant::now();
+                // Some runtimes lack some calls.
+                if let Ok(answer) = raw::unary(&channel, method, message.clone()).await {
+                    times.push(begun.elapsed().as_secs_f64() * 1000.0);
+                    *bytes = answer.len().max(*bytes);
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+            echoes.push(echo.time()?);
+        }
+        all.push(("two threads", echoes, 1));
+        Ok(all)
+    })
+}
+
+/// The calls that a kubelet makes again and again.
+async fn calls(cri: &Cri) -> Result<Vec<Timed>> {
+    // The oldest: others come and go.
+    let pod = cri.pods(None).await?.into_iter().next_back().ok_or("no pod runs")?.id;
+    let containers = cri.containers(None).await?;
+    let container = containers
+        .iter()
+        .find(|one| one.pod_sandbox_id == pod)
+        .ok_or("no container runs")?;
+    let of_pod = pb::ListContainersRequest {
+        filter: Some(pb::ContainerFilter {
+            pod_sandbox_id: pod.clone(),
+            ..Default::default()
+        }),
+    };
+    let pod_status = pb::PodSandboxStatusRequest {
+        pod_sandbox_id: pod.clone(),
+        verbose: false,
+    };
+    let status = pb::ContainerStatusRequest {
+        container_id: container.id.clone(),
+        verbose: false,
+    };
+    let image = pb::ImageStatusRequest {
+        image: container.image.clone(),
+        verbose: false,
+    };
+    let nothing = Bytes::new;
+    Ok(vec![
+        ("Version", "/runtime.v1.RuntimeService/Version", nothing()),
+        ("Status", "/runtime.v1.RuntimeService/Status", nothing()),
+        ("ListPodSandbox", "/runtime.v1.RuntimeService/ListPodSandbox", nothing()),
+        ("ListContainers", "/runtime.v1.RuntimeService/ListContainers", nothing()),
+        (
+            "ListContainers, one pod",
+            "/runtime.v1.RuntimeService/ListContainers",
+            of_pod.encode_to_vec().into(),
+        ),
+        (
+            "PodSandboxStatus",
+            "/runtime.v1.RuntimeService/PodSandboxStatus",
+            pod_status.encode_to_vec().into(),
+        ),
+        (
+            "ContainerStatus",
+            "/runtime.v1.RuntimeService/ContainerStatus",
+            status.encode_to_vec().into(),
+        ),
+        ("ListImages", "/runtime.v1.ImageService/ListImages", nothing()),
+        (
+            "ImageStatus",
+            "/runtime.v1.ImageService/ImageStatus",
+            image.encode_to_vec().into(),
+        ),
+        ("ImageFsInfo", "/runtime.v1.ImageService/ImageFsInfo", nothing()),
+        (
+            "ListContainerStats",
+            "/runtime.v1.RuntimeService/ListContainerStats",
+            nothing(),
+        ),
+        (
+            "ListPodSandboxStats",
+            "/runtime.v1.RuntimeService/ListPodSandboxStats",
+            nothing(),
+        ),
+        (
+            "ListMetricDescriptors",
+            "/runtime.v1.RuntimeService/ListMetricDescriptors",
+            nothing(),
+        ),
+        (METRICS, "/runtime.v1.RuntimeService/ListPodSandboxMetrics", nothing()),
+    ])
+}
+
+/// A thread that sends back what it gets.
+struct Echo(UnixStream);
+
+impl Echo {
+    fn start() -> Result<Self> {
+        let (here, mut there) = UnixStream::pair()?;
+        std::thread::spawn(move || {
+            let mut byte = [0];
+            while there.read_exact(&mut byte).is_ok() && there.write_all(&byte).is_ok() {}
+        });
+        Ok(Self(here))
+    }
+
+    /// Milliseconds of one byte there and back.
+    fn time(&mut self) -> Result<f64> {
+        let begun = Instant::now();
+        self.0.write_all(b"x")?;
+        self.0.read_exact(&mut [0])?;
+        Ok(begun.elapsed().as_secs_f64() * 1000.0)
+    }
+}
+
+/// What all processors have done, in the kernel's ticks.
+struct Cpu {
+    all: u64,
+    idle: u64,
+}
+
+impl Cpu {
+    fn now() -> Result<Self> {
+        let text = std::fs::read_to_string("/proc/stat")?;
+        let first = text.lines().next().unwrap_or_default();
+        let ticks: Vec<u64> = first.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        Ok(Self {
+            all: ticks.iter().take(8).sum(),
+            idle: ticks.iter().skip(3).take(2).sum(),
+        })
+    }
+
+    /// Percent.
+    fn busy_since(&self, before: &Self) -> f64 {
+        let all = self.all.saturating_sub(before.all).max(1) as f64;
+        100.0 - 100.0 * self.idle.saturating_sub(before.idle) as f64 / all
+    }
+}
+
+fn table(times: Times) -> String {
+    let mut out = String::from("| call | KiB | p50 ms | p99 ms | max ms | n |\n|---|---|---|---|---|---|\n");
+    for (name, mut times, bytes) in times {
+        times.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let last = times.len().saturating_sub(1);
+            times
+                .get(((times.len() as f64 * share) as usize).min(last))
+                .copied()
+                .unwrap_or(f64::NAN)
+        };
+        out += &format!(
+            "| {name} | {:.1} | {:.2} | {:.2} | {:.2} | {} |\n",
+            bytes as f64 / 1024.0,
+            at(0.5),
+            at(0.99),
+            at(1.0),
+            times.len()
+        );
+    }
+    out
+}
