@@ -363,10 +363,8 @@ fn log_path(pod: &PodSandboxConfig, config: &ContainerConfig) -> Result<String> 
         return Ok(String::new());
     }
     let relative = Path::new(&config.log_path);
-    if relative
-        .components()
-        .any(|part| !matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir))
-    {
+    let inside = |part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir);
+    if !relative.components().all(inside) || config.log_path.contains('\0') {
         return Err(Error::Invalid(format!(
             "log path {:?} leaves the pod's log directory",
             config.log_path

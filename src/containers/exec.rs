@@ -7,9 +7,10 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     net::unix::pipe,
 };
+use tokio_util::sync::CancellationToken;
 use wharf_proto::monitor::Exec;
 
-use super::{Container, Error, Result, pause, process};
+use super::{Container, Error, Result, is_gone, pause, process};
 use crate::{monitor, store};
 
 /// Most bytes kept per stream; the rest is dropped silently (contract rule 20).
@@ -29,12 +30,17 @@ pub struct Output {
     pub exit_code: i32,
 }
 
-/// Runs `command` in the container. A `timeout` of zero means none.
+/// Runs `command` in the container. A `timeout` of zero means none. Cancelling `gone` kills it too.
 ///
 /// # Errors
 /// [`Error::State`] when the container does not run, [`Error::Exec`] when the command can't be started,
 /// [`Error::Deadline`] when it takes longer than `timeout`; it is then killed with all its descendants.
-pub async fn exec_sync(container: &Container, command: Vec<String>, timeout: Duration) -> Result<Output> {
+pub async fn exec_sync(
+    container: &Container,
+    command: Vec<String>,
+    timeout: Duration,
+    gone: CancellationToken,
+) -> Result<Output> {
     if command.is_empty() {
         return Err(Error::Invalid("the command to run is empty".into()));
     }
@@ -82,22 +88,26 @@ pub async fn exec_sync(container: &Container, command: Vec<String>, timeout: Dur
             exit_code,
         })
     };
-    let result = if timeout.is_zero() {
-        output.await
-    } else if let Ok(result) = tokio::time::timeout(timeout, output).await {
-        result
-    } else {
-        monitor.kill_exec(&id).await.map_err(container.monitor_error())?;
-        return Err(Error::Deadline(format!(
-            "command in container {} took longer than {} s and was killed",
-            container.id,
-            timeout.as_secs()
-        )));
+    let limit = async {
+        if timeout.is_zero() {
+            std::future::pending().await
+        } else {
+            tokio::time::sleep(timeout).await;
+        }
     };
-    result.map_err(|_| Error::Exec {
-        id: container.id.clone(),
-        message: "the pod's monitor ended".into(),
-    })
+    let why = tokio::select! {
+        result = output => return result.map_err(|_| Error::Exec {
+            id: container.id.clone(),
+            message: "the pod's monitor ended".into(),
+        }),
+        () = limit => format!("took longer than {} s", timeout.as_secs()),
+        () = gone.cancelled() => "has nobody left who waits for it".to_owned(),
+    };
+    monitor.kill_exec(&id).await.map_err(container.monitor_error())?;
+    Err(Error::Deadline(format!(
+        "command in container {} {why} and was killed",
+        container.id
+    )))
 }
 
 /// The OCI process object of `command`.
@@ -115,6 +125,9 @@ pub(super) async fn process_json(container: &Container, command: Vec<String>, te
 }
 
 pub(super) fn exec_error(container: &Container, error: &monitor::Error) -> Error {
+    if is_gone(error) {
+        return Error::State(format!("container {} is not running any more", container.id));
+    }
     let message = match error {
         monitor::Error::Refused { message, .. } => message.clone(),
         other => other.to_string(),

@@ -13,7 +13,7 @@ use wharf_proto::{
     record::{self, ContainerState, Exit},
 };
 
-use super::{Container, Error, Result, Tools, checkpoint::program, create, ending, restore};
+use super::{Container, Error, Result, Tools, checkpoint::program, create, ending, is_gone, restore};
 use crate::{runtime::seccomp_compile, store};
 
 /// Exit code of a container that could not be started (feature row B3).
@@ -228,15 +228,18 @@ async fn compiled_filter(tools: &Tools, container: &Container) -> Result<Option<
 /// # Errors
 /// When the container does not run; no file is then made.
 pub async fn reopen_log(container: &Container) -> Result<()> {
-    if container.state() != ContainerState::ContainerRunning {
-        return Err(Error::State(format!(
+    let ended = || {
+        Error::State(format!(
             "container {} is not running, its log can't be reopened",
             container.id
-        )));
+        ))
+    };
+    if container.state() != ContainerState::ContainerRunning {
+        return Err(ended());
     }
-    container
-        .monitor()?
-        .reopen_log(&container.id)
-        .await
-        .map_err(container.monitor_error())
+    match container.monitor()?.reopen_log(&container.id).await {
+        // In between, and the event is on its way.
+        Err(error) if is_gone(&error) => Err(ended()),
+        other => other.map_err(container.monitor_error()),
+    }
 }

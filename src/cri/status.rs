@@ -3,7 +3,7 @@
 
 use tonic::{Code, Status};
 
-use crate::{containers, images, node::Error, sandbox};
+use crate::{containers, images, netns, node::Error, sandbox};
 
 /// The status that a client gets for `error`.
 pub(super) fn status(error: &Error) -> Status {
@@ -22,6 +22,10 @@ fn code(error: &Error) -> Code {
         Error::Sandbox(error) => match &**error {
             sandbox::Error::Invalid(_) | sandbox::Error::Selinux(_) => Code::InvalidArgument,
             sandbox::Error::Unsupported(_) => Code::Unimplemented,
+            sandbox::Error::Network { source, .. } => match &**source {
+                netns::Error::Sysctl { .. } | netns::Error::PortMapping { .. } => Code::InvalidArgument,
+                _ => Code::Internal,
+            },
             _ => Code::Internal,
         },
         Error::Container(error) => container_code(error),

@@ -2,12 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio_util::sync::CancellationToken;
 use wharf_proto::{
     cri::{ContainerConfig, PodSandboxConfig},
     record::{self, ContainerState},
 };
 
-use super::{ContainerKey, Error, Node, Result, pods::absent_is_none};
+use super::{
+    ContainerKey, Error, Node, Result,
+    pods::{absent_is_none, check_size},
+};
 use crate::{
     containers::{self, Container, Output},
     images::{Order, Outflow},
@@ -52,6 +56,7 @@ impl Node {
                 "the container config has no metadata with a name".into(),
             ));
         }
+        check_size("container", &config)?;
         let record = record::Container {
             schema: store::SCHEMA,
             id: store::new_id()?,
@@ -212,13 +217,16 @@ impl Node {
         .await
     }
 
-    /// Runs a command in a container; see [`containers::exec_sync`].
+    /// Runs a command in a container; see [`containers::exec_sync`]. A caller that goes away ends it: nobody can ask for
+    /// its output any more.
     ///
     /// # Errors
     /// As there.
     pub async fn exec_sync(&self, id: &str, command: Vec<String>, timeout: Duration) -> Result<Output> {
         let container = self.container(id)?;
-        self.own(async move { Ok(containers::exec_sync(&container, command, timeout).await?) })
+        let gone = CancellationToken::new();
+        let _caller = gone.clone().drop_guard();
+        self.own(async move { Ok(containers::exec_sync(&container, command, timeout, gone).await?) })
             .await
     }
 

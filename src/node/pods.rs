@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
+use prost::Message;
 use wharf_proto::{
     cri::PodSandboxConfig,
     record::{self, Owner, PodState},
@@ -45,6 +46,7 @@ impl Node {
                 "the pod sandbox config has no metadata with a name".into(),
             ));
         }
+        check_size("pod sandbox", &config)?;
         sandbox::check(self.mechanisms(), &config)?;
         self.check_handler(&handler)?;
         self.check_users(&config, &handler).await?;
@@ -265,6 +267,20 @@ impl Node {
         self.forget_pod(pod);
         tracing::info!(pod = pod.id, "pod sandbox is removed");
         Ok(())
+    }
+}
+
+/// Largest config that a pod or container may have, encoded. What is beyond could be kept, but no list could show it:
+/// clients take messages of 16 MiB. Kubernetes' own limit for all of an object is less than 2 MiB.
+const LARGEST_CONFIG: usize = 8 << 20;
+
+/// Refuses a config that is larger than any list can show.
+pub(super) fn check_size(what: &str, config: &impl Message) -> Result<()> {
+    match config.encoded_len() {
+        length if length > LARGEST_CONFIG => Err(Error::Invalid(format!(
+            "the {what} config has {length} bytes; at most {LARGEST_CONFIG} are taken"
+        ))),
+        _ => Ok(()),
     }
 }
 

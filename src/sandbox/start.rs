@@ -4,7 +4,7 @@ use std::{collections::HashMap, io, path::PathBuf, sync::Arc};
 
 use nix::mount::{MsFlags, mount};
 use wharf_proto::{
-    cri::{NamespaceMode, PodSandboxConfig},
+    cri::{NamespaceMode, PodSandboxConfig, Protocol},
     record,
 };
 
@@ -51,7 +51,30 @@ pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
         ));
     }
     files::check_hostname(&config.hostname).map_err(|error| Error::Invalid(error.to_string()))?;
+    let logs = &config.log_directory;
+    if !logs.is_empty() && (!logs.starts_with('/') || logs.contains('\0')) {
+        return Err(Error::Invalid(format!(
+            "log directory {logs:?} is not an absolute path"
+        )));
+    }
+    for (namespace, mode) in [("network", options.network), ("PID", options.pid), ("IPC", options.ipc)] {
+        if NamespaceMode::try_from(mode).is_err() {
+            return Err(Error::Invalid(format!(
+                "{namespace} namespace mode {mode} is not known"
+            )));
+        }
+    }
+    let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str());
+    if let Some(parent) = parent.filter(|parent| !parent.is_empty()) {
+        Cgroup::new(&mechanisms.cgroups, parent).map_err(|error| Error::Invalid(error.to_string()))?;
+    }
     for mapping in &config.port_mappings {
+        if Protocol::try_from(mapping.protocol).is_err() {
+            return Err(Error::Invalid(format!(
+                "port mapping {} to {} has protocol {}, which is not known",
+                mapping.host_port, mapping.container_port, mapping.protocol
+            )));
+        }
         if !(0..=65535).contains(&mapping.host_port) || !(0..=65535).contains(&mapping.container_port) {
             return Err(Error::Invalid(format!(
                 "port mapping {} to {} is out of range 0..65535",
@@ -100,7 +123,8 @@ fn sysctls(config: &PodSandboxConfig, users: Option<&Users>) -> Vec<(String, Str
     wanted
 }
 
-/// Brings up the pod whose record (state CREATING) has just been published, and returns its monitor's events.
+/// Brings up the pod whose record (state CREATING) has just been published, and whose config passed [`check`]. Returns
+/// its monitor's events.
 ///
 /// # Errors
 /// At any step; what has been made by then is for [`super::tear_down`] to find.

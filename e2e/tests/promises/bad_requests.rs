@@ -7,7 +7,7 @@ use wharf_e2e::cri::code;
 use wharf_e2e::{Daemon, container, specs};
 use wharf_proto::cri as pb;
 
-const ODD_IDS: [&str; 7] = [
+pub const ODD_IDS: [&str; 7] = [
     "",
     "0123456789abcdef",
     "../../../etc",

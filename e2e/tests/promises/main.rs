@@ -4,6 +4,7 @@
 //! `WHARF_HANDLERS="builtin runc crun"` says on which runtime handlers the pod's life is tested (default: all).
 
 mod archives;
+mod bad_calls;
 mod bad_input;
 mod bad_requests;
 mod cdi;
@@ -30,6 +31,7 @@ mod metrics;
 mod network;
 mod policy;
 mod profiles;
+mod races;
 mod recovery;
 mod registries;
 mod rules;
@@ -45,6 +47,7 @@ mod streaming;
 mod streaming_attach;
 mod streaming_leaks;
 mod streaming_tls;
+mod stuck;
 mod terminal;
 mod update;
 mod userns;
