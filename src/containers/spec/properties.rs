@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType, Spec};
 use proptest::{collection, option, prelude::*};
 use wharf_proto::cri;
 
@@ -11,7 +11,7 @@ use crate::{
     config::SeccompDefault,
     containers::{
         caps::CapSet,
-        host::{Facts, Host, MountSource},
+        host::{DeviceNode, Facts, Host, MountSource},
         users::ResolvedUser,
     },
     images::ImageConfig,
@@ -110,17 +110,64 @@ fn context() -> impl Strategy<Value = cri::LinuxContainerSecurityContext> {
 
 fn resources() -> impl Strategy<Value = cri::LinuxContainerResources> {
     let numbers = (limit(), limit(), limit(), -2000..2000i64);
-    (numbers, limit(), text(), text()).prop_map(|(numbers, swap, cpus, mems)| cri::LinuxContainerResources {
-        cpu_period: numbers.0,
-        cpu_quota: numbers.1,
-        memory_limit_in_bytes: numbers.2,
-        oom_score_adj: numbers.3,
-        memory_swap_limit_in_bytes: swap,
-        cpuset_cpus: cpus,
-        cpuset_mems: mems,
-        ..Default::default()
-    })
+    let pages = (text(), any::<u64>()).prop_map(|(page_size, limit)| cri::HugepageLimit { page_size, limit });
+    (
+        numbers,
+        (limit(), limit()),
+        text(),
+        text(),
+        option::weighted(0.2, pages),
+    )
+        .prop_map(
+            |(numbers, (swap, shares), cpus, mems, pages)| cri::LinuxContainerResources {
+                cpu_period: numbers.0,
+                cpu_quota: numbers.1,
+                memory_limit_in_bytes: numbers.2,
+                oom_score_adj: numbers.3,
+                memory_swap_limit_in_bytes: swap,
+                cpu_shares: shares,
+                cpuset_cpus: cpus,
+                cpuset_mems: mems,
+                hugepage_limits: pages.into_iter().collect(),
+                ..Default::default()
+            },
+        )
 }
+
+fn device() -> impl Strategy<Value = cri::Device> {
+    let permissions = prop_oneof![10 => "[rwm]{0,3}", 1 => text()];
+    (path(), prop_oneof![10 => path(), 1 => text()], permissions).prop_map(
+        |(host_path, container_path, permissions)| cri::Device {
+            container_path,
+            host_path,
+            permissions,
+        },
+    )
+}
+
+/// What the machine would have found at a device's path.
+fn node((number, device): (usize, &cri::Device)) -> DeviceNode {
+    DeviceNode {
+        path: device.container_path.clone().into(),
+        kind: LinuxDeviceType::C,
+        major: DEVICES,
+        minor: number as u32,
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        access: device.permissions.clone(),
+    }
+}
+
+/// Major number of every device in these tests.
+const DEVICES: u32 = 4242;
+
+/// The users of pods that have a namespace of them.
+const USERS: cri::IdMapping = cri::IdMapping {
+    host_id: 100_000,
+    container_id: 0,
+    length: 65_536,
+};
 
 fn mount() -> impl Strategy<Value = cri::Mount> {
     (path(), path(), any::<bool>(), prop::bool::weighted(0.05), choice(3)).prop_map(
@@ -141,26 +188,35 @@ fn config() -> impl Strategy<Value = cri::ContainerConfig> {
     let envs = collection::vec((text(), value), 0..4);
     let mounts = collection::vec(mount(), 0..6);
     let linux = (option::of(context()), option::of(resources()));
-    (command, envs, mounts, linux, any::<bool>()).prop_map(|(command, envs, mounts, linux, tty)| cri::ContainerConfig {
-        command: command.0,
-        args: command.1,
-        working_dir: command.2,
-        envs: envs
-            .into_iter()
-            .map(|(key, value)| cri::KeyValue { key, value })
-            .collect(),
-        mounts,
-        tty,
-        linux: Some(cri::LinuxContainerConfig {
-            security_context: linux.0,
-            resources: linux.1,
-        }),
-        ..Default::default()
-    })
+    let devices = collection::vec(device(), 0..4);
+    (command, envs, (mounts, devices), linux, any::<bool>()).prop_map(
+        |(command, envs, (mounts, devices), linux, tty)| cri::ContainerConfig {
+            command: command.0,
+            args: command.1,
+            working_dir: command.2,
+            envs: envs
+                .into_iter()
+                .map(|(key, value)| cri::KeyValue { key, value })
+                .collect(),
+            mounts,
+            devices,
+            tty,
+            linux: Some(cri::LinuxContainerConfig {
+                security_context: linux.0,
+                resources: linux.1,
+            }),
+            ..Default::default()
+        },
+    )
 }
 
 /// As on a machine with everything, in a pod that may be privileged.
 fn spec_of(config: &cri::ContainerConfig) -> Result<Spec> {
+    spec_in(config, false)
+}
+
+/// The same, in a pod with a user namespace of its own or without.
+fn spec_in(config: &cri::ContainerConfig, users: bool) -> Result<Spec> {
     let pin = |name: &str| Some(PathBuf::from("/run/ns").join(name));
     let source = |mount: &cri::Mount| {
         (!mount.host_path.is_empty()).then(|| MountSource {
@@ -173,6 +229,14 @@ fn spec_of(config: &cri::ContainerConfig) -> Result<Spec> {
         linux: Some(cri::LinuxPodSandboxConfig {
             security_context: Some(cri::LinuxSandboxSecurityContext {
                 privileged: true,
+                namespace_options: Some(cri::NamespaceOption {
+                    userns_options: users.then(|| cri::UserNamespace {
+                        mode: cri::NamespaceMode::Pod.into(),
+                        uids: vec![USERS],
+                        gids: vec![USERS],
+                    }),
+                    ..Default::default()
+                }),
                 ..Default::default()
             }),
             ..Default::default()
@@ -195,11 +259,12 @@ fn spec_of(config: &cri::ContainerConfig) -> Result<Spec> {
             ipc: pin("ipc"),
             uts: pin("uts"),
             pid: pin("pid"),
-            user: None,
+            user: pin("user").filter(|_| users),
         },
         cgroup_path: "/wharf/c",
         facts: &Facts {
             mounts: config.mounts.iter().map(source).collect(),
+            devices: config.devices.iter().enumerate().map(node).collect(),
             ..Default::default()
         },
         runtime: &crate::runtime::features::Features::builtin(),
@@ -258,6 +323,12 @@ proptest! {
         let rules = linux.resources().clone().unwrap().devices().clone().unwrap();
         prop_assert!(!rules[0].allow() && rules.iter().skip(1).all(|rule| rule.major().is_some()
             || rule.access().as_deref() == Some("m")));
+        // Of the node's devices those that were asked for, and no more of each.
+        for rule in rules.iter().filter(|rule| rule.major() == Some(i64::from(DEVICES))) {
+            let asked = &config.devices[rule.minor().unwrap() as usize].permissions;
+            let asked = if asked.is_empty() { "rwm" } else { asked };
+            prop_assert_eq!(rule.access().as_deref(), Some(asked));
+        }
         let process = spec.process().clone().unwrap();
         prop_assert_eq!(process.no_new_privileges(), Some(context.no_new_privs));
         prop_assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(context.readonly_rootfs));
@@ -271,6 +342,63 @@ proptest! {
                 prop_assert!(!got.has(name) || names.iter().any(|asked| asked == name), "{} of {:?}", name, names);
             }
         }
+    }
+
+    #[test]
+    fn a_privileged_container_has_no_walls_and_no_more_than_the_daemon(config in config()) {
+        let mut config = config;
+        let linux = config.linux.get_or_insert_default();
+        linux.security_context.get_or_insert_default().privileged = true;
+        let Ok(spec) = spec_of(&config) else { return Ok(()) };
+        let linux = spec.linux().clone().unwrap();
+        prop_assert!(linux.masked_paths().as_ref().is_none_or(Vec::is_empty));
+        prop_assert!(linux.readonly_paths().as_ref().is_none_or(Vec::is_empty));
+        prop_assert!(linux.seccomp().is_none(), "contract rule 41");
+        let rules = linux.resources().clone().unwrap().devices().clone().unwrap();
+        prop_assert!(rules.len() == 1 && rules[0].allow() && rules[0].major().is_none());
+        let dropped = config.linux.unwrap().security_context.unwrap().capabilities.unwrap_or_default();
+        let got = CapSet::from_oci(
+            spec.process().as_ref().unwrap().capabilities().as_ref().unwrap().bounding().as_ref().unwrap(),
+        );
+        for name in ["SYS_ADMIN", "NET_ADMIN", "BPF"] {
+            let gone = without_prefix(&dropped.drop_capabilities).iter().any(|one| one == name || one == "ALL");
+            prop_assert!(gone || got.has(name), "{}", name);
+        }
+    }
+
+    #[test]
+    fn a_pod_with_users_of_its_own_has_no_container_among_the_nodes(config in config()) {
+        let Ok(spec) = spec_in(&config, true) else { return Ok(()) };
+        let linux = spec.linux().clone().unwrap();
+        let user = |namespace: &&oci_spec::runtime::LinuxNamespace| namespace.typ() == LinuxNamespaceType::User;
+        let namespaces = linux.namespaces().clone().unwrap();
+        let own: Vec<_> = namespaces.iter().filter(user).collect();
+        prop_assert_eq!(own.len(), 1);
+        prop_assert_eq!(own[0].path().clone(), Some("/run/ns/user".into()));
+        if let Ok(spec) = spec_of(&config) {
+            prop_assert!(!spec.linux().clone().unwrap().namespaces().clone().unwrap().iter().any(|one| user(&one)));
+        }
+    }
+
+    #[test]
+    fn limits_are_those_that_were_asked_for(config in config()) {
+        let Ok(spec) = spec_of(&config) else { return Ok(()) };
+        let asked = config.linux.unwrap().resources.unwrap_or_default();
+        let got = spec.linux().clone().unwrap().resources().clone().unwrap();
+        // Zero is unset.
+        let set = |value: i64| Some(value).filter(|value| *value != 0);
+        let cpu = got.cpu().clone().unwrap_or_default();
+        prop_assert_eq!(cpu.shares().map(|value| value as i64), set(asked.cpu_shares));
+        prop_assert_eq!(cpu.period().map(|value| value as i64), set(asked.cpu_period));
+        prop_assert_eq!(cpu.quota(), set(asked.cpu_quota));
+        prop_assert_eq!(cpu.cpus().clone().unwrap_or_default(), asked.cpuset_cpus);
+        let memory = got.memory().unwrap_or_default();
+        prop_assert_eq!(memory.limit(), set(asked.memory_limit_in_bytes));
+        if let (Some(limit @ 1..), Some(swap @ 1..)) = (memory.limit(), memory.swap()) {
+            prop_assert!(swap >= limit, "the kernel takes no smaller sum");
+        }
+        let pages = got.hugepage_limits().clone().unwrap_or_default();
+        prop_assert_eq!(pages.len(), asked.hugepage_limits.len());
     }
 
     #[test]
