@@ -41,12 +41,17 @@ impl DockerConfig {
 
     fn read(path: PathBuf) -> Result<Self> {
         let content = match fs::read(&path) {
-            // The parser's message would quote what it read.
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| Error::new(format!("{} is no JSON object (line {})", path.display(), error.line())))?,
+            Ok(bytes) => return Self::parse(path, &bytes),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Map::new(),
             Err(error) => return Err(Error::new(format!("read {}: {error}", path.display()))),
         };
+        Ok(Self { path, content })
+    }
+
+    pub(super) fn parse(path: PathBuf, bytes: &[u8]) -> Result<Self> {
+        // The parser's message would quote what it read.
+        let content = serde_json::from_slice(bytes)
+            .map_err(|error| Error::new(format!("{} is no JSON object (line {})", path.display(), error.line())))?;
         Ok(Self { path, content })
     }
 
@@ -107,7 +112,7 @@ impl DockerConfig {
     }
 
     /// The program that keeps the credentials for `registry`, if one does.
-    fn helper(&self, registry: &str) -> Option<String> {
+    pub(super) fn helper(&self, registry: &str) -> Option<String> {
         let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(ToOwned::to_owned);
         let helpers = self.content.get("credHelpers").and_then(Value::as_object);
         let own = helpers.and_then(|all| all.iter().find(|(name, _)| host(name) == registry));
@@ -115,7 +120,7 @@ impl DockerConfig {
             .or_else(|| self.content.get("credsStore").and_then(text))
     }
 
-    fn stored(&self, registry: &str) -> Option<cri::AuthConfig> {
+    pub(super) fn stored(&self, registry: &str) -> Option<cri::AuthConfig> {
         let auths = self.content.get("auths")?.as_object()?;
         let (_, entry) = auths.iter().find(|(name, _)| host(name) == registry)?;
         let text = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();

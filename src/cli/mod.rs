@@ -21,6 +21,8 @@ mod doctor;
 mod error;
 mod exec;
 mod export;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod history;
 mod image;
 mod images;
@@ -28,9 +30,6 @@ mod import;
 mod info;
 mod inspect;
 mod load;
-#[cfg(fuzzing)]
-pub mod logfile;
-#[cfg(not(fuzzing))]
 mod logfile;
 mod logging;
 mod login;

@@ -1,8 +1,8 @@
 //! Doors for the fuzz targets (fuzz/) to parsers that nobody else outside needs.
 
-use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
+use super::{manifest, platform::Host, registry::Document};
 
-use super::{manifest, platform::Host, registry, registry::Document};
+pub use super::registry::fuzzing::{conf, headers, hosts};
 
 /// A manifest or an index, as a registry sends it.
 pub fn manifest(bytes: &[u8]) {
@@ -15,15 +15,4 @@ pub fn manifest(bytes: &[u8]) {
         let _ = manifest.size();
         let _ = manifest.with_diff_ids(&["sha256:1".into()]);
     }
-}
-
-/// A `WWW-Authenticate` header.
-pub fn challenge(bytes: &[u8]) {
-    let mut headers = HeaderMap::new();
-    for line in bytes.split(|byte| *byte == b'\n') {
-        if let Ok(value) = HeaderValue::from_bytes(line) {
-            headers.append(WWW_AUTHENTICATE, value);
-        }
-    }
-    let _ = registry::challenge::best(&headers);
 }

@@ -8,6 +8,8 @@
 //! and `websocket/` are the protocols; `remote/` serves exec and attach, `forward/` port-forward, over either.
 
 mod forward;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod http;
 mod inbox;
 mod outgoing;
@@ -20,9 +22,6 @@ mod tls;
 mod tokens;
 mod transport;
 mod websocket;
-
-#[cfg(fuzzing)]
-pub use spdy::fuzzing;
 
 use std::io;
 

@@ -74,7 +74,7 @@ pub struct Source {
 }
 
 impl Source {
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub fn new(read: impl AsyncRead + Send + Sync + Unpin + 'static) -> Self {
         Self {
             read: ReadHalf::Other(Box::new(read), None),

@@ -9,6 +9,8 @@ mod apply;
 mod catalog;
 mod edits;
 mod format;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod names;
 #[cfg(test)]
 mod tests;

@@ -107,7 +107,7 @@ impl Conf {
     }
 
     /// A later file's entries replace those before.
-    fn add(&mut self, text: &str) -> Result<(), String> {
+    pub(super) fn add(&mut self, text: &str) -> Result<(), String> {
         let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
         if file.registries.is_some() {
             return Err("[registries.*] is version 1 of this file, which is not supported".into());

@@ -113,7 +113,7 @@ impl Host {
     }
 }
 
-fn parse(text: &str, directory: &Path) -> Result<Vec<Host>, String> {
+pub(super) fn parse(text: &str, directory: &Path) -> Result<Vec<Host>, String> {
     let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
     let mut hosts = Vec::new();
     for (address, table) in file.host.0 {

@@ -8,9 +8,11 @@
 mod ahead;
 mod auth;
 mod blob;
-pub(super) mod challenge;
+mod challenge;
 mod conf;
 mod endpoint;
+#[cfg(fuzzing)]
+pub(super) mod fuzzing;
 mod hosts;
 mod proxy;
 mod session;

@@ -48,6 +48,12 @@ impl Reader {
     }
 }
 
+/// Reads sizes of a terminal until no more come, for a fuzz target.
+#[cfg(fuzzing)]
+pub async fn fuzz_sizes(inbox: Arc<Inbox>) {
+    size::Sizes::new(Some(Reader::Channel(inbox))).all().await;
+}
+
 /// Where bytes for a client go.
 #[derive(Clone)]
 enum Writer {

@@ -48,6 +48,16 @@ impl Sizes {
         }
     }
 
+    /// Reads until no more come.
+    #[cfg(fuzzing)]
+    pub async fn all(mut self) {
+        while let Some(reader) = &self.reader {
+            let Ok(Some(piece)) = reader.read().await else { return };
+            self.text.extend_from_slice(&piece);
+            let _ = self.parse();
+        }
+    }
+
     /// The last whole size of what has come; zero sizes mean nothing and are left out.
     fn parse(&mut self) -> Option<Size> {
         let mut values = serde_json::Deserializer::from_slice(&self.text).into_iter::<Size>();

@@ -6,8 +6,6 @@
 
 mod connection;
 mod frame;
-#[cfg(fuzzing)]
-pub mod fuzzing;
 mod headers;
 mod stream;
 #[cfg(test)]

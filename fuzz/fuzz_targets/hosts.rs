@@ -1,0 +1,6 @@
+//! hosts.toml.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| wharf::images::fuzzing::hosts(text));
