@@ -13,7 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 /// What can be read is the same when it is written and read again.
-fn same<M: Message + Default + PartialEq>(bytes: &[u8]) {
+fn same<M: Message + Default + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
     if let Ok(record) = M::decode(bytes) {
         let again = M::decode(record.encode_to_vec().as_slice());
         // A number that is none is not equal to itself.
