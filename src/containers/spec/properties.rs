@@ -110,7 +110,8 @@ fn context() -> impl Strategy<Value = cri::LinuxContainerSecurityContext> {
 
 fn resources() -> impl Strategy<Value = cri::LinuxContainerResources> {
     let numbers = (limit(), limit(), limit(), -2000..2000i64);
-    let pages = (text(), any::<u64>()).prop_map(|(page_size, limit)| cri::HugepageLimit { page_size, limit });
+    let pages = (text(), prop_oneof![20 => 0..1u64 << 40, 1 => any::<u64>()])
+        .prop_map(|(page_size, limit)| cri::HugepageLimit { page_size, limit });
     (
         numbers,
         (limit(), limit()),
@@ -135,8 +136,8 @@ fn resources() -> impl Strategy<Value = cri::LinuxContainerResources> {
 }
 
 fn device() -> impl Strategy<Value = cri::Device> {
-    let permissions = prop_oneof![10 => "[rwm]{0,3}", 1 => text()];
-    (path(), prop_oneof![10 => path(), 1 => text()], permissions).prop_map(
+    let permissions = prop_oneof![40 => "[rwm]{0,3}", 1 => text()];
+    (path(), prop_oneof![40 => path(), 1 => text()], permissions).prop_map(
         |(host_path, container_path, permissions)| cri::Device {
             container_path,
             host_path,
