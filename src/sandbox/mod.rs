@@ -138,6 +138,8 @@ pub struct Sandbox {
     pub teardown: tokio::sync::Mutex<()>,
     /// What its creation is at.
     pub stage: Stage,
+    /// Held while an image is mounted as a volume of the pod, or such a volume is released.
+    pub image_volumes: tokio::sync::Mutex<()>,
     meter: usage::Meter,
     monitor: watch::Sender<Option<(Arc<Client>, Processes)>>,
     /// Commands that run in the pod's containers, and who waits for their exit code.
@@ -155,6 +157,7 @@ impl Sandbox {
             paths,
             teardown: tokio::sync::Mutex::new(()),
             stage: Stage::default(),
+            image_volumes: tokio::sync::Mutex::new(()),
             meter: usage::Meter::default(),
             monitor: watch::Sender::new(None),
             execs: Mutex::default(),

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use wharf_e2e::cri::{Answer, Cri};
+use wharf_e2e::cri::{Answer, Cri, image_spec};
 use wharf_e2e::{Daemon, container, eventually, guard, registry};
-use wharf_proto::cri::{ContainerState, PodSandboxState};
+use wharf_proto::cri::{self, ContainerState, PodSandboxState};
 
 /// What the client gives a call that hangs.
 const DEADLINE: Duration = Duration::from_millis(1500);
@@ -44,7 +44,13 @@ const POINTS: &[(Step, &[&str])] = &[
     ),
     (
         Step::Create,
-        &["create.record", "create.rootfs", "create.bundle", "create.created"],
+        &[
+            "create.record",
+            "create.rootfs",
+            "create.volumes",
+            "create.bundle",
+            "create.created",
+        ],
     ),
     (Step::Start, &["start.begin", "start.noted", "start.started"]),
     (Step::Stop, &["stop.kill", "release.let-go"]),
@@ -171,6 +177,12 @@ impl Client<'_> {
         let pod = self.run(&mut config).await;
         let busybox = registry::reference("busybox:latest");
         let mut wish = container("main", &busybox, "sleep 1000");
+        wish.mounts.push(cri::Mount {
+            container_path: "/view".into(),
+            readonly: true,
+            image: Some(image_spec(&busybox)),
+            ..Default::default()
+        });
         self.arm_at(Step::Create);
         let (sandbox, asked) = (config.clone(), wish.clone());
         let mut id = self

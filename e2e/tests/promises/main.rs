@@ -27,7 +27,9 @@ mod life;
 mod limits;
 mod logs;
 mod metrics;
+mod mounts;
 mod network;
+mod node_settings;
 mod policy;
 mod profiles;
 mod recovery;
@@ -48,6 +50,7 @@ mod streaming_tls;
 mod terminal;
 mod update;
 mod userns;
+mod volumes;
 
 /// Runs a test's body on each runtime handler that was asked for.
 ///

@@ -202,6 +202,8 @@ fn spec_of(config: &cri::ContainerConfig) -> Result<Spec> {
             mounts: config.mounts.iter().map(source).collect(),
             ..Default::default()
         },
+        base: None,
+        settings: &crate::config::Containers::default(),
         runtime: &crate::runtime::features::Features::builtin(),
         host: &Host {
             swap_limit: true,
