@@ -87,3 +87,61 @@ async fn handlers_are_asked_what_they_can_do() {
     }
     daemon.finish().await;
 }
+
+#[tokio::test]
+async fn files_links_and_later_mounts_reach_the_container_and_private_ones_are_refused() {
+    crate::on_each_handler(async |daemon| {
+        let host = daemon.dir().join("host");
+        let shared = host.join("shared");
+        std::fs::create_dir_all(&shared).unwrap();
+        std::fs::write(host.join("message"), "").unwrap();
+        std::os::unix::fs::symlink("host", daemon.dir().join("link")).unwrap();
+        let at = shared.to_string_lossy().into_owned();
+        daemon
+            .lab
+            .output("mount", &["-t", "tmpfs", "tmpfs", &at])
+            .await
+            .unwrap();
+        daemon.lab.output("mount", &["--make-shared", &at]).await.unwrap();
+        let config = daemon.pod("paths");
+        let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+        let path = |name: &str| daemon.dir().join(name).to_string_lossy().into_owned();
+        let mut main = container("main", &daemon.busybox().await, "sleep 1000");
+        let mut late = mount(&at, "/late", false);
+        late.propagation = pb::MountPropagation::PropagationHostToContainer.into();
+        main.mounts = vec![
+            mount(&path("host/message"), "/dev/termination-log", false),
+            mount(&path("link"), "/link", true),
+            late,
+        ];
+        let id = daemon.started(&pod, &config, &main).await;
+        let shell = async |line: &str| daemon.cri.shell(&id, line).await.unwrap();
+        shell("echo why > /dev/termination-log; test -f /link/message; mkdir /late/below").await;
+        assert_eq!(std::fs::read_to_string(host.join("message")).unwrap(), "why\n");
+        let below = format!("{at}/below");
+        daemon
+            .lab
+            .output("mount", &["-t", "tmpfs", "tmpfs", &below])
+            .await
+            .unwrap();
+        assert!(shell("cat /proc/self/mountinfo").await.contains(" /late/below "));
+        daemon.lab.output("umount", &[&below]).await.unwrap();
+        // Nobody else's mounts arrive on a private one.
+        for (propagation, says) in [(1, "neither a shared nor a slave mount"), (2, "not on a shared mount")] {
+            let mut refused = main.clone();
+            refused.metadata.get_or_insert_default().name = format!("refused{propagation}");
+            refused.mounts = vec![mount(&path("host"), "/private", false)];
+            refused.mounts[0].propagation = propagation;
+            let error = daemon.cri.create(&pod, &refused, &config).await.unwrap_err();
+            assert_eq!(error.code(), Code::InvalidArgument);
+            assert!(
+                error.message().contains(says) && error.message().contains("/private"),
+                "{error:?}"
+            );
+        }
+        daemon.gone(&pod).await;
+        daemon.lab.output("umount", &[&at]).await.unwrap();
+        daemon.finish().await;
+    })
+    .await;
+}
