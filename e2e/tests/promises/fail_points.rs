@@ -7,9 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use wharf_e2e::cri::{Answer, Cri, image_spec};
+use wharf_e2e::cri::{Answer, Cri};
 use wharf_e2e::{Daemon, container, eventually, guard, registry};
-use wharf_proto::cri::{self, ContainerState, PodSandboxState};
+use wharf_proto::cri::{ContainerState, PodSandboxState};
 
 /// What the client gives a call that hangs.
 const DEADLINE: Duration = Duration::from_millis(1500);
@@ -177,12 +177,6 @@ impl Client<'_> {
         let pod = self.run(&mut config).await;
         let busybox = registry::reference("busybox:latest");
         let mut wish = container("main", &busybox, "sleep 1000");
-        wish.mounts.push(cri::Mount {
-            container_path: "/view".into(),
-            readonly: true,
-            image: Some(image_spec(&busybox)),
-            ..Default::default()
-        });
         self.arm_at(Step::Create);
         let (sandbox, asked) = (config.clone(), wish.clone());
         let mut id = self
