@@ -382,7 +382,9 @@ fn relabel(config: &ContainerConfig, facts: &host::Facts, labels: Option<&Labels
         return Ok(());
     };
     for (mount, source) in config.mounts.iter().zip(&facts.mounts) {
-        if let Some(source) = source.as_ref().filter(|_| mount.selinux_relabel) {
+        // The view of an image has its label from its mount.
+        let wanted = mount.selinux_relabel && mount.image.is_none();
+        if let Some(source) = source.as_ref().filter(|_| wanted) {
             lsm::selinux::relabel(&source.path, &labels.files).map_err(|error| Error::Invalid(error.to_string()))?;
         }
     }
