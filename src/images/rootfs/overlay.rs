@@ -216,6 +216,8 @@ struct Plan<'a> {
     lower: &'a [PathBuf],
     /// None: for reading only.
     above: Option<Above<'a>>,
+    /// SELinux.
+    label: Option<&'a str>,
 }
 
 /// Where changes go.
@@ -223,8 +225,6 @@ struct Plan<'a> {
 struct Above<'a> {
     upper: &'a Path,
     work: &'a Path,
-    /// SELinux.
-    label: Option<&'a str>,
 }
 
 /// Why the newer mount calls did not do it.
