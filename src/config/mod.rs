@@ -6,6 +6,7 @@
 //! `/etc/wharf/wharf.toml` is read first, then `/etc/wharf/wharf.toml.d/*.toml` in the order of their names; a later
 //! file overrides single keys of an earlier one, arrays are replaced as a whole.
 
+mod containers;
 mod handlers;
 mod model;
 mod source;
@@ -13,6 +14,7 @@ mod validate;
 
 use std::path::{Path, PathBuf};
 
+pub use containers::{Containers, ImageVolumes, MissingHostPaths, Ulimit, parse_device};
 pub use model::{
     BUILTIN_RUNTIME, BlockIoClass, BuiltinNetwork, Cdi, CgroupDriver, Cni, Config, IpPreference, Log, LogFormat,
     NetworkMode, Pull, Registry, RuntimeHandler, SeccompDefault, Streaming, parse_size,

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::containers::Containers;
+
 /// Name of the runtime handler that is always there: Wharf's own OCI runtime.
 pub const BUILTIN_RUNTIME: &str = "builtin";
 
@@ -70,6 +72,8 @@ pub struct Config {
     pub device_ownership_from_security_context: bool,
     /// A user or group whom the image does not know gets an entry in the container's /etc/passwd or /etc/group.
     pub passwd_entries: bool,
+    /// What all containers get.
+    pub containers: Containers,
     /// Devices that vendors describe (Container Device Interface).
     pub cdi: Cdi,
     /// Images that kubelet's garbage collection must spare: names, or with `*` at the end or at both ends patterns.
@@ -136,6 +140,8 @@ pub struct RuntimeHandler {
     pub privileged_without_host_devices_all_devices_allowed: bool,
     /// Containers that are not privileged may write to their own cgroup.
     pub cgroup_writable: bool,
+    /// A spec whose environment, resource limits, hooks, annotations and further mounts all its containers get. Absolute.
+    pub base_runtime_spec: Option<PathBuf>,
 }
 
 /// Who makes cgroups, and how their paths are written.
@@ -291,6 +297,7 @@ pub(super) fn defaults() -> Config {
         selinux_categories: 1024,
         device_ownership_from_security_context: false,
         passwd_entries: true,
+        containers: Containers::default(),
         cdi: Cdi::default(),
         pinned_images: Vec::new(),
         pull: Pull::default(),

@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::model::{BUILTIN_RUNTIME, CgroupDriver, Config};
+use super::{
+    containers::{Ulimit, parse_device},
+    model::{BUILTIN_RUNTIME, CgroupDriver, Config},
+};
 
 /// A value that is not allowed.
 pub struct Fault {
@@ -95,6 +98,7 @@ pub fn check(config: &Config) -> Check {
     streaming(config)?;
     apparmor(config)?;
     range(&["selinux_categories"], u64::from(config.selinux_categories), 2, 1024)?;
+    containers(config)?;
     capabilities(config)
 }
 
@@ -106,6 +110,37 @@ fn pinned_images(config: &Config) -> Check {
         if inner.is_empty() || inner.contains('*') {
             let text = format!("\"{pattern}\" is neither a name nor of the form \"name*\" or \"*part*\"");
             return fault(&["pinned_images"], text);
+        }
+    }
+    Ok(())
+}
+
+fn containers(config: &Config) -> Check {
+    let settings = &config.containers;
+    for path in &settings.required_host_paths {
+        absolute(&["containers", "required_host_paths"], path)?;
+    }
+    for path in &settings.hooks_dirs {
+        absolute(&["containers", "hooks_dirs"], path)?;
+    }
+    range(&["containers", "shm_size"], settings.shm_size, 4096, i64::MAX as u64)?;
+    for entry in &settings.env {
+        let name = entry.split_once('=').map_or("", |(name, _)| name);
+        if name.is_empty() || entry.contains('\0') {
+            return fault(
+                &["containers", "env"],
+                format!("\"{entry}\" is not a variable such as NAME=value"),
+            );
+        }
+    }
+    for limit in &settings.ulimits {
+        if let Err(why) = Ulimit::parse(limit) {
+            return fault(&["containers", "ulimits"], why);
+        }
+    }
+    for device in &settings.devices {
+        if let Err(why) = parse_device(device) {
+            return fault(&["containers", "devices"], why);
         }
     }
     Ok(())
@@ -201,6 +236,9 @@ fn runtimes(config: &Config) -> Check {
                 &["runtimes", name],
                 "a handler's name has only a-z, 0-9, \"-\" and \".\"",
             );
+        }
+        if let Some(base) = &handler.base_runtime_spec {
+            absolute(&["runtimes", name, "base_runtime_spec"], base)?;
         }
         if name == BUILTIN_RUNTIME {
             if handler.path.as_os_str().is_empty() && handler.root.is_none() {

@@ -5,15 +5,19 @@ use std::{
     sync::Arc,
 };
 
+use oci_spec::runtime::Spec;
 use wharf_proto::{
     cri::{ContainerConfig, LinuxContainerUser, NamespaceMode, PodSandboxConfig},
     record::{self, ContainerState},
 };
 
 use super::{
-    Container, Error, Result, Tools, access, cdi, ending, host, limits, passwd, restore, signals, spec, users,
+    Container, Error, Result, Tools, access, base, cdi, ending, hooks, host,
+    image_volumes::{self, View},
+    limits, passwd, restore, signals, spec, users, volumes,
 };
 use crate::{
+    config::ImageVolumes,
     images::{Image, rootfs::Owners},
     lsm,
     runtime::features::Features,
@@ -96,7 +100,7 @@ pub async fn create(
         .mount_rootfs(
             &image,
             &container.dir,
-            owners,
+            owners.clone(),
             labels.as_ref().map(|labels| labels.files.clone()),
         )
         .await
@@ -109,6 +113,10 @@ pub async fn create(
     }
     let restore = dumped.is_some();
     container.fail_point("create.rootfs").await?;
+    container.stage.enter("image volumes");
+    let views = image_volumes::mount(tools, container, &config, owners.as_ref(), labels.as_ref()).await?;
+    let mounted_images = mounted_images(&views);
+    container.fail_point("create.volumes").await?;
     let cgroup_path = cgroup_path(&on_record, &container.id);
     let resources = config.linux.as_ref().and_then(|linux| linux.resources.clone());
     let bundle = Bundle {
@@ -116,6 +124,8 @@ pub async fn create(
         pod: on_record,
         pid_namespace: pid_namespace(container, &config, others)?,
         config,
+        views,
+        owners,
         rootfs,
         labels,
         cgroup_path: cgroup_path.clone(),
@@ -138,6 +148,7 @@ pub async fn create(
             record.stop_signal = stop_signal;
             record.cgroup_path = cgroup_path;
             record.restore = restore;
+            record.mounted_images = mounted_images;
             record.state = ContainerState::ContainerCreated.into();
         })
         .await?;
@@ -154,11 +165,24 @@ pub async fn undo(tools: &Tools, container: &Arc<Container>) -> Result<()> {
     container.blocking(move || Ok(store::remove_dir(&dir)?)).await
 }
 
+/// The images that are mounted as volumes, by place in the config's mounts, as the record has them.
+fn mounted_images(views: &[Option<View>]) -> Vec<String> {
+    if views.iter().all(Option::is_none) {
+        return Vec::new();
+    }
+    let id = |view: &Option<View>| view.as_ref().map(|view| view.image_id.clone());
+    views.iter().map(|view| id(view).unwrap_or_default()).collect()
+}
+
 /// What a bundle is made from.
 struct Bundle {
     image: Arc<Image>,
     pod: PodSandboxConfig,
     config: ContainerConfig,
+    /// By place in the config's mounts.
+    views: Vec<Option<View>>,
+    /// The pod's users, if it has its own.
+    owners: Option<Owners>,
     rootfs: PathBuf,
     /// SELinux.
     labels: Option<Labels>,
@@ -187,6 +211,8 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 image,
                 pod,
                 config,
+                views,
+                owners,
                 rootfs,
                 labels,
                 cgroup_path,
@@ -197,12 +223,29 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
             if let Some(wanted) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
                 limits::check(wanted)?;
             }
+            let daemon = &tools.mechanisms.config;
             let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
             let user = users::resolve(rootfs, context, &image.config.user)?;
-            let facts = host::inspect(config)?;
+            let mut facts = host::inspect(config, &daemon.containers)?;
+            facts.add_views(views.iter().map(|view| view.as_ref().map(|view| view.path.as_path())));
+            if daemon.containers.image_volumes == ImageVolumes::Bind {
+                facts.volumes = volumes::make(
+                    &owner.id,
+                    &image.config.volumes,
+                    &config.mounts,
+                    rootfs,
+                    &owner.dir.join("volumes"),
+                    owners.as_ref(),
+                )?;
+                if let Some(labels) = labels {
+                    for volume in &facts.volumes {
+                        lsm::selinux::relabel(&volume.source, &labels.files)
+                            .map_err(|error| Error::State(error.to_string()))?;
+                    }
+                }
+            }
             let devices = tools.cdi.resolve(&cdi::requested(config)?)?;
             let paths = &owner.sandbox.paths;
-            let daemon = &tools.mechanisms.config;
             let handler = daemon.handler_settings(&owner.record.get().runtime_handler);
             let policy = spec::Policy {
                 apparmor_profile: daemon.apparmor_profile.clone(),
@@ -218,6 +261,8 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 true => passwd::write_missing(&owner.dir, rootfs, &user, config, &image.config)?,
                 false => passwd::Written::default(),
             };
+            let base = daemon.base_runtime_spec(&owner.record.get().runtime_handler);
+            let base = base.map(base::load).transpose()?;
             let mut spec = spec::generate(&spec::SpecInput {
                 pod_id: &owner.sandbox.id,
                 pod,
@@ -238,10 +283,15 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 facts: &facts,
                 host: &tools.host,
                 runtime,
+                base: base.as_ref(),
+                settings: &daemon.containers,
                 default_capabilities: daemon.default_capabilities.as_deref(),
                 unset_seccomp: daemon.unset_seccomp,
                 policy: &policy,
             })?;
+            if let Some(base) = &base {
+                base::add(base, &mut spec);
+            }
             if let Some(profile) = spec
                 .process()
                 .as_ref()
@@ -252,6 +302,7 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
             cdi::apply(&devices, &mut spec);
             let name = config.metadata.clone().unwrap_or_default().name;
             limits::apply(daemon, &name, &config.annotations, &pod.annotations, &mut spec)?;
+            add_hooks(&daemon.containers.hooks_dirs, pod, config, &mut spec)?;
             if let Some(dumped) = dumped {
                 dumped.adopt(&mut spec)?;
             }
@@ -260,6 +311,19 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
             Ok(user.to_cri())
         })
         .await
+}
+
+/// The hooks that the node's administrator has laid down for such containers.
+fn add_hooks(directories: &[PathBuf], pod: &PodSandboxConfig, config: &ContainerConfig, spec: &mut Spec) -> Result<()> {
+    let own = spec.annotations().clone().unwrap_or_default();
+    let args = spec.process().as_ref().and_then(|process| process.args().clone());
+    let pairs = own.iter().chain(&pod.annotations).chain(&config.annotations);
+    let subject = hooks::Subject {
+        annotations: pairs.map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+        command: args.as_ref().and_then(|args| args.first()).map_or("", String::as_str),
+        has_bind_mounts: !config.mounts.is_empty(),
+    };
+    Ok(hooks::add(directories, &subject, spec)?)
 }
 
 /// The pod's pinned namespaces, where it has its own.
@@ -318,7 +382,9 @@ fn relabel(config: &ContainerConfig, facts: &host::Facts, labels: Option<&Labels
         return Ok(());
     };
     for (mount, source) in config.mounts.iter().zip(&facts.mounts) {
-        if let Some(source) = source.as_ref().filter(|_| mount.selinux_relabel) {
+        // The view of an image has its label from its mount.
+        let wanted = mount.selinux_relabel && mount.image.is_none();
+        if let Some(source) = source.as_ref().filter(|_| wanted) {
             lsm::selinux::relabel(&source.path, &labels.files).map_err(|error| Error::Invalid(error.to_string()))?;
         }
     }

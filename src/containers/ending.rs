@@ -10,7 +10,7 @@ use wharf_proto::{
     record::{self, ContainerState, Exit},
 };
 
-use super::{Container, Error, Result, Tools, is_gone, pause, signals, stuck};
+use super::{Container, Error, Result, Tools, image_volumes, is_gone, pause, signals, stuck};
 use crate::{cgroups, monitor, store};
 
 /// How long a process may take to vanish after SIGKILL before it is reported (it hangs in the kernel).
@@ -142,7 +142,8 @@ async fn unmount(tools: &Tools, container: &Container) -> Result<()> {
         .map_err(|source| Error::Rootfs {
             id: container.id.clone(),
             source,
-        })
+        })?;
+    image_volumes::release(tools, container).await
 }
 
 /// Stops the container: sends its stop signal once, waits for `timeout`, then kills; returns when the end is recorded.

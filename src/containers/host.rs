@@ -11,8 +11,12 @@ use std::{
 use oci_spec::runtime::LinuxDeviceType;
 use wharf_proto::cri;
 
-use super::{caps::CapSet, seccomp, spec};
-use crate::{cgroups::Hierarchies, config::Config, lsm};
+use super::{caps::CapSet, seccomp, spec, volumes::Volume};
+use crate::{
+    cgroups::Hierarchies,
+    config::{Config, Containers, MissingHostPaths, parse_device},
+    lsm,
+};
 
 /// Why the machine could not be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A setting of the node, which its check has let through.
+    #[error("{0}")]
+    Setting(String),
     /// A seccomp profile.
     #[error(transparent)]
     Seccomp(#[from] seccomp::Error),
@@ -93,8 +100,25 @@ pub struct Facts {
     pub devices: Vec<DeviceNode>,
     /// Every node in /dev, for a privileged container; else empty.
     pub host_devices: Vec<DeviceNode>,
+    /// Volumes that the image declares.
+    pub volumes: Vec<Volume>,
     /// The Localhost seccomp profile, if one is asked for.
     pub localhost_seccomp: Option<seccomp::LocalProfile>,
+}
+
+impl Facts {
+    /// Adds what mounts of images show, by place in `ContainerConfig.mounts`.
+    pub(super) fn add_views<'a>(&mut self, views: impl Iterator<Item = Option<&'a Path>>) {
+        for (source, view) in self.mounts.iter_mut().zip(views) {
+            if let Some(path) = view {
+                *source = Some(MountSource {
+                    path: path.to_owned(),
+                    shared: false,
+                    slave: false,
+                });
+            }
+        }
+    }
 }
 
 /// The host's side of a mount.
@@ -177,12 +201,12 @@ fn parse_kernel(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// Looks up what `config` refers to. A missing host path of a mount becomes a directory, as kubelet's world expects
-/// (row D2).
+/// Looks up what `config` and the node's settings refer to. A missing host path of a mount becomes a directory, as
+/// kubelet's world expects (row D2), unless the settings say otherwise.
 ///
 /// # Errors
 /// A path, device or profile that cannot be used, by name.
-pub fn inspect(config: &cri::ContainerConfig) -> Result<Facts, Error> {
+pub fn inspect(config: &cri::ContainerConfig, settings: &Containers) -> Result<Facts, Error> {
     let context = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let mut facts = Facts::default();
     let table = match config.mounts.iter().any(|m| m.propagation != 0) {
@@ -192,9 +216,18 @@ pub fn inspect(config: &cri::ContainerConfig) -> Result<Facts, Error> {
     for mount in &config.mounts {
         let source = match mount.image.is_some() || mount.host_path.is_empty() {
             true => None,
-            false => Some(mount_source(Path::new(&mount.host_path), &table)?),
+            false => Some(mount_source(Path::new(&mount.host_path), &table, settings)?),
         };
         facts.mounts.push(source);
+    }
+    for text in &settings.devices {
+        let (host_path, container_path, permissions) = parse_device(text).map_err(Error::Setting)?;
+        let device = cri::Device {
+            host_path: host_path.to_owned(),
+            container_path: container_path.to_owned(),
+            permissions: permissions.to_owned(),
+        };
+        config_device(&device, &mut facts.devices)?;
     }
     for device in &config.devices {
         config_device(device, &mut facts.devices)?;
@@ -210,9 +243,14 @@ pub fn inspect(config: &cri::ContainerConfig) -> Result<Facts, Error> {
     Ok(facts)
 }
 
-fn mount_source(host_path: &Path, table: &MountTable) -> Result<MountSource, Error> {
+fn mount_source(host_path: &Path, table: &MountTable, settings: &Containers) -> Result<MountSource, Error> {
+    let refuse = settings.missing_host_paths == MissingHostPaths::Refuse
+        || settings
+            .required_host_paths
+            .iter()
+            .any(|required| required == host_path);
     let path = match host_path.canonicalize() {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !refuse => {
             fs::create_dir_all(host_path).map_err(failed("create host path of a mount", host_path))?;
             host_path.canonicalize()
         }
@@ -354,15 +392,60 @@ mod tests {
             devices: vec![device("/dev/null")],
             ..Default::default()
         };
-        let node = &inspect(&config).unwrap().devices[0];
+        let node = &inspect(&config, &Containers::default()).unwrap().devices[0];
         assert_eq!((node.major, node.minor, node.access.as_str()), (1, 3, "r"));
         for bad in ["/etc/passwd", "/dev/no-such-thing"] {
             let config = cri::ContainerConfig {
                 devices: vec![device(bad)],
                 ..Default::default()
             };
-            assert!(inspect(&config).unwrap_err().to_string().contains(bad));
+            assert!(
+                inspect(&config, &Containers::default())
+                    .unwrap_err()
+                    .to_string()
+                    .contains(bad)
+            );
         }
+    }
+
+    #[test]
+    fn a_missing_host_path_is_made_or_refused_as_the_node_says() {
+        let base = std::env::temp_dir().join(format!("wharf-host-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&base);
+        let at = |name: &str| base.join(name);
+        let look = |path: &Path, settings: &Containers| {
+            let config = cri::ContainerConfig {
+                mounts: vec![cri::Mount {
+                    host_path: path.to_string_lossy().into_owned(),
+                    container_path: "/x".into(),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            };
+            inspect(&config, settings).map(|mut facts| facts.mounts.remove(0).unwrap().path)
+        };
+        let mut settings = Containers::default();
+        assert!(look(&at("made/deep"), &settings).is_ok() && at("made/deep").is_dir());
+        std::os::unix::fs::symlink("made/deep", at("link")).unwrap();
+        assert_eq!(
+            look(&at("link"), &settings).unwrap(),
+            at("made/deep").canonicalize().unwrap()
+        );
+        settings.required_host_paths = vec![at("mine")];
+        let error = look(&at("mine"), &settings).unwrap_err().to_string();
+        assert!(error.contains("mine") && !at("mine").exists(), "{error}");
+        assert!(look(&at("other"), &settings).is_ok());
+        settings.missing_host_paths = MissingHostPaths::Refuse;
+        let error = look(&at("absent"), &settings).unwrap_err().to_string();
+        assert!(error.contains("absent") && !at("absent").exists(), "{error}");
+        assert!(look(&at("made"), &settings).is_ok());
+        settings.devices = vec!["/dev/null:/dev/void:r".into()];
+        let facts = inspect(&cri::ContainerConfig::default(), &settings).unwrap();
+        assert_eq!(
+            (facts.devices[0].path.as_path(), facts.devices[0].minor),
+            (Path::new("/dev/void"), 3)
+        );
+        fs::remove_dir_all(&base).unwrap();
     }
 
     #[test]

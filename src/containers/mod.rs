@@ -5,13 +5,16 @@
 
 mod access;
 mod archive;
+pub mod base;
 pub mod caps;
 pub mod cdi;
 mod checkpoint;
 mod create;
 mod ending;
 mod exec;
+pub mod hooks;
 pub mod host;
+mod image_volumes;
 mod limits;
 mod passwd;
 mod pause;
@@ -26,6 +29,7 @@ mod stuck;
 mod update;
 pub mod usage;
 pub mod users;
+mod volumes;
 
 use std::{
     path::PathBuf,
@@ -41,6 +45,7 @@ pub use checkpoint::checkpoint;
 pub use create::{create, undo};
 pub use ending::{ended, let_go, lost, release, remove, stop};
 pub use exec::{Output, exec_sync};
+pub use image_volumes::release_all as release_image_volumes;
 pub use pause::{pause, resume};
 pub use start::{reopen_log, start};
 pub use update::update;
@@ -318,3 +323,15 @@ macro_rules! invalid_from {
     };
 }
 invalid_from!(users::Error, host::Error, process::Error);
+
+/// What the node's administrator has laid down and cannot be used: not the request's fault, and soon repaired.
+macro_rules! state_from {
+    ($($error:ty),*) => {
+        $(impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Self::State(error.to_string())
+            }
+        })*
+    };
+}
+state_from!(base::Error, hooks::Error);

@@ -9,7 +9,8 @@ use wharf_proto::{
     cri::{
         CheckpointContainerRequest, Container as Item, ContainerConfig, ContainerResources, ContainerState,
         ContainerStatus, ContainerStatusRequest, ContainerStatusResponse, ContainerUser, CreateContainerRequest,
-        ExecSyncRequest, ExecSyncResponse, ListContainersRequest, ReopenContainerLogRequest, StopContainerRequest,
+        ExecSyncRequest, ExecSyncResponse, ListContainersRequest, Mount, ReopenContainerLogRequest,
+        StopContainerRequest,
     },
     json, record,
 };
@@ -196,7 +197,7 @@ pub(super) fn full(record: &record::Container) -> ContainerStatus {
         message: exit.message,
         labels: config.labels,
         annotations: config.annotations,
-        mounts: config.mounts,
+        mounts: mounts(config.mounts, &record.mounted_images),
         log_path: record.log_path.clone(),
         resources: Some(ContainerResources {
             linux: record.resources.clone(),
@@ -208,6 +209,16 @@ pub(super) fn full(record: &record::Container) -> ContainerStatus {
         }),
         stop_signal: signals::to_cri(&record.stop_signal).into(),
     }
+}
+
+/// As asked for, with the digest of the image behind each image volume (KEP-5365): what PullImage answered for it.
+fn mounts(mut mounts: Vec<Mount>, images: &[String]) -> Vec<Mount> {
+    for (mount, id) in mounts.iter_mut().zip(images) {
+        if let Some(image) = &mut mount.image {
+            image.image_ref.clone_from(id);
+        }
+    }
+    mounts
 }
 
 /// The keys that users of crictl script against.

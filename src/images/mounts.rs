@@ -1,6 +1,6 @@
-//! Root filesystems of containers, and the layers they hold.
+//! Root filesystems of containers, views of images for their volumes, and the layers they hold.
 //!
-//! `<container dir>/layers` names what is mounted: the image id in the first line, then the layers' directories, bottom
+//! `<directory>/layers` names what is mounted: the image id in the first line, then the layers' directories, bottom
 //! first. After a restart it tells which layers are in use.
 
 use std::{
@@ -45,6 +45,51 @@ pub(super) async fn mount(
     owners: Option<rootfs::Owners>,
     label: Option<String>,
 ) -> Result<PathBuf> {
+    let directory = container.to_owned();
+    hold(room, image, container, move |layers| {
+        Ok(rootfs::mount_labelled(
+            layers,
+            &directory,
+            owners.as_ref(),
+            label.as_deref(),
+        )?)
+    })
+    .await
+}
+
+/// See [`super::Images::mount_view`].
+pub(super) async fn mount_view(
+    room: &Arc<Room>,
+    image: &Image,
+    view: &Path,
+    owners: Option<rootfs::Owners>,
+    label: Option<String>,
+) -> Result<PathBuf> {
+    if room.mounts.lock().contains_key(view) {
+        let directory = view.to_owned();
+        if let Some(there) = blocking(move || Ok(rootfs::mounted(&directory)?)).await? {
+            return Ok(there);
+        }
+    }
+    let directory = view.to_owned();
+    hold(room, image, view, move |layers| {
+        Ok(rootfs::mount_read_only(
+            layers,
+            &directory,
+            owners.as_ref(),
+            label.as_deref(),
+        )?)
+    })
+    .await
+}
+
+/// Notes that `directory` uses the image's layers, and mounts them (top first).
+async fn hold(
+    room: &Arc<Room>,
+    image: &Image,
+    directory: &Path,
+    mount: impl FnOnce(&[PathBuf]) -> Result<PathBuf> + Send + 'static,
+) -> Result<PathBuf> {
     let pins = image.pins.clone();
     let mut text = format!("{}\n", image.id);
     for pin in &pins {
@@ -52,19 +97,17 @@ pub(super) async fn mount(
         text.push('\n');
     }
     let top_first: Vec<PathBuf> = pins.iter().rev().map(Pin::path).collect();
-    room.mounts.lock().insert(container.to_owned(), pins);
-    let directory = container.to_owned();
+    room.mounts.lock().insert(directory.to_owned(), pins);
+    let file = directory.join(FILE);
     let mounted = blocking(move || {
-        let file = directory.join(FILE);
         store::write_file(&file, text.as_bytes(), 0o600)?;
-        rootfs::mount_labelled(&top_first, &directory, owners.as_ref(), label.as_deref()).map_err(|error| {
+        mount(&top_first).inspect_err(|_| {
             let _ = fs::remove_file(&file);
-            error.into()
         })
     })
     .await;
     if mounted.is_err() {
-        room.mounts.lock().remove(container);
+        room.mounts.lock().remove(directory);
     }
     mounted
 }

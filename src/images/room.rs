@@ -70,13 +70,13 @@ impl Images {
         })
     }
 
-    /// Tells which containers exist, so that their layers are kept; frees layers that nobody uses. Called once, after
-    /// [`Images::open`]: until then no layer is freed.
+    /// Tells which directories had something mounted, containers' and views, so that their layers are kept; frees layers
+    /// that nobody uses. Called once, after [`Images::open`]: until then no layer is freed.
     ///
     /// # Errors
-    /// When a container's list of layers can't be read; then no layer is freed.
-    pub async fn adopt(&self, container_dirs: &[PathBuf]) -> Result<()> {
-        let (room, containers) = (self.room.clone(), container_dirs.to_vec());
+    /// When a list of layers can't be read; then no layer is freed.
+    pub async fn adopt(&self, directories: &[PathBuf]) -> Result<()> {
+        let (room, containers) = (self.room.clone(), directories.to_vec());
         pull::blocking(move || mounts::adopt(&room.mounts, &room.layers, &containers)).await?;
         self.room.layers.all_users_known();
         Ok(())
@@ -226,6 +226,32 @@ impl Images {
     pub fn changes(&self, container_dir: &Path) -> Option<super::rootfs::changes::Changes> {
         let layers = self.room.mounts.layers(container_dir)?;
         Some(super::rootfs::changes::Changes::new(container_dir, layers))
+    }
+
+    /// Mounts what is in `image` at `dir/rootfs` for reading only and returns that path; mounted there already is fine.
+    /// The layers are kept until [`Images::remove_view`]. With `owners` its files belong to the users of their
+    /// namespace. Not to be called twice at once for one `dir`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the mount.
+    pub async fn mount_view(
+        &self,
+        image: &Image,
+        dir: &Path,
+        owners: Option<super::rootfs::Owners>,
+        label: Option<String>,
+    ) -> Result<PathBuf> {
+        mounts::mount_view(&self.room, image, dir, owners, label).await
+    }
+
+    /// Undoes [`Images::mount_view`] and removes the directory; nothing there is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses to unmount or to remove.
+    pub async fn remove_view(&self, dir: &Path) -> Result<()> {
+        mounts::unmount(&self.room, dir).await?;
+        let dir = dir.to_owned();
+        pull::blocking(move || Ok(rootfs::remove_tree(&dir)?)).await
     }
 
     /// Undoes [`Images::mount_rootfs`]; nothing mounted is fine.

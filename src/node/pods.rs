@@ -263,6 +263,7 @@ impl Node {
             }
         }
         outcome?;
+        containers::release_image_volumes(&self.inner.tools, pod).await?;
         sandbox::remove(pod).await?;
         self.forget_pod(pod);
         tracing::info!(pod = pod.id, "pod sandbox is removed");

@@ -1,7 +1,7 @@
 //! What the daemon finds at its start: pods that run on under their monitors, pods of an earlier boot, and work that
 //! was cut off. One broken pod delays and spoils nothing but itself.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use wharf_proto::{
@@ -27,13 +27,15 @@ const PATIENCE: Duration = Duration::from_millis(900);
 struct Found {
     pod: Arc<Sandbox>,
     containers: Vec<Arc<Container>>,
+    /// Directories of images that are mounted as its volumes.
+    image_volumes: Vec<PathBuf>,
 }
 
 impl Node {
     /// Takes over the pods on disk. Returns when lists are complete and true.
     pub(super) async fn recover(&self) -> Result<()> {
         let found = self.read_records().await?;
-        for Found { pod, containers } in &found {
+        for Found { pod, containers, .. } in &found {
             self.insert_pod(pod);
             for container in containers {
                 self.insert_container(container);
@@ -41,8 +43,10 @@ impl Node {
         }
         let directories: Vec<_> = found
             .iter()
-            .flat_map(|found| &found.containers)
-            .map(|one| one.dir.clone())
+            .flat_map(|found| {
+                let containers = found.containers.iter().map(|one| one.dir.clone());
+                containers.chain(found.image_volumes.iter().cloned())
+            })
             .collect();
         self.inner.tools.images.adopt(&directories).await?;
         let live: Vec<_> = found
@@ -58,7 +62,7 @@ impl Node {
                 .for_each(|record| selinux.reserve(&record.selinux_level));
         }
         // Whoever listens later hears what happens from here on.
-        for Found { pod, containers } in &found {
+        for Found { pod, containers, .. } in &found {
             self.tell_pod(pod);
             containers.iter().for_each(|container| self.tell_container(container));
         }
@@ -110,7 +114,13 @@ impl Node {
                     store::check_schema(&file, record.schema)?;
                     containers.push(Arc::new(Container::new(Arc::clone(&pod), record)));
                 }
-                found.push(Found { pod, containers });
+                let directory = paths.image_volumes();
+                let image_volumes = store::list_dirs(&directory)?;
+                found.push(Found {
+                    pod,
+                    containers,
+                    image_volumes: image_volumes.iter().map(|name| directory.join(name)).collect(),
+                });
             }
             Ok(found)
         };
@@ -124,7 +134,7 @@ impl Node {
     }
 
     async fn take_over(&self, found: &Found) {
-        let Found { pod, containers } = found;
+        let Found { pod, containers, .. } = found;
         let record = pod.record.get();
         let same_boot = record.boot_id == self.mechanisms().boot_id;
         if same_boot && !record.teardown_done {

@@ -142,6 +142,8 @@ pub struct Sandbox {
     pub listed: Rendering<Arc<record::Pod>>,
     /// How figures name it.
     pub attributes: Rendering<Arc<record::Pod>>,
+    /// Held while an image is mounted as a volume of the pod, or such a volume is released.
+    pub image_volumes: tokio::sync::Mutex<()>,
     meter: usage::Meter,
     monitor: watch::Sender<Option<(Arc<Client>, Processes)>>,
     /// Commands that run in the pod's containers, and who waits for their exit code.
@@ -161,6 +163,7 @@ impl Sandbox {
             stage: Stage::default(),
             listed: Rendering::default(),
             attributes: Rendering::default(),
+            image_volumes: tokio::sync::Mutex::new(()),
             meter: usage::Meter::default(),
             monitor: watch::Sender::new(None),
             execs: Mutex::default(),

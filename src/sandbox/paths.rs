@@ -68,6 +68,12 @@ impl PodPaths {
         self.containers().join(id)
     }
 
+    /// Directory that holds a directory for each image that is mounted as a volume.
+    #[must_use]
+    pub fn image_volumes(&self) -> PathBuf {
+        self.state.join("image-volumes")
+    }
+
     /// Pins of the pod's namespaces: `net`, `ipc`, `uts`.
     #[must_use]
     pub fn namespaces(&self) -> PathBuf {

@@ -21,9 +21,6 @@ use crate::{
     store,
 };
 
-/// Size of a pod's /dev/shm, as both peers ship it.
-const SHM_SIZE: &str = "size=67108864";
-
 /// Checks what can be checked before anything is made.
 ///
 /// # Errors
@@ -140,7 +137,11 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Result
     let label = labels(mechanisms, &sandbox.record.get(), None)?.map(|labels| labels.files);
     let pod = Arc::clone(sandbox);
     let pod_config = config.clone();
-    blocking(sandbox, move || prepare_files(&pod, &pod_config, label.as_deref())).await?;
+    let shm_size = mechanisms.config.containers.shm_size;
+    blocking(sandbox, move || {
+        prepare_files(&pod, &pod_config, label.as_deref(), shm_size)
+    })
+    .await?;
     sandbox.fail_point("run.files").await?;
 
     sandbox.stage.enter("namespaces");
@@ -218,7 +219,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 /// Directories, record, the files that containers see in /etc, and shared memory.
-fn prepare_files(sandbox: &Sandbox, config: &PodSandboxConfig, label: Option<&str>) -> Result<()> {
+fn prepare_files(sandbox: &Sandbox, config: &PodSandboxConfig, label: Option<&str>, shm_size: u64) -> Result<()> {
     let paths = &sandbox.paths;
     store::create_dir(&paths.containers())?;
     store::write_record(&paths.record(), &*sandbox.record.get())?;
@@ -242,7 +243,7 @@ fn prepare_files(sandbox: &Sandbox, config: &PodSandboxConfig, label: Option<&st
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         // Quoted: a level has commas in it.
         let context = label.map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
-        let options = format!("mode=1777,{SHM_SIZE}{context}");
+        let options = format!("mode=1777,size={shm_size}{context}");
         mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(options.as_str()))
             .map_err(|errno| sandbox.io("mount /dev/shm")(errno.into()))?;
     }

@@ -44,7 +44,13 @@ const POINTS: &[(Step, &[&str])] = &[
     ),
     (
         Step::Create,
-        &["create.record", "create.rootfs", "create.bundle", "create.created"],
+        &[
+            "create.record",
+            "create.rootfs",
+            "create.volumes",
+            "create.bundle",
+            "create.created",
+        ],
     ),
     (Step::Start, &["start.begin", "start.noted", "start.started"]),
     (Step::Stop, &["stop.kill", "release.let-go"]),

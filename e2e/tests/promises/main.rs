@@ -28,7 +28,9 @@ mod life;
 mod limits;
 mod logs;
 mod metrics;
+mod mounts;
 mod network;
+mod node_settings;
 mod policy;
 mod profiles;
 mod races;
@@ -51,6 +53,7 @@ mod stuck;
 mod terminal;
 mod update;
 mod userns;
+mod volumes;
 
 /// Runs a test's body on each runtime handler that was asked for.
 ///

@@ -37,6 +37,11 @@ pub(super) fn env(input: &SpecInput) -> Result<Vec<String>> {
         env.set("TERM", "xterm")?;
     }
     env.set("HOME", &input.user.home)?;
+    let base = input.base.and_then(|spec| spec.process().as_ref()?.env().as_ref());
+    for entry in base.into_iter().flatten().chain(&input.settings.env) {
+        let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
+        env.set(name, value)?;
+    }
     for entry in &input.image.env {
         // Docker's meaning of a name without a value is "from the client"; an image has no client.
         let (name, value) = entry.split_once('=').unwrap_or((entry, ""));

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::Spec;
 use wharf_proto::cri;
 
 use crate::{
-    config::SeccompDefault,
+    config::{Containers, SeccompDefault},
     containers::{
         host::{Facts, Host},
         users::ResolvedUser,
@@ -42,6 +43,10 @@ pub struct SpecInput<'a> {
     pub host: &'a Host,
     /// What the pod's runtime handler can do.
     pub runtime: &'a Features,
+    /// The handler's base spec, if it has one.
+    pub base: Option<&'a Spec>,
+    /// `[containers]` of the configuration.
+    pub settings: &'a Containers,
     /// `default_capabilities` of the configuration.
     pub default_capabilities: Option<&'a [String]>,
     /// `unset_seccomp` of the configuration.
@@ -143,6 +148,6 @@ impl SpecInput<'_> {
     }
 
     pub(super) fn read_only_root(&self) -> bool {
-        self.context().is_some_and(|c| c.readonly_rootfs)
+        self.settings.read_only_rootfs || self.context().is_some_and(|c| c.readonly_rootfs)
     }
 }

@@ -37,6 +37,15 @@ pub(super) fn generate(input: &SpecInput) -> Result<Mounts> {
     };
     let mut mounts: Vec<_> = defaults(input).into_iter().filter(|m| !hidden(m)).collect();
     mounts.extend(own);
+    for volume in &input.facts.volumes {
+        // An image can't replace what the pod brings.
+        if mounts.iter().any(|known| *known.destination() == volume.target) {
+            continue;
+        }
+        let mut declared = mount("", "bind", &volume.source, &["rbind", "rprivate", "rw"]);
+        declared.set_destination(volume.target.clone());
+        mounts.push(declared);
+    }
     mounts.sort_by_key(|m| m.destination().components().count());
     Ok(Mounts {
         mounts,
@@ -148,11 +157,6 @@ fn propagation(mount: &cri::Mount) -> Result<MountPropagation> {
 fn cri_mount(input: &SpecInput, mount: &cri::Mount, source: Option<&MountSource>) -> Result<Mount> {
     let target = clean(&mount.container_path)?;
     let shown = target.display();
-    if mount.image.is_some() {
-        return Err(Error::Unsupported(format!(
-            "ImageVolumeMountFailed: mount at {shown}: image volumes are not supported yet"
-        )));
-    }
     if mount.uid_mappings.is_empty() != mount.gid_mappings.is_empty() {
         return invalid(format!(
             "mount at {shown}: users and groups must be mapped both or not at all"
@@ -192,7 +196,8 @@ fn cri_mount(input: &SpecInput, mount: &cri::Mount, source: Option<&MountSource>
     options.push(access(input, mount, &target)?.to_owned());
     let mut out = self::mount("", "bind", &source.path, &[]);
     out.set_destination(target).set_options(Some(options));
-    if !mount.uid_mappings.is_empty() {
+    // The view of an image has its owners mapped already.
+    if !mount.uid_mappings.is_empty() && mount.image.is_none() {
         let mapped = |mappings: &[cri::IdMapping]| mappings.iter().copied().map(id_mapping).collect::<Result<_>>();
         out.set_uid_mappings(Some(mapped(&mount.uid_mappings)?))
             .set_gid_mappings(Some(mapped(&mount.gid_mappings)?));

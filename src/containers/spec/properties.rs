@@ -268,6 +268,8 @@ fn spec_in(config: &cri::ContainerConfig, users: bool) -> Result<Spec> {
             devices: config.devices.iter().enumerate().map(node).collect(),
             ..Default::default()
         },
+        base: None,
+        settings: &crate::config::Containers::default(),
         runtime: &crate::runtime::features::Features::builtin(),
         host: &Host {
             swap_limit: true,

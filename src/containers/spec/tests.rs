@@ -9,11 +9,12 @@ use wharf_proto::cri::{self, NamespaceMode, security_profile::ProfileType};
 
 use super::*;
 use crate::{
-    config::SeccompDefault,
+    config::{Containers, SeccompDefault},
     containers::{
         caps::CapSet,
         host::{DeviceNode, Facts, Host, MountSource},
         users::ResolvedUser,
+        volumes::Volume,
     },
     images::ImageConfig,
     runtime::features::Features,
@@ -31,6 +32,8 @@ struct Case {
     facts: Facts,
     host: Host,
     runtime: Features,
+    base: Option<Spec>,
+    settings: Containers,
     unset_seccomp: SeccompDefault,
     policy: Policy,
 }
@@ -97,6 +100,8 @@ impl Case {
                 ..Host::default()
             },
             runtime: Features::builtin(),
+            base: None,
+            settings: Containers::default(),
             unset_seccomp: SeccompDefault::Unconfined,
             policy: Policy::default(),
         }
@@ -156,6 +161,8 @@ impl Case {
             facts: &self.facts,
             host: &self.host,
             runtime: &self.runtime,
+            base: self.base.as_ref(),
+            settings: &self.settings,
             default_capabilities: None,
             unset_seccomp: self.unset_seccomp,
             policy: &self.policy,
@@ -383,7 +390,6 @@ fn impossible_mounts_are_refused_by_name() {
         text.starts_with("RROUnsupported") && text.contains("runtime handler"),
         "{text}"
     );
-    assert!(refused(|m, _| m.image = Some(Default::default())).contains("ImageVolumeMountFailed"));
     assert!(refused(|m, _| m.uid_mappings = vec![Default::default()]).contains("mapped both"));
     assert!(refused(|m, _| m.mount_options = vec!["suid".into()]).contains("suid"));
 }
@@ -476,4 +482,98 @@ fn what_is_not_there_yet_is_named() {
     let mut case = Case::new();
     case.context().run_as_group = Some(cri::Int64Value { value: 3 });
     assert!(case.refused().contains("run_as_group 3"));
+}
+
+#[test]
+fn the_nodes_settings_reach_every_container() {
+    let mut case = Case::new();
+    case.settings.env = vec!["REGION=here".into(), "FROM_IMAGE=node".into(), "FROM_CRI=node".into()];
+    case.image.env = vec!["FROM_IMAGE=image".into()];
+    case.config.envs = vec![cri::KeyValue {
+        key: "FROM_CRI".into(),
+        value: b"cri".to_vec(),
+    }];
+    let base = serde_json::json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 7, "gid": 7}, "cwd": "/", "env": ["PATH=/base", "REGION=base"],
+            "rlimits": [{"type": "RLIMIT_NPROC", "soft": 1, "hard": 2}, {"type": "RLIMIT_NOFILE", "soft": 1, "hard": 1}],
+        },
+        "mounts": [
+            {"destination": "/proc", "type": "tmpfs", "source": "none"},
+            {"destination": "/base", "type": "tmpfs", "source": "none"},
+        ],
+        "hooks": {"poststop": [{"path": "/base/hook"}]},
+        "annotations": {"base": "yes", "io.kubernetes.cri.container-name": "base"},
+    });
+    case.base = Some(serde_json::from_value(base).unwrap());
+    case.settings.ulimits = vec!["nofile=5:10".into(), "core=0".into(), "nofile=7:-1".into()];
+    case.settings.read_only_rootfs = true;
+    let mut spec = case.generate().unwrap();
+    crate::containers::base::add(case.base.as_ref().unwrap(), &mut spec);
+    let mounts = spec.mounts().as_ref().unwrap();
+    let kind = |target: &str| {
+        mounts
+            .iter()
+            .find(|m| m.destination() == Path::new(target))
+            .unwrap()
+            .typ()
+            .clone()
+            .unwrap()
+    };
+    assert_eq!((kind("/proc").as_str(), kind("/base").as_str()), ("proc", "tmpfs"));
+    assert!(spec.hooks().as_ref().is_some_and(|hooks| hooks.poststop().is_some()));
+    let annotations = spec.annotations().as_ref().unwrap();
+    assert_eq!(
+        (
+            annotations["base"].as_str(),
+            annotations["io.kubernetes.cri.container-name"].as_str()
+        ),
+        ("yes", "main")
+    );
+    let process = spec.process().as_ref().unwrap();
+    assert_eq!(process.user().uid(), 0);
+    let env = process.env().as_ref().unwrap();
+    for entry in ["PATH=/base", "REGION=here", "FROM_IMAGE=image", "FROM_CRI=cri"] {
+        assert!(env.iter().any(|have| have == entry), "{entry} is not in {env:?}");
+    }
+    let limits = serde_json::to_value(process.rlimits()).unwrap();
+    let wanted = serde_json::json!([
+        {"type": "RLIMIT_NPROC", "soft": 1, "hard": 2},
+        {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+        {"type": "RLIMIT_NOFILE", "soft": 7, "hard": u64::MAX},
+    ]);
+    assert_eq!(limits, wanted);
+    assert_eq!(spec.root().as_ref().and_then(|root| root.readonly()), Some(true));
+}
+
+#[test]
+fn declared_volumes_are_mounted_but_never_over_the_pods_files() {
+    let mut case = Case::new();
+    let volume = |target: &str| Volume {
+        target: target.into(),
+        source: "/state/volumes/0".into(),
+    };
+    case.facts.volumes = vec![volume("/etc/hosts"), volume("/data/deep")];
+    case.mount("/data", "/srv", |_, _| {});
+    case.settings.read_only_rootfs = true;
+    let spec = case.generate().unwrap();
+    let mounts = spec.mounts().as_ref().unwrap();
+    let at = |target: &str| {
+        mounts
+            .iter()
+            .filter(|m| m.destination() == Path::new(target))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(at("/etc/hosts").len(), 1);
+    assert_eq!(
+        at("/etc/hosts")[0].source().as_deref(),
+        Some(Path::new("/var/lib/wharf/pods/p/hosts"))
+    );
+    let [data] = at("/data/deep")[..] else {
+        panic!("{mounts:?}");
+    };
+    assert_eq!(data.options().as_ref().unwrap(), &["rbind", "rprivate", "rw"]);
+    let place = |target: &str| mounts.iter().position(|m| m.destination() == Path::new(target));
+    assert!(place("/data") < place("/data/deep"));
 }

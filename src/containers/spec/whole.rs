@@ -2,10 +2,10 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use oci_spec::runtime::{Linux, Process, Root, Spec, User};
+use oci_spec::runtime::{Linux, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec, User};
 
 use super::{Result, SpecInput, command, devices, invalid, mounts, namespaces, resources, security};
-use crate::containers::caps;
+use crate::{config::Ulimit, containers::caps};
 
 /// Makes the spec.
 ///
@@ -106,12 +106,33 @@ fn process(input: &SpecInput) -> Result<Process> {
         .set_env(Some(command::env(input)?))
         .set_cwd(command::cwd(input)?)
         .set_capabilities(Some(capabilities.to_oci()))
-        .set_rlimits(None)
+        .set_rlimits(rlimits(input)?)
         .set_no_new_privileges(Some(context.is_some_and(|c| c.no_new_privs)))
         .set_apparmor_profile(security::apparmor(input)?)
         .set_selinux_label(input.policy.labels.as_ref().map(|labels| labels.process.clone()))
         .set_oom_score_adj(Some(resources::oom_score_adj(input)));
     Ok(process)
+}
+
+/// The node's limits for all containers; CRI has none of its own.
+fn rlimits(input: &SpecInput) -> Result<Option<Vec<PosixRlimit>>> {
+    let base = input.base.and_then(|spec| spec.process().as_ref()?.rlimits().as_ref());
+    let mut limits = base.cloned().unwrap_or_default();
+    for text in &input.settings.ulimits {
+        let limit = Ulimit::parse(text).or_else(invalid)?;
+        let kind = serde_json::from_value(limit.name.clone().into())
+            .or_else(|_| invalid(format!("resource limit {} does not exist", limit.name)))?;
+        let kind: PosixRlimitType = kind;
+        let rlimit = PosixRlimitBuilder::default()
+            .typ(kind)
+            .soft(limit.soft)
+            .hard(limit.hard)
+            .build()
+            .or_else(|error| invalid(format!("resource limit {}: {error}", limit.name)))?;
+        limits.retain(|known: &PosixRlimit| known.typ() != rlimit.typ());
+        limits.push(rlimit);
+    }
+    Ok(Some(limits).filter(|limits| !limits.is_empty()))
 }
 
 /// What tools that look at running specs know from other runtimes; nothing here changes how the container runs.

@@ -23,7 +23,8 @@ pub struct Owners {
 
 impl Owners {
     /// The node's numbers for a file's owner in the image; what is out of range belongs to nobody.
-    pub(super) fn on_node(&self, owner: (u32, u32)) -> (u32, u32) {
+    #[must_use]
+    pub fn on_node(&self, owner: (u32, u32)) -> (u32, u32) {
         let map = |id: u32, mapping: &IdMapping| match id.checked_sub(mapping.container_id) {
             Some(offset) if offset < mapping.length => mapping.host_id + offset,
             _ => NOBODY,

@@ -1,8 +1,10 @@
 //! Root filesystems of containers: overlay mounts over unpacked layers, their removal, and the figures of the
-//! filesystem below. Owns what a container's directory has under `rootfs`, `upper`, `work`, `empty` and `mapped`; never knows
+//! filesystem below. Owns what a directory has under `rootfs`, `upper`, `work`, `empty`, `empty2` and `mapped`; never knows
 //! images or records, never follows a symlink a container made. All of it blocks: run it with `spawn_blocking`.
 
 pub mod changes;
+mod copy;
+mod inside;
 mod mapped;
 mod overlay;
 mod remove;
@@ -10,14 +12,17 @@ mod sys;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod xattrs;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use copy::copy_directory;
+pub use inside::directory_in;
 pub use mapped::Owners;
 #[cfg(test)]
 pub use overlay::mount;
-pub use overlay::{mount_labelled, unmount, view};
+pub use overlay::{mount_labelled, mount_read_only, mounted, unmount, view};
 pub use remove::{remove_at, remove_tree};
 pub use sys::xattrs_at;
 pub use usage::{Space, mountpoint, space, usage, writable_layer};

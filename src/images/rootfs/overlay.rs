@@ -55,16 +55,73 @@ pub fn mount_labelled(
         make_dir(&empty)?;
         lower.push(empty);
     }
-    let mapped = owners
-        .map(|owners| Mapped::new(&lower, owners, container_dir))
-        .transpose()?;
-    let plan = Plan {
-        lower: mapped.as_ref().map_or(&lower, |mapped| &mapped.layers),
+    let above = Above {
         upper: &upper,
         work: &work,
+    };
+    attach(lower, Some(above), container_dir, &target, owners, label)
+}
+
+/// Mounts `layers` (top first; none is allowed) at `dir/rootfs` for reading only and returns that path. With `owners` the
+/// files are theirs.
+///
+/// # Errors
+/// As [`mount`].
+pub fn mount_read_only(
+    layers: &[PathBuf],
+    dir: &Path,
+    owners: Option<&Owners>,
+    label: Option<&str>,
+) -> Result<PathBuf> {
+    let rootfs = dir.join("rootfs");
+    make_dir(&rootfs)?;
+    let target = open_path(&rootfs)?;
+    if sys::is_mount_root(target.as_fd(), c"").map_err(io_at("stat", &rootfs))? {
+        return Err(Error::AlreadyMounted { path: rootfs });
+    }
+    let mut lower = visible(layers)?;
+    // Without an upper directory overlayfs wants two lower ones, and not the same twice.
+    for name in ["empty", "empty2"] {
+        if lower.len() < 2 {
+            let empty = dir.join(name);
+            make_dir(&empty)?;
+            lower.push(empty);
+        }
+    }
+    attach(lower, None, dir, &target, owners, label)
+}
+
+/// `dir/rootfs`, if something is mounted there.
+///
+/// # Errors
+/// When it can't be looked at.
+pub fn mounted(dir: &Path) -> Result<Option<PathBuf>> {
+    let rootfs = dir.join("rootfs");
+    let target = match open_path(&rootfs) {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let is = sys::is_mount_root(target.as_fd(), c"").map_err(io_at("stat", &rootfs))?;
+    Ok(is.then_some(rootfs))
+}
+
+/// Mounts `lower` (top first) at `dir/rootfs`, which is `target`.
+fn attach(
+    lower: Vec<PathBuf>,
+    above: Option<Above>,
+    dir: &Path,
+    target: &OwnedFd,
+    owners: Option<&Owners>,
+    label: Option<&str>,
+) -> Result<PathBuf> {
+    let rootfs = dir.join("rootfs");
+    let mapped = owners.map(|owners| Mapped::new(&lower, owners, dir)).transpose()?;
+    let plan = Plan {
+        lower: mapped.as_ref().map_or(&lower, |mapped| &mapped.layers),
+        above,
         label,
     };
-    match plan.mount_by_context(&target) {
+    match plan.mount_by_context(target) {
         Ok(()) => Ok(rootfs),
         // Linux before 6.7 does not know `lowerdir+`; a sandbox may forbid the newer calls.
         Err(Refusal {
@@ -157,10 +214,17 @@ fn visible(layers: &[PathBuf]) -> Result<Vec<PathBuf>> {
 struct Plan<'a> {
     /// Top first, at least one.
     lower: &'a [PathBuf],
-    upper: &'a Path,
-    work: &'a Path,
+    /// None: for reading only.
+    above: Option<Above<'a>>,
     /// SELinux.
     label: Option<&'a str>,
+}
+
+/// Where changes go.
+#[derive(Clone, Copy)]
+struct Above<'a> {
+    upper: &'a Path,
+    work: &'a Path,
 }
 
 /// Why the newer mount calls did not do it.
@@ -192,10 +256,12 @@ impl Plan<'_> {
             let set = sys::set_string(&context, c"lowerdir+", &layer.text);
             set.map_err(|errno| if i == 0 { early(errno) } else { late(errno) })?;
         }
-        sys::set_string(&context, c"upperdir", &spell(self.upper)?.text).map_err(late)?;
-        sys::set_string(&context, c"workdir", &spell(self.work)?.text).map_err(late)?;
         sys::set_string(&context, c"index", c"off").map_err(late)?;
-        sys::set_flag(&context, c"volatile").map_err(late)?;
+        if let Some(above) = self.above {
+            sys::set_string(&context, c"upperdir", &spell(above.upper)?.text).map_err(late)?;
+            sys::set_string(&context, c"workdir", &spell(above.work)?.text).map_err(late)?;
+            sys::set_flag(&context, c"volatile").map_err(late)?;
+        }
         if let Some(label) = self.label {
             let label = CString::new(label).map_err(|_| late(Errno::EINVAL))?;
             sys::set_string(&context, c"context", &label).map_err(late)?;
@@ -238,18 +304,22 @@ impl Plan<'_> {
             .iter()
             .map(|path| spell(path))
             .collect::<nix::Result<Vec<_>>>()?;
-        let (upper, work) = (spell(self.upper)?, spell(self.work)?);
-        let mut text = b"index=off,volatile,lowerdir=".to_vec();
+        let mut text = b"index=off,lowerdir=".to_vec();
         text.extend(lower.iter().map(|s| s.text.to_bytes()).collect::<Vec<_>>().join(&b':'));
-        for (key, value) in [(",upperdir=", &upper), (",workdir=", &work)] {
-            text.extend_from_slice(key.as_bytes());
-            text.extend_from_slice(value.text.to_bytes());
+        let mut spelled = lower;
+        if let Some(above) = self.above {
+            for (key, path) in [(",volatile,upperdir=", above.upper), (",workdir=", above.work)] {
+                let value = spell(path)?;
+                text.extend_from_slice(key.as_bytes());
+                text.extend_from_slice(value.text.to_bytes());
+                spelled.push(value);
+            }
         }
         if let Some(label) = self.label {
             // Quoted: a level has commas in it.
             text.extend_from_slice(format!(",context=\"{label}\"").as_bytes());
         }
-        Ok((text, lower.into_iter().chain([upper, work]).collect()))
+        Ok((text, spelled))
     }
 }
 
@@ -340,8 +410,10 @@ pub fn mount_as_before_6_7(lower: &[PathBuf], container_dir: &Path) -> Result<()
     let (upper, work) = (container_dir.join("upper"), container_dir.join("work"));
     Plan {
         lower,
-        upper: &upper,
-        work: &work,
+        above: Some(Above {
+            upper: &upper,
+            work: &work,
+        }),
         label: None,
     }
     .mount_by_options(&container_dir.join("rootfs"))

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::mount::{MsFlags, mount as mount_call};
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Error, mount, mountpoint, overlay, remove_tree, unmount, usage};
+use super::{Error, copy_directory, mount, mount_read_only, mounted, mountpoint, overlay, remove_tree, unmount, usage};
 
 /// Runs `test` in a new mount namespace with a tmpfs of its own, as overlay directories cannot lie on every filesystem.
 fn in_namespace(test: impl FnOnce(&Path) + Send + 'static) {
@@ -71,6 +71,33 @@ fn the_top_layer_wins_and_changes_stay_in_upper() {
         mount(&layers, &container, None).unwrap();
         assert!(rootfs.join("new").exists());
         unmount(&container).unwrap();
+    });
+}
+
+#[test]
+fn a_view_can_only_be_read() {
+    in_namespace(|root| {
+        for count in [0, 1, 2, 100] {
+            let layers = layers(root, count, &format!("v{count}-"));
+            let view = root.join(format!("view{count}"));
+            fs::create_dir(&view).unwrap();
+            assert_eq!(mounted(&view).unwrap(), None);
+            let rootfs = mount_read_only(&layers, &view, None, None).unwrap();
+            assert_eq!(mounted(&view).unwrap().as_ref(), Some(&rootfs));
+            if count > 0 {
+                assert_eq!(
+                    fs::read_to_string(rootfs.join("which")).unwrap(),
+                    (count - 1).to_string()
+                );
+                assert!(rootfs.join("only0").exists());
+            }
+            let refused = fs::write(rootfs.join("new"), b"").unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EROFS), "{count}");
+            let twice = mount_read_only(&layers, &view, None, None);
+            assert!(matches!(twice, Err(Error::AlreadyMounted { .. })));
+            unmount(&view).unwrap();
+            assert_eq!(mounted(&view).unwrap(), None);
+        }
     });
 }
 
@@ -202,5 +229,93 @@ fn usage_counts_hard_links_once_and_finds_the_mount() {
         assert_eq!((found.inodes_used, found.mountpoint.as_path()), (3, root));
         assert!((10_000..20_000).contains(&found.used_bytes), "{}", found.used_bytes);
         assert_eq!(mountpoint(Path::new("/proc/self")).unwrap(), Path::new("/proc"));
+    });
+}
+
+#[test]
+fn a_copy_has_all_that_belongs_to_files() {
+    in_namespace(|root| {
+        let image = root.join("image");
+        let data = image.join("srv/data");
+        fs::create_dir_all(data.join("sub/deep")).unwrap();
+        fs::create_dir_all(image.join("etc")).unwrap();
+        fs::write(image.join("etc/secret"), "of the image").unwrap();
+        symlink("/srv/data", image.join("data")).unwrap();
+        fs::write(data.join("file"), vec![7; 300_000]).unwrap();
+        fs::write(data.join("suid"), "x").unwrap();
+        std::os::unix::fs::chown(data.join("suid"), Some(1002), Some(1003)).unwrap();
+        fs::set_permissions(data.join("suid"), fs::Permissions::from_mode(0o4751)).unwrap();
+        fs::hard_link(data.join("file"), data.join("sub/deep/linked")).unwrap();
+        symlink("/etc/secret", data.join("absolute")).unwrap();
+        symlink("/etc", data.join("directory")).unwrap();
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o640);
+        nix::unistd::mkfifo(&data.join("fifo"), mode).unwrap();
+        let device = nix::sys::stat::makedev(1, 3);
+        nix::sys::stat::mknod(&data.join("null"), nix::sys::stat::SFlag::S_IFCHR, mode, device).unwrap();
+        std::os::unix::net::UnixListener::bind(data.join("socket")).unwrap();
+        let file = fs::File::open(data.join("file")).unwrap();
+        // SAFETY: the name is NUL-terminated, the value's pointer and length belong together.
+        let set = unsafe {
+            let value = [9u8; 700];
+            let file = std::os::fd::AsRawFd::as_raw_fd(&file);
+            libc::fsetxattr(file, c"trusted.wharf".as_ptr(), value.as_ptr().cast(), value.len(), 0)
+        };
+        assert_eq!(set, 0);
+        std::os::unix::fs::chown(&data, Some(33), Some(34)).unwrap();
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o2750)).unwrap();
+        let old = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 5_000_000);
+        fs::File::open(data.join("sub")).unwrap().set_modified(old).unwrap();
+        fs::File::open(data.join("suid")).unwrap().set_modified(old).unwrap();
+
+        let target = root.join("volume");
+        fs::create_dir(&target).unwrap();
+        assert!(copy_directory(&image, Path::new("/data"), &target).unwrap());
+        let at = |name: &str| fs::symlink_metadata(target.join(name)).unwrap();
+        assert_eq!((at("").uid(), at("").gid(), at("").mode() & 0o7777), (33, 34, 0o2750));
+        assert_eq!(fs::read(target.join("file")).unwrap(), vec![7; 300_000]);
+        assert_eq!(
+            (at("suid").uid(), at("suid").gid(), at("suid").mode() & 0o7777),
+            (1002, 1003, 0o4751)
+        );
+        assert_eq!(at("file").ino(), at("sub/deep/linked").ino());
+        assert_eq!(
+            fs::read_link(target.join("absolute")).unwrap(),
+            Path::new("/etc/secret")
+        );
+        assert!(at("directory").is_symlink() && !target.join("socket").exists());
+        assert_eq!((at("fifo").mode(), at("null").rdev()), (libc::S_IFIFO | 0o640, device));
+        assert_eq!((at("sub").mtime(), at("sub").mtime_nsec()), (1_000_000_000, 5_000_000));
+        assert_eq!(at("suid").mtime(), 1_000_000_000);
+        let copied = fs::File::open(target.join("file")).unwrap();
+        let mut value = [0; 1024];
+        // SAFETY: the name is NUL-terminated, the buffer's pointer and length belong together.
+        let length = unsafe {
+            libc::fgetxattr(
+                std::os::fd::AsRawFd::as_raw_fd(&copied),
+                c"trusted.wharf".as_ptr(),
+                value.as_mut_ptr().cast(),
+                value.len(),
+            )
+        };
+        assert_eq!((length, value[699]), (700, 9));
+
+        assert!(!copy_directory(&image, Path::new("/nowhere"), &target).unwrap());
+        let Err(Error::Io { source, .. }) = copy_directory(&image, Path::new("/data/file"), &target) else {
+            panic!("a file was copied as a directory");
+        };
+        assert_eq!(source.kind(), std::io::ErrorKind::NotADirectory);
+    });
+}
+
+#[test]
+fn a_very_deep_directory_is_copied() {
+    in_namespace(|root| {
+        let image = root.join("image");
+        let depth = 1000;
+        fs::create_dir_all(image.join(vec!["d"; depth].join("/"))).unwrap();
+        let target = root.join("volume");
+        fs::create_dir(&target).unwrap();
+        assert!(copy_directory(&image, Path::new(""), &target).unwrap());
+        assert!(target.join(vec!["d"; depth].join("/")).is_dir());
     });
 }
