@@ -154,6 +154,9 @@ impl Node {
         self.own(async move {
             let started = containers::start(&node.inner.tools, &container).await;
             node.tell_container(&container);
+            if started.is_err() {
+                node.remove_if_over(&container.sandbox);
+            }
             Ok(started?)
         })
         .await
