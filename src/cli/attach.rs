@@ -6,11 +6,15 @@ use wharf_proto::cri::{self, ContainerState};
 use super::client::{Client, Owner};
 use super::error::{Error, Outcome, Result};
 use super::exec::{PROTOCOLS, exit_code};
+use super::logfile::{Show, start_of_last};
 use super::stream::{self, End, Ended, Keys, Proxy, Relay, Signals};
-use super::{output, resolve, wait};
+use super::{logs, output, resolve, wait};
 
 /// Keys that leave a container alone unless `--detach-keys` says otherwise, as Docker has them.
 pub const DETACH_KEYS: &str = "ctrl-p,ctrl-q";
+
+/// How long a runtime's word is awaited that the client is attached; not all say it.
+const ESTABLISHED: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Arguments of `wharf attach`.
 #[derive(clap::Args)]
@@ -24,6 +28,9 @@ pub struct Arguments {
     /// Keys that leave the container alone, in a terminal
     #[arg(long, value_name = "KEYS", default_value = DETACH_KEYS, value_parser = Keys::parse)]
     detach_keys: Keys,
+    /// Show the last lines of the log first
+    #[arg(short = 'n', long, value_name = "N")]
+    tail: Option<usize>,
     /// Name, id, or the beginning of an id
     container: String,
 }
@@ -51,7 +58,13 @@ pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
         keys: Some(arguments.detach_keys.clone()),
     };
     let mut signals = Signals::new()?;
-    let relay = open(client, &container.id, name, &wanted).await?;
+    let mut relay = open(client, &container.id, name, &wanted).await?;
+    if let Some(count) = arguments.tail {
+        // What is written meanwhile comes by both ways rather than by none.
+        let _ = tokio::time::timeout(ESTABLISHED, relay.established()).await;
+        let mut log = logs::open(&status.status.unwrap_or_default(), |file| start_of_last(file, count))?;
+        logs::drain(&mut log, &mut logs::printer(Show::default()))?;
+    }
     let proxy = Proxy {
         client,
         id: &container.id,
@@ -74,7 +87,9 @@ pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
             }
             End::Over(Ended::Failed(message)) => Err(Error::new(format!("attach to container {name}: {message}"))),
             End::Lost(why) => Err(Error::new(format!("the connection to container {name} broke: {why}"))),
-            End::Over(Ended::Code(_)) => ended(client, &container.id).await,
+            End::Over(Ended::Code(0)) => ended(client, &container.id).await,
+            // It may have been removed with its end.
+            End::Over(Ended::Code(code)) => Ok(exit_code(code)),
         },
     }
 }

@@ -8,9 +8,7 @@ use super::client::Client;
 use super::error::{Error, Outcome, Result};
 use super::output;
 use super::resolve::{self, Object, RUN_LABEL};
-
-/// Annotation of a container whose log directory was chosen by a person: it is left alone.
-pub const KEEP_LOG: &str = "wharf.run/keep-log";
+use crate::node::KEEP_LOG;
 
 /// Arguments of `wharf rm`.
 #[derive(clap::Args)]

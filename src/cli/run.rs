@@ -12,7 +12,7 @@ use super::exec::{exit_code, need_terminal};
 use super::logfile::Show;
 use super::resolve::{self, RUN_LABEL};
 use super::stream::{End, Ended, Proxy, Relay, Signals};
-use super::{logs, output, pull, rm, wait};
+use super::{logs, output, pull, rm, version, wait};
 
 use flags::PullPolicy;
 pub use flags::{Arguments, label};
@@ -23,14 +23,10 @@ pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
     if !arguments.detach {
         need_terminal(arguments.interactive, arguments.tty)?;
     }
-    if arguments.detach && arguments.rm {
-        return Err(
-            Error::new("-d and --rm don't go together yet: nobody would be there to remove the container")
-                .hint("Leave out --rm and use `wharf rm` when the container has ended.")
-                .code(DAEMON_FAILED),
-        );
-    }
     let failed = |error: Error| error.code(DAEMON_FAILED);
+    if arguments.detach && arguments.rm {
+        removes(client).await.map_err(failed)?;
+    }
     let image = image(client, arguments).await.map_err(failed)?;
     let plan = Plan::new(arguments, &image).map_err(failed)?;
     if arguments.name.is_some() {
@@ -69,6 +65,18 @@ pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
     match outcome? {
         Attended::Ended(code) | Attended::LeftRunning(code) => Ok(code),
     }
+}
+
+/// Fails when the daemon is not one that removes containers when they have ended.
+async fn removes(client: &Client) -> Result<()> {
+    let name = version::server(client).await?.runtime_name;
+    if name == "wharf" {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "{name} does not remove containers that have ended, so -d and --rm don't go together"
+    ))
+    .hint("Leave out --rm and use `wharf rm` when the container has ended."))
 }
 
 /// Starts the container; with `-i` or `-t` its streams are open before it runs where the runtime allows that.

@@ -1,9 +1,10 @@
 //! Makes the `:authority` of Go's gRPC clients acceptable.
 //!
-//! For a unix socket grpc-go sends the URL-encoded path, `%2Frun%2Fwharf.sock`. A percent sign may not stand in an
-//! authority, so that h2 resets the stream before anything of ours sees the request. Nothing here needs the authority,
-//! so each percent sign in it is overwritten by a hyphen as the bytes come in. The two are coded in six bits each by
-//! HPACK's Huffman code, and in one byte without it: no length changes, and both ends' dynamic tables stay equal.
+//! For a unix socket grpc-go sends the URL-encoded path, `%2Frun%2Fwharf.sock`, and in older versions (as in crictl 1.24)
+//! the path as it is. Neither percent signs nor slashes may stand in an authority, so that h2 resets the stream
+//! before anything of ours sees the request. Nothing here needs the authority, so each of them is overwritten by a hyphen
+//! as the bytes come in. All three are coded in six bits by HPACK's Huffman code, and in one byte without it: no length
+//! changes, and both ends' dynamic tables stay equal.
 
 use std::{
     io,
@@ -172,7 +173,7 @@ fn header_block(flags: u8, payload: &mut [u8]) -> Option<&mut [u8]> {
     payload.get_mut(from..to)
 }
 
-/// Overwrites the percent signs in the authority of a header block (RFC 7541, section 6).
+/// Overwrites the percent signs and slashes in the authority of a header block (RFC 7541, section 6).
 fn soften(block: &mut [u8]) -> Option<()> {
     let mut at = 0;
     while at < block.len() {
@@ -197,7 +198,7 @@ fn soften(block: &mut [u8]) -> Option<()> {
             (true, true) => soften_huffman(value),
             (true, false) => value
                 .iter_mut()
-                .filter(|byte| **byte == b'%')
+                .filter(|byte| matches!(**byte, b'%' | b'/'))
                 .for_each(|byte| *byte = b'-'),
             (false, _) => {}
         }
@@ -246,9 +247,10 @@ const CODES: &[(usize, u16, u16)] = &[
     (13, 0x1ff8, 0x1ffd),
 ];
 const PERCENT: u16 = 0x15;
+const SLASH: u16 = 0x18;
 const HYPHEN: u16 = 0x16;
 
-/// Overwrites the code of `%` by that of `-`, both six bits long.
+/// Overwrites the codes of `%` and `/` by that of `-`, all six bits long.
 fn soften_huffman(value: &mut [u8]) {
     let bit = |value: &[u8], n: usize| u16::from(value[n / 8] >> (7 - n % 8) & 1);
     let mut at = 0;
@@ -263,7 +265,7 @@ fn soften_huffman(value: &mut [u8]) {
         let Some((length, found, _, _)) = known.find(|(_, code, first, last)| (first..=last).contains(&code)) else {
             return;
         };
-        if length == 6 && found == PERCENT {
+        if length == 6 && matches!(found, PERCENT | SLASH) {
             for n in 0..6 {
                 let mask = 1 << (7 - (at + n) % 8);
                 let byte = &mut value[(at + n) / 8];
@@ -291,6 +293,7 @@ mod tests {
             bits += match character {
                 '%' => "010101",
                 '-' => "010110",
+                '/' => "011000",
                 '2' => "00010",
                 'F' => "1100010",
                 'a' => "00011",
@@ -313,17 +316,19 @@ mod tests {
     }
 
     #[test]
-    fn percent_signs_become_hyphens_in_both_codings() {
-        let mut coded = huffman("%2Frun%2Fa.ssk%");
-        soften_huffman(&mut coded);
-        assert_eq!(coded, huffman("-2Frun-2Fa.ssk-"));
+    fn what_can_not_stand_in_an_authority_becomes_hyphens_in_both_codings() {
+        for (sent, expected) in [("%2Frun%2Fa.ssk%", "-2Frun-2Fa.ssk-"), ("/run/a.ssk", "-run-a.ssk")] {
+            let mut coded = huffman(sent);
+            soften_huffman(&mut coded);
+            assert_eq!(coded, huffman(expected));
+        }
         // Indexed field, size update, then the authority as Go writes it: literal with incremental indexing.
-        let mut block = vec![0x83, 0x3f, 0xe1, 0x1f, 0x41, 3];
-        block.extend_from_slice(b"%2F");
+        let mut block = vec![0x83, 0x3f, 0xe1, 0x1f, 0x41, 4];
+        block.extend_from_slice(b"%2F/");
         block.extend_from_slice(&[0x44, 2, b'/', b'%']);
         soften(&mut block).unwrap();
         assert!(
-            block.ends_with(&[0x41, 3, b'-', b'2', b'F', 0x44, 2, b'/', b'%']),
+            block.ends_with(&[0x41, 4, b'-', b'2', b'F', b'-', 0x44, 2, b'/', b'%']),
             "{block:x?}"
         );
     }

@@ -122,7 +122,10 @@ fn decompress<F: Feed>(source: &mut Source<F>, name: &str, directory: &Path) -> 
         what: format!("layer {name}"),
         reason: format!("it can't be decompressed: {error}"),
     };
-    let options = unpack::Options { layer: name.to_owned() };
+    let options = unpack::Options {
+        layer: name.to_owned(),
+        plain: false,
+    };
     let (full, pieces) = threads::sync_channel::<Option<Vec<u8>>>(PIECES);
     let (recycle, empties) = threads::sync_channel::<Vec<u8>>(PIECES);
     thread::scope(|scope| {

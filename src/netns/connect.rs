@@ -3,40 +3,62 @@
 use std::{
     fs::File,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
     path::PathBuf,
     time::Duration,
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 
 use super::{Error, Result, thread};
 
 /// A packet filter in the pod may swallow what comes.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Connects to `port` of localhost, by IPv4 and else by IPv6, in the pinned network namespace or in the caller's. The
-/// stream does not block.
+/// Connects to `port` of localhost, by IPv4 and else by IPv6, in the pinned network namespace or in the caller's.
 ///
 /// # Errors
 /// [`Error::Connect`] with what IPv4 said when neither works.
 pub async fn connect(namespace: Option<PathBuf>, port: u16) -> Result<TcpStream> {
-    thread::run("wharf-connect", move || {
+    // A socket belongs to the namespace in which it was made: the thread is gone before the connecting begins.
+    let (v4, v6) = thread::run("wharf-connect", move || {
         if let Some(namespace) = namespace {
             let file = File::open(&namespace).map_err(|source| Error::io("open namespace", &namespace, source))?;
             setns(file, CloneFlags::CLONE_NEWNET)
                 .map_err(|errno| Error::io("enter namespace", &namespace, errno.into()))?;
         }
-        localhost(port).map_err(|source| Error::Connect { port, source })
+        Ok((made(AddressFamily::Inet), made(AddressFamily::Inet6)))
     })
-    .await
+    .await?;
+    let failed = |source| Error::Connect { port, source };
+    let first = match to(v4, Ipv4Addr::LOCALHOST.into(), port).await {
+        Ok(stream) => return Ok(stream),
+        Err(first) => first,
+    };
+    to(v6, Ipv6Addr::LOCALHOST.into(), port)
+        .await
+        .map_err(|_| failed(first))
 }
 
-fn localhost(port: u16) -> io::Result<TcpStream> {
-    let to = |address: IpAddr| TcpStream::connect_timeout(&SocketAddr::new(address, port), LIMIT);
-    let stream = to(Ipv4Addr::LOCALHOST.into()).or_else(|first| to(Ipv6Addr::LOCALHOST.into()).map_err(|_| first))?;
+fn made(family: AddressFamily) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socket(family, SockType::Stream, flags, None)?)
+}
+
+async fn to(socket: io::Result<OwnedFd>, address: IpAddr, port: u16) -> io::Result<TcpStream> {
+    let socket = TcpSocket::from_std_stream(socket?.into());
+    let stream = timeout(LIMIT, socket.connect(SocketAddr::new(address, port)))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     stream.set_nodelay(true)?;
-    stream.set_nonblocking(true)?;
     Ok(stream)
 }
 

@@ -148,7 +148,11 @@ impl Networks {
     ///
     /// # Errors
     /// When the network is not ready, addresses or ports are taken, the kernel or a plugin refuses.
-    pub async fn attach(&self, pod: &PodNetwork, note: impl FnOnce(record::Network) + Send) -> Result<record::Network> {
+    pub async fn attach<N: Future<Output = ()> + Send>(
+        &self,
+        pod: &PodNetwork,
+        note: impl FnOnce(record::Network) -> N + Send,
+    ) -> Result<record::Network> {
         let mut network = match self.0.mode {
             NetworkMode::Builtin => self.0.builtin.attach(pod, note).await,
             NetworkMode::Cni => self.0.cni.attach(pod, note).await,

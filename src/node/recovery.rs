@@ -152,6 +152,8 @@ impl Node {
                 self.finish_container(container).await;
             }
         }
+        // What ended while nobody was here has been settled above; it may have been noted and not finished, too.
+        self.remove_if_over(pod);
         if matches!(pod.record.get().state(), PodState::PodCreating | PodState::PodRemoving) {
             let (node, pod) = (self.clone(), Arc::clone(pod));
             self.inner.tasks.spawn(async move {

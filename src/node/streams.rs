@@ -79,7 +79,6 @@ impl Node {
         let namespace = (!sandbox::host_network(&config)).then(|| pod.paths.namespaces().join("net"));
         netns::connect(namespace, port)
             .await
-            .and_then(|stream| TcpStream::from_std(stream).map_err(|source| netns::Error::Connect { port, source }))
             .map_err(|error| Error::State(format!("pod sandbox {id}: {error}")))
     }
 }

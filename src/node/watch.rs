@@ -69,6 +69,7 @@ impl Node {
         if let Err(error) = containers::release(&self.inner.tools, container).await {
             tracing::error!(container = container.id, %error, "could not release all of an ended container");
         }
+        self.remove_if_over(&container.sandbox);
     }
 
     /// A monitor that ended while its pod was ready has crashed or was killed: the pod can't go on.

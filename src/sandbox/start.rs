@@ -347,11 +347,9 @@ async fn attach(
         );
     }
     // A detach is due from the moment an attach was begun, whatever happens to this process in between.
-    let note = |pending| {
-        let noted = sandbox.record.change_here(|pod| pod.network = Some(pending));
-        if let Err(error) = noted {
-            tracing::error!(pod = sandbox.id, %error, "could not note that the pod is being attached");
-        }
+    let note = |pending: record::Network| async move {
+        let edit = |pod: &mut record::Pod| pod.network = Some(pending.clone());
+        sandbox.record.change_regardless(edit).await;
     };
     let network = mechanisms
         .networks

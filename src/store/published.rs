@@ -64,20 +64,6 @@ impl<M: Message + Default + Clone + PartialEq + 'static> Published<M> {
         Ok(message)
     }
 
-    /// As [`Published::change`], on the calling thread: for the one place where a mechanism calls back in the middle of
-    /// its work. A record is some hundred bytes and is not synced, so this takes microseconds.
-    ///
-    /// # Errors
-    /// When the record can't be written.
-    pub fn change_here(&self, edit: impl FnOnce(&mut M)) -> Result<Arc<M>> {
-        let mut message = (*self.get()).clone();
-        edit(&mut message);
-        write_record(&self.path, &message)?;
-        let message = Arc::new(message);
-        self.current.send_replace(Arc::clone(&message));
-        Ok(message)
-    }
-
     /// As [`Published::change`] for a step on the way down, which must not depend on room on the disk: where the record
     /// can't be written, the state is published all the same and the failure logged. A later start does the step again.
     pub async fn change_regardless(&self, edit: impl Fn(&mut M)) -> Arc<M> {

@@ -53,7 +53,7 @@ pub enum Protocol {
 pub struct Upgrade {
     pub grant: Grant,
     pub protocol: Protocol,
-    /// Ports in the query of a port-forward over channels.
+    /// The ports of a port-forward over channels, which must be known before its first byte.
     pub ports: Vec<u16>,
     pub connection: OnUpgrade,
 }
@@ -92,9 +92,13 @@ pub fn answer(urls: &Urls, mut request: Request<Incoming>) -> (Answer, Option<Up
         Ok(agreed) => agreed,
         Err(refusal) => return (*refusal, None),
     };
-    let ports = match (protocol, query_ports(request.uri().query().unwrap_or_default())) {
-        (_, Ok(ports)) => ports,
-        (Protocol::Channels(..), Err(text)) if forwards => return (refusal(StatusCode::BAD_REQUEST, &text), None),
+    let ports = match (protocol, &grant) {
+        (Protocol::Channels(..), Grant::PortForward { ports, .. }) => {
+            match channel_ports(request.uri().query().unwrap_or_default(), ports) {
+                Ok(ports) => ports,
+                Err(text) => return (refusal(StatusCode::BAD_REQUEST, &text), None),
+            }
+        }
         _ => Vec::new(),
     };
     let upgrade = Upgrade {
@@ -222,6 +226,33 @@ fn channels(name: &str, forwards: bool) -> Option<Protocol> {
     })
 }
 
+/// Most ports of one connection over channels: their numbers have one character in Base64.
+const CHANNEL_PORTS: usize = 32;
+
+/// The ports of a port-forward over channels: those of the query, of which each must be among the granted ones if there
+/// are any; without a query, the granted ones.
+fn channel_ports(query: &str, granted: &[u16]) -> Result<Vec<u16>, String> {
+    let mut ports = query_ports(query)?;
+    if ports.is_empty() {
+        ports = granted.to_vec();
+    }
+    if let Some(port) = ports.iter().find(|port| !is_granted(granted, **port)) {
+        return Err(format!("port {port} is not among those that this URL was given for\n"));
+    }
+    match ports.len() {
+        0 => Err("over this protocol the query must name the ports: ?port=80&port=443\n".to_owned()),
+        1..=CHANNEL_PORTS => Ok(ports),
+        count => Err(format!(
+            "{count} ports; over this protocol there can be {CHANNEL_PORTS}\n"
+        )),
+    }
+}
+
+/// Whether a port may be reached with a URL that was given for certain ports, or for any.
+pub fn is_granted(granted: &[u16], port: u16) -> bool {
+    granted.is_empty() || granted.contains(&port)
+}
+
 /// Ports as `port=80&port=443` or `port=80,443`.
 fn query_ports(query: &str) -> Result<Vec<u16>, String> {
     query
@@ -315,5 +346,16 @@ mod tests {
             assert!(query_ports(wrong).is_err(), "{wrong}");
         }
         assert!(query_ports("port=53/udp").unwrap_err().contains("only TCP"));
+    }
+
+    #[test]
+    fn channels_reach_ports_that_were_granted_and_no_others() {
+        assert_eq!(channel_ports("port=80&port=443", &[]).unwrap(), [80, 443]);
+        assert_eq!(channel_ports("port=443", &[80, 443]).unwrap(), [443]);
+        assert_eq!(channel_ports("", &[80, 443]).unwrap(), [80, 443]);
+        assert!(channel_ports("port=80&port=22", &[80]).unwrap_err().contains("port 22"));
+        assert!(channel_ports("", &[]).unwrap_err().contains("?port="));
+        let many: Vec<u16> = (1..=33).collect();
+        assert!(channel_ports("", &many).unwrap_err().starts_with("33 ports"));
     }
 }

@@ -22,23 +22,48 @@ pub const CONNECTION_LIMIT: usize = 2 << 20;
 const STALL: Duration = Duration::from_secs(5);
 /// What a connection may hold then: more than two kernels do.
 const STALLED_LIMIT: usize = 16 << 20;
+/// What all connections of a server may hold when one takes more for that reason.
+const POOL_LIMIT: usize = 64 << 20;
 
 /// The client broke the stream off, or is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the client broke the stream off")]
 pub struct Broken;
 
+/// What all connections of a server hold together.
+#[derive(Debug, Default)]
+pub struct Pool(AtomicUsize);
+
 /// What all inboxes of one connection hold together.
 #[derive(Debug, Default)]
 pub struct Budget {
     held: AtomicUsize,
     freed: Notify,
+    pool: Arc<Pool>,
 }
 
 impl Budget {
+    pub fn of(pool: Arc<Pool>) -> Arc<Self> {
+        Arc::new(Self {
+            pool,
+            ..Self::default()
+        })
+    }
+
+    fn add(&self, count: usize) {
+        self.held.fetch_add(count, Ordering::Relaxed);
+        self.pool.0.fetch_add(count, Ordering::Relaxed);
+    }
+
     fn free(&self, count: usize) {
         self.held.fetch_sub(count, Ordering::Relaxed);
+        self.pool.0.fetch_sub(count, Ordering::Relaxed);
         self.freed.notify_one();
+    }
+
+    /// Whether a stream that has been full for long may take more.
+    fn is_patient(&self) -> bool {
+        self.held.load(Ordering::Relaxed) < STALLED_LIMIT && self.pool.0.load(Ordering::Relaxed) < POOL_LIMIT
     }
 }
 
@@ -88,7 +113,7 @@ impl Inbox {
         }
         if !piece.is_empty() {
             state.held += piece.len();
-            self.budget.held.fetch_add(piece.len(), Ordering::Relaxed);
+            self.budget.add(piece.len());
             state.pieces.push_back(piece);
             self.readable.notify_one();
         }
@@ -100,12 +125,15 @@ impl Inbox {
         let stall = tokio::time::sleep(STALL);
         tokio::pin!(stall);
         while self.is_full() {
-            if self.state().stalled && self.budget.held.load(Ordering::Relaxed) < STALLED_LIMIT {
+            let stalled = self.state().stalled;
+            if stalled && self.budget.is_patient() {
                 return;
             }
             tokio::select! {
                 () = self.budget.freed.notified() => {}
                 () = &mut stall, if !stall.is_elapsed() => self.state().stalled = true,
+                // Others may have made room in the pool.
+                () = tokio::time::sleep(STALL), if stalled => {}
             }
         }
         self.state().stalled = false;
@@ -231,6 +259,21 @@ mod tests {
         assert!(!Inbox::new(budget.clone()).is_full(), "an idle stream is not held up");
         drop(streams);
         assert_eq!(budget.held.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_that_stay_full_share_what_they_take_more() {
+        let pool = Arc::<Pool>::default();
+        let streams: Vec<_> = (0..10).map(|_| Inbox::new(Budget::of(pool.clone()))).collect();
+        for stream in &streams {
+            while tokio::time::timeout(3 * STALL, stream.room()).await.is_ok() {
+                stream.push(Bytes::from(vec![0; STREAM_LIMIT]));
+            }
+        }
+        let held = pool.0.load(Ordering::Relaxed);
+        assert!(held <= POOL_LIMIT + 10 * STREAM_LIMIT, "{held}");
+        drop(streams);
+        assert_eq!(pool.0.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]

@@ -7,11 +7,13 @@
 //! `server.rs` listens and owns every connection's task; `http.rs` answers requests and agrees on a protocol; `spdy/`
 //! and `websocket/` are the protocols; `remote/` serves exec and attach, `forward/` port-forward, over either.
 
+mod block;
 mod forward;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod http;
 mod inbox;
+mod lobby;
 mod outgoing;
 #[cfg(test)]
 mod recorded;

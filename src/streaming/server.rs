@@ -12,7 +12,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
@@ -21,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Ended, Error, Grant, Urls, forward,
     http::{self, Protocol, Upgrade},
+    inbox::{Budget, Pool},
+    lobby::{Lobby, Place},
     outgoing::{Activity, Envelope, Outgoing},
     remote, spdy,
     tls::Tls,
@@ -29,8 +30,6 @@ use super::{
 };
 use crate::{config::Streaming as Settings, node::Node};
 
-/// Clients that have not said yet what they want: half-open connections can't use up descriptors.
-const UNDECIDED: usize = 128;
 /// How long a client may take for its request, with TLS and all.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// Longest request that is read; they are a few hundred bytes.
@@ -56,6 +55,7 @@ struct Room {
     urls: Arc<Urls>,
     settings: Settings,
     tls: Option<Tls>,
+    pool: Arc<Pool>,
     stop: CancellationToken,
 }
 
@@ -88,6 +88,7 @@ impl Server {
             urls: urls.clone(),
             settings: settings.clone(),
             tls,
+            pool: Arc::default(),
             stop: stop.clone(),
         });
         let task = tokio::spawn(serve(listener, room));
@@ -111,7 +112,7 @@ impl Server {
 
 async fn serve(listener: TcpListener, room: Arc<Room>) {
     let mut connections = JoinSet::new();
-    let undecided = Arc::new(Semaphore::new(UNDECIDED));
+    let lobby = Arc::<Lobby>::default();
     let mut refresh = tokio::time::interval(REFRESH);
     loop {
         tokio::select! {
@@ -123,11 +124,11 @@ async fn serve(listener: TcpListener, room: Arc<Room>) {
                     connections.spawn_blocking(move || room.tls.as_ref().inspect(|tls| tls.refresh()).is_some());
                 }
             }
-            accepted = accept(&listener, &undecided) => match accepted {
-                Ok((stream, permit)) => {
-                    let room = room.clone();
+            accepted = accept(&listener) => match accepted {
+                Ok(stream) => {
+                    let (room, place) = (room.clone(), lobby.enter());
                     connections.spawn(async move {
-                        connection(&room, stream, permit).await;
+                        connection(&room, stream, place).await;
                         true
                     });
                 }
@@ -147,9 +148,8 @@ async fn serve(listener: TcpListener, room: Arc<Room>) {
     }
 }
 
-/// The next client. Cancel-safe: without a permit nothing is accepted.
-async fn accept(listener: &TcpListener, undecided: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let permit = undecided.clone().acquire_owned().await.map_err(io::Error::other)?;
+/// The next client. Cancel-safe.
+async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     let (stream, _) = listener.accept().await?;
     stream.set_nodelay(true)?;
     let (idle, interval, count) = KEEPALIVE;
@@ -157,16 +157,17 @@ async fn accept(listener: &TcpListener, undecided: &Arc<Semaphore>) -> io::Resul
     setsockopt(&stream, sockopt::TcpKeepIdle, &idle)?;
     setsockopt(&stream, sockopt::TcpKeepInterval, &interval)?;
     setsockopt(&stream, sockopt::TcpKeepCount, &count)?;
-    Ok((stream, permit))
+    Ok(stream)
 }
 
-async fn connection(room: &Room, stream: TcpStream, permit: OwnedSemaphorePermit) {
-    let undecided = tokio::select! {
+async fn connection(room: &Room, stream: TcpStream, place: Place) {
+    let decided = tokio::select! {
         decided = timeout(REQUEST_LIMIT, request(room, stream)) => decided,
+        () = place.turned_out() => return,
         () = room.stop.cancelled() => return,
     };
-    drop(permit);
-    let Ok(Some((transport, early, upgrade))) = undecided else {
+    drop(place);
+    let Ok(Some((transport, early, upgrade))) = decided else {
         return;
     };
     let purpose = format!("{:?} by {:?}", upgrade.grant, upgrade.protocol);
@@ -228,12 +229,12 @@ async fn session(room: &Room, transport: Transport, early: bytes::Bytes, upgrade
         stop: &room.stop,
         activity,
         outgoing: outgoing.clone(),
+        budget: Budget::of(room.pool.clone()),
     };
     let result = match (upgrade.protocol, upgrade.grant) {
-        (Protocol::Channels(form, version), Grant::PortForward { id, ports }) => {
-            let ports = if upgrade.ports.is_empty() { ports } else { upgrade.ports };
+        (Protocol::Channels(form, version), Grant::PortForward { id, .. }) => {
             let messages = Messages::new(source, outgoing.clone());
-            forward::channels(&client, messages, form, version, &id, ports).await
+            forward::channels(&client, messages, form, version, &id, &upgrade.ports).await
         }
         (Protocol::Channels(form, version), grant) => {
             let messages = Messages::new(source, outgoing.clone());
@@ -244,7 +245,8 @@ async fn session(room: &Room, transport: Transport, early: bytes::Bytes, upgrade
                 Protocol::Tunnel => Feed::Tunnel(Messages::new(source, outgoing.clone()), bytes::BytesMut::new()),
                 _ => Feed::Plain(source),
             };
-            let (mut connection, incoming) = spdy::connection(feed, outgoing.clone(), client.activity.clone());
+            let (mut connection, incoming) =
+                spdy::connection(feed, outgoing.clone(), client.activity.clone(), client.budget.clone());
             match (grant, protocol) {
                 (Grant::PortForward { id, ports }, _) => {
                     forward::spdy(&client, &mut connection, incoming, &id, &ports).await
@@ -268,6 +270,7 @@ pub struct Client<'a> {
     pub stop: &'a CancellationToken,
     pub activity: Arc<Activity>,
     pub outgoing: Arc<Outgoing>,
+    pub budget: Arc<Budget>,
 }
 
 impl Client<'_> {

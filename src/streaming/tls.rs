@@ -138,6 +138,65 @@ mod tests {
         Tls::open(&settings).unwrap().refresh();
     }
 
+    /// Writes a file whose age differs from that of every other write, however coarse the file system's clock.
+    fn write(path: &Path, kind: &str, der: &[u8], age: u64) {
+        let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+        let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+        let text = format!("-----BEGIN {kind}-----\n{}\n-----END {kind}-----\n", lines.join("\n"));
+        fs::write(path, text).unwrap();
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000 + age);
+        fs::File::options()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .set_modified(time)
+            .unwrap();
+    }
+
+    #[test]
+    fn files_that_change_count_from_the_next_look_and_broken_ones_do_not() {
+        let dir = std::env::temp_dir().join(format!("wharf-tls-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let (cert, key, ca) = (dir.join("cert"), dir.join("key"), dir.join("ca"));
+        let fill = |age| {
+            let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+            write(&cert, "CERTIFICATE", made.cert.der(), age);
+            write(&ca, "CERTIFICATE", made.cert.der(), age);
+            write(&key, "PRIVATE KEY", &made.signing_key.serialize_der(), age);
+        };
+        fill(1);
+        let tls = Tls::open(&Settings {
+            tls: true,
+            cert: Some(cert.clone()),
+            key: Some(key.clone()),
+            client_ca: Some(ca.clone()),
+            ..Settings::default()
+        })
+        .unwrap();
+        let mut known = tls.acceptor().config().clone();
+        let mut is_new = || {
+            tls.refresh();
+            let now = tls.acceptor().config().clone();
+            !Arc::ptr_eq(&std::mem::replace(&mut known, now.clone()), &now)
+        };
+        assert!(!is_new(), "nothing has changed");
+        fill(2);
+        assert!(is_new(), "all three");
+        let other = rcgen::generate_simple_self_signed(vec!["clients".into()]).unwrap();
+        write(&ca, "CERTIFICATE", other.cert.der(), 3);
+        assert!(is_new(), "the clients' authority alone");
+        write(&key, "PRIVATE KEY", b"nonsense", 4);
+        assert!(!is_new(), "a key that can't be read");
+        // Key and certificate are replaced one after the other: between the two they don't fit.
+        write(&key, "PRIVATE KEY", &other.signing_key.serialize_der(), 5);
+        assert!(!is_new(), "a key of another certificate");
+        write(&cert, "CERTIFICATE", other.cert.der(), 6);
+        assert!(is_new(), "and its certificate");
+        fs::remove_file(&ca).unwrap();
+        assert!(!is_new(), "a file that is gone");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
     #[test]
     fn a_file_that_is_no_certificate_is_named() {
         let settings = Settings {

@@ -106,6 +106,14 @@ impl Urls {
         Ok(url)
     }
 
+    /// How many URLs wait for their use.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.expire(Instant::now());
+        waiting.grants.len()
+    }
+
     /// What the path of a request grants; it grants it no second time.
     pub(super) fn redeem(&self, path: &str) -> Option<Grant> {
         let (word, token) = path.strip_prefix('/')?.split_once('/')?;

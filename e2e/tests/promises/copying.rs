@@ -28,6 +28,8 @@ async fn files_are_copied_both_ways() {
     let large: Vec<u8> = (0..3_000_000u32).flat_map(|n| (n as u8).to_le_bytes()).collect();
     std::fs::write(dir.join("tree/large"), &large).unwrap();
     std::fs::write(dir.join("tree/sub/small"), "small").unwrap();
+    // What would be a whiteout in an image's layer.
+    std::fs::write(dir.join("tree/.wh.large"), "plain").unwrap();
     std::os::unix::fs::symlink("small", dir.join("tree/sub/link")).unwrap();
     ok(&daemon, &["cp", &here("tree"), &format!("{id}:/tmp")]).await;
     ok(&daemon, &["cp", &here("tree/sub/small"), &format!("{id}:/renamed")]).await;
@@ -38,6 +40,7 @@ async fn files_are_copied_both_ways() {
     ok(&daemon, &["cp", &format!("{id}:/tmp/tree"), &here("back")]).await;
     assert!(std::fs::read(dir.join("back/large")).unwrap() == large);
     assert_eq!(std::fs::read_to_string(dir.join("back/new")).unwrap(), "new\n");
+    assert_eq!(std::fs::read_to_string(dir.join("back/.wh.large")).unwrap(), "plain");
     assert_eq!(
         std::fs::read_link(dir.join("back/sub/link")).unwrap().to_str(),
         Some("small")

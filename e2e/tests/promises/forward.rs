@@ -2,7 +2,7 @@
 
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
-use wharf_e2e::streams::{Forward, websocket};
+use wharf_e2e::streams::{Forward, upgrade, websocket};
 use wharf_e2e::{Daemon, Options, eventually};
 
 /// A pod that gives back what it gets on port 8080, and its container.
@@ -85,8 +85,15 @@ async fn a_port_that_nobody_listens_on_is_told_and_harms_no_other() {
         let error = bad.error().await;
         assert!(error.contains("port 9") && error.contains("refused"), "{error}");
         assert!(bad.read_all().await.is_empty());
-        for wrong in ["0", "65536", "http", "53/udp"] {
+        for (wrong, reason) in [
+            ("0", "is not a port"),
+            ("65536", "is not a port"),
+            ("http", "is not a port"),
+            ("53/udp", "only TCP"),
+        ] {
             let mut wrong = client.connect(wrong).await.unwrap();
+            let error = wrong.error().await;
+            assert!(error.contains(reason), "{error}");
             assert!(wrong.read_all().await.is_empty(), "it is reset");
         }
         client.write(&good, b"still here").await.unwrap();
@@ -99,13 +106,36 @@ async fn a_port_that_nobody_listens_on_is_told_and_harms_no_other() {
 async fn a_token_for_ports_is_good_for_them_only() {
     let daemon = Daemon::start().await;
     let (pod, _) = echo(&daemon, "forward").await;
-    let url = daemon.forward_url(&pod, &[8080]).await.unwrap();
-    let mut client = Forward::open(&daemon.lab, &url, false).await.unwrap();
-    let mut other = client.connect("9").await.unwrap();
-    assert!(other.read_all().await.is_empty());
-    let mut pair = client.connect("8080").await.unwrap();
-    client.write(&pair, b"x").await.unwrap();
-    assert_eq!(pair.read().await.unwrap(), b"x");
+    for tunnel in [false, true] {
+        let url = daemon.forward_url(&pod, &[8080]).await.unwrap();
+        let mut client = Forward::open(&daemon.lab, &url, tunnel).await.unwrap();
+        let mut other = client.connect("9").await.unwrap();
+        let error = other.error().await;
+        assert!(error.contains("port 9 is not among"), "{error}");
+        assert!(other.read_all().await.is_empty());
+        let mut pair = client.connect("8080").await.unwrap();
+        client.write(&pair, b"x").await.unwrap();
+        assert_eq!(pair.read().await.unwrap(), b"x");
+    }
+    for (query, code) in [
+        ("", 101),
+        ("?port=8080", 101),
+        ("?port=8080&port=9", 400),
+        ("?port=9", 400),
+    ] {
+        let url = daemon.forward_url(&pod, &[8080]).await.unwrap();
+        let headers = [
+            ("Connection", "Upgrade"),
+            ("Upgrade", "websocket"),
+            ("Sec-WebSocket-Version", "13"),
+            ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ("Sec-WebSocket-Protocol", "v4.channel.k8s.io"),
+        ];
+        let (_stream, answer) = upgrade(&daemon.lab, "GET", &format!("{url}{query}"), &headers)
+            .await
+            .unwrap();
+        assert_eq!(answer.code, code, "{query}");
+    }
     daemon.finish().await;
 }
 

@@ -1,5 +1,6 @@
 //! Attach.
 
+use nix::sys::signal::Signal;
 use wharf_e2e::cri::code;
 use wharf_e2e::streams::{Protocol, REMOTE, Want};
 use wharf_e2e::{Daemon, eventually};
@@ -102,5 +103,81 @@ async fn a_terminal_is_shared_and_resized() {
     })
     .await;
     let _ = code(daemon.attach_url(&id, Want::TTY).await);
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn a_client_of_a_daemon_that_restarts_ends_and_can_come_back() {
+    let mut daemon = Daemon::start().await;
+    let line = "while read line; do echo got $line; done; echo end; exit 4";
+    let id = started(&daemon, "again", line, |container| container.stdin = true).await;
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let mut sessions = Vec::new();
+        for protocol in [SPDY, WEBSOCKET] {
+            let mut session = daemon.attach_session(protocol, &id, Want::ALL).await;
+            session.write(b"before\n").await.unwrap();
+            session.until("got before\n").await;
+            sessions.push(session);
+        }
+        daemon.end(signal).await.unwrap();
+        for session in sessions {
+            // The end of the connection, which `finish` awaits, comes at once.
+            let finished = session.finish().await;
+            let told = finished.status.contains("wharf is ending");
+            assert_eq!(told, signal == Signal::SIGTERM, "{finished:?}");
+        }
+        daemon.start_again().await.unwrap();
+        let status = daemon.cri.status(&id).await.unwrap();
+        assert_eq!(status.state(), pb::ContainerState::ContainerRunning);
+    }
+    let mut session = daemon.attach_session(WEBSOCKET, &id, Want::ALL).await;
+    session.write(b"after\n").await.unwrap();
+    session.until("got after\n").await;
+    daemon.cri.stop(&id, 0).await.unwrap();
+    session.finish().await;
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn stdin_once_waits_for_its_client_over_a_restart_and_ends_with_it() {
+    let mut daemon = Daemon::start().await;
+    let id = started(&daemon, "once", "cat; exit 6", |container| {
+        container.stdin = true;
+        container.stdin_once = true;
+    })
+    .await;
+    daemon.crash().await;
+    let mut session = daemon.attach_session(SPDY, &id, Want::ALL).await;
+    session.write(b"first\n").await.unwrap();
+    session.until("first\n").await;
+    // The client goes with the daemon, and stdin with the client.
+    daemon.end(Signal::SIGKILL).await.unwrap();
+    session.finish().await;
+    daemon.start_again().await.unwrap();
+    let status = daemon.cri.exited(&id).await.unwrap();
+    assert_eq!(status.exit_code, 6, "{status:?}");
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_stops_neither_the_container_nor_another_client() {
+    // More than what pipes, sockets and the daemon hold together.
+    const MUCH: usize = 32 << 20;
+    let daemon = Daemon::start().await;
+    let line =
+        "while [ ! -e /go ]; do sleep 0.1; done; yes 0123456789012345678901234567890123456789012345678901234567890";
+    let id = started(&daemon, "stuck", line, |_| {}).await;
+    let stuck = daemon.attach_session(SPDY, &id, Want::OUTPUT).await;
+    let mut reader = daemon.attach_session(WEBSOCKET, &id, Want::OUTPUT).await;
+    daemon.cri.shell(&id, "touch /go").await.unwrap();
+    assert!(reader.count(MUCH).await >= MUCH);
+    let finished = stuck.finish().await;
+    assert!(finished.status.contains("did not read"), "{}", finished.status);
+    assert!(finished.stdout.len() < MUCH, "{}", finished.stdout.len());
+    assert!(reader.count(1 << 20).await >= 1 << 20, "it goes on");
+    let log = daemon.cri.status(&id).await.unwrap().log_path;
+    assert!(std::fs::metadata(log).unwrap().len() as usize > MUCH);
+    daemon.cri.stop(&id, 0).await.unwrap();
+    reader.break_off();
     daemon.finish().await;
 }

@@ -1,30 +1,119 @@
-//! Hostile clients, and many of them.
+//! Many clients, a third of which break off: nothing of them stays.
 //!
-//! `WHARF_STREAM_CYCLES=10000` runs the stress for as many cycles of each kind (default: 120).
+//! `WHARF_STREAM_CYCLES=10000` runs as many cycles of each kind (default: 120), `WHARF_STREAM_WORKERS` clients at a time
+//! (default: 4), and prints what daemon and monitor use after a tenth, a half and all of them.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use wharf_e2e::streams::spdy::Sender;
-use wharf_e2e::streams::{Forward, Protocol, Session, Want, connect, split, upgrade};
-use wharf_e2e::{Daemon, Options, eventually};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio_tungstenite::tungstenite::Message;
+use wharf_e2e::streams::{Forward, Protocol, Want, upgrade, websocket};
+use wharf_e2e::{Daemon, PATIENCE};
+use wharf_proto::cri as pb;
 
-const PROTOCOLS: [Protocol; 2] = [
+/// All ways that clients of today and of some years ago speak.
+const PROTOCOLS: [Protocol; 4] = [
     Protocol::Spdy("v4.channel.k8s.io"),
     Protocol::WebSocket("v5.channel.k8s.io"),
+    Protocol::WebSocket("v4.channel.k8s.io"),
+    Protocol::WebSocket("v4.base64.channel.k8s.io"),
 ];
 
-fn descriptors(pid: i32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+fn number(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// Private memory in KiB.
-fn memory(pid: i32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let lines = text.lines().filter(|line| line.starts_with("Private_"));
-    lines
-        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .sum()
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cycles_of_all_kinds_leave_nothing() {
+    let cycles = number("WHARF_STREAM_CYCLES", 120);
+    let daemon = Daemon::start().await;
+    let line = "nc -ll -p 8080 -e cat & while :; do echo tick; sleep 0.1; done";
+    let (pod, id) = daemon.running("stress", line).await;
+    let stress = Stress {
+        daemon: &daemon,
+        monitor: monitor(&daemon),
+        pod,
+        id,
+    };
+    stress.cycles(0..72).await;
+    let before = stress.settled(None).await;
+    println!("at first: {before:?}");
+    let begin = Instant::now();
+    let mut done = 0;
+    for until in [cycles / 10, cycles / 2, cycles] {
+        stress.cycles(done..until).await;
+        done = until;
+        let after = stress.settled(Some(before)).await;
+        println!("after {done} of each kind, {:?}: {after:?}", begin.elapsed());
+        assert!(
+            after.is_calm(&before),
+            "{before:?} became {after:?}; processes: {:?}",
+            daemon.lab.processes()
+        );
+        assert!(
+            after.daemon.private < before.daemon.private + 16_384,
+            "the daemon's memory: {before:?} {after:?}"
+        );
+        assert!(
+            after.monitor.private < before.monitor.private + 256,
+            "the monitor's memory: {before:?} {after:?}"
+        );
+    }
+    daemon.finish().await;
+}
+
+/// What one process uses; memory in KiB.
+#[derive(Debug, Clone, Copy)]
+#[expect(dead_code, reason = "all of it is printed")]
+struct Process {
+    descriptors: usize,
+    threads: usize,
+    pss: u64,
+    private: u64,
+}
+
+impl Process {
+    fn of(pid: i32) -> Self {
+        let entries = |name: &str| std::fs::read_dir(format!("/proc/{pid}/{name}")).map_or(0, Iterator::count);
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let sum = |key: &str| -> u64 {
+            let lines = text.lines().filter(|line| line.starts_with(key));
+            lines
+                .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+                .sum()
+        };
+        Self {
+            descriptors: entries("fd"),
+            threads: entries("task"),
+            pss: sum("Pss:"),
+            private: sum("Private_"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Use {
+    processes: usize,
+    /// Of the daemon's asynchronous runtime.
+    tasks: u64,
+    urls: u64,
+    daemon: Process,
+    monitor: Process,
+}
+
+impl Use {
+    /// Whether everything that can be counted is as it was.
+    fn is_calm(&self, before: &Use) -> bool {
+        self.processes <= before.processes
+            && self.tasks <= before.tasks + 1
+            && self.urls == 0
+            && self.daemon.descriptors <= before.daemon.descriptors + 1
+            && self.monitor.descriptors <= before.monitor.descriptors
+            && self.monitor.threads <= before.monitor.threads
+    }
 }
 
 fn monitor(daemon: &Daemon) -> i32 {
@@ -33,196 +122,117 @@ fn monitor(daemon: &Daemon) -> i32 {
     found.expect("a monitor").0
 }
 
-#[tokio::test]
-async fn half_open_connections_hold_nobody_up_and_end() {
-    let daemon = Daemon::start().await;
-    let (_, id) = daemon.running("exec", "sleep 1000").await;
-    let url = daemon.exec_url(&id, &["true"], Want::OUTPUT).await.unwrap();
-    let before = descriptors(daemon.pid());
-    let mut open = Vec::new();
-    for index in 0..100 {
-        let mut stream = connect(&daemon.lab, split(&url).0).await.unwrap();
-        if index % 2 == 0 {
-            stream.write_all(b"GET /exec/").await.unwrap();
-        }
-        open.push(stream);
-    }
-    let session = Session::open(&daemon.lab, PROTOCOLS[0], &url, Want::OUTPUT)
-        .await
-        .unwrap();
-    assert_eq!(session.finish().await.code(), 0);
-    for mut stream in open {
-        let mut answer = Vec::new();
-        let end = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut answer));
-        let _ = end.await.expect("the daemon closes");
-    }
-    eventually("descriptors are as before", async || {
-        descriptors(daemon.pid()) <= before + 2
-    })
-    .await;
-    daemon.finish().await;
+struct Stress<'a> {
+    daemon: &'a Daemon,
+    monitor: i32,
+    pod: String,
+    id: String,
 }
 
-#[tokio::test]
-async fn nonsense_ends_its_own_connection_only() {
-    let daemon = Daemon::with(Options {
-        tables: "[streaming]\ncreation_timeout_secs = 1".into(),
-        ..Default::default()
-    })
-    .await;
-    let (_, id) = daemon.running("exec", "sleep 1000").await;
-    let headers = [
-        ("Connection", "Upgrade"),
-        ("Upgrade", "SPDY/3.1"),
-        ("X-Stream-Protocol-Version", "v4.channel.k8s.io"),
-    ];
-    let bomb = {
-        let mut sender = Sender::new(Vec::new());
-        let zeros = "\0".repeat(8 << 20);
-        sender.open(&[("streamtype", &zeros)]).await.unwrap();
-        sender.write
-    };
-    let memory_before = memory(daemon.pid());
-    for (bytes, what) in [
-        (
-            b"\x80\x03\x00\x01\x00\xff\xff\xff".to_vec(),
-            "an oversized control frame",
-        ),
-        (bomb, "a header bomb"),
-        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "HTTP again"),
-        (
-            b"\x80\x03\x00\x06\x00\x00\x00\x04\0\0\0\x01".repeat(100_000),
-            "pings whose answers nobody reads",
-        ),
-    ] {
-        for _ in 0..4 {
-            let url = daemon.exec_url(&id, &["true"], Want::OUTPUT).await.unwrap();
-            let (mut stream, answer) = upgrade(&daemon.lab, "POST", &url, &headers).await.unwrap();
-            assert_eq!(answer.code, 101);
-            let _ = tokio::time::timeout(Duration::from_secs(10), stream.write_all(&bytes)).await;
-            let mut rest = Vec::new();
-            let end = tokio::time::timeout(Duration::from_secs(40), stream.read_to_end(&mut rest));
-            let _ = end.await.unwrap_or_else(|_| panic!("{what}: the daemon closes"));
+impl Stress<'_> {
+    /// What is used once all has calmed down.
+    async fn settled(&self, before: Option<Use>) -> Use {
+        let begin = Instant::now();
+        loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let now = self.usage().await;
+            let calm = match before {
+                None => begin.elapsed() > Duration::from_secs(6),
+                Some(before) => now.is_calm(&before),
+            };
+            if calm || begin.elapsed() > 2 * PATIENCE {
+                return now;
+            }
         }
     }
-    let url = daemon.exec_url(&id, &["true"], Want::OUTPUT).await.unwrap();
-    let session = Session::open(&daemon.lab, PROTOCOLS[0], &url, Want::OUTPUT)
-        .await
-        .unwrap();
-    assert_eq!(session.finish().await.code(), 0);
-    let memory = memory(daemon.pid());
-    assert!(
-        memory < memory_before + 49_152,
-        "{memory_before} KiB grew to {memory} KiB"
-    );
-    daemon.finish().await;
-}
 
-#[tokio::test]
-async fn cycles_of_all_kinds_leave_nothing() {
-    let cycles: usize = std::env::var("WHARF_STREAM_CYCLES").map_or(120, |text| text.parse().expect("a number"));
-    let daemon = Daemon::start().await;
-    let (pod, id) = daemon
-        .running(
-            "stress",
-            "nc -ll -p 8080 -e cat & while :; do echo tick; sleep 0.1; done",
-        )
-        .await;
-    let monitor = monitor(&daemon);
-    round(&daemon, &pod, &id, 60).await;
-    let before = settled(&daemon, monitor, None).await;
-    let begin = Instant::now();
-    round(&daemon, &pod, &id, cycles).await;
-    let after = settled(&daemon, monitor, Some(before)).await;
-    println!(
-        "{cycles} cycles of each kind in {:?}: {before:?} became {after:?}",
-        begin.elapsed()
-    );
-    assert!(
-        after.processes <= before.processes,
-        "processes: {:?}",
-        daemon.lab.processes()
-    );
-    assert!(after.daemon_fds <= before.daemon_fds + 1 && after.monitor_fds <= before.monitor_fds);
-    assert!(
-        after.daemon_memory < before.daemon_memory + 16_384,
-        "the daemon's memory: {before:?} {after:?}"
-    );
-    assert!(
-        after.monitor_memory < before.monitor_memory + 256,
-        "the monitor's memory"
-    );
-    daemon.finish().await;
-}
+    async fn usage(&self) -> Use {
+        let request = pb::StatusRequest { verbose: true };
+        let status = self.daemon.cri.runtime.clone().status(request).await.expect("Status");
+        let info: serde_json::Value = serde_json::from_str(&status.into_inner().info["daemon"]).expect("JSON");
+        Use {
+            processes: self.daemon.lab.processes().len(),
+            tasks: info["tasks"].as_u64().expect("a number"),
+            urls: info["streamingUrls"].as_u64().expect("a number"),
+            daemon: Process::of(self.daemon.pid()),
+            monitor: Process::of(self.monitor),
+        }
+    }
 
-#[derive(Debug, Clone, Copy)]
-struct Use {
-    processes: usize,
-    daemon_fds: usize,
-    monitor_fds: usize,
-    daemon_memory: u64,
-    monitor_memory: u64,
-}
-
-/// What is used once all has calmed down.
-async fn settled(daemon: &Daemon, monitor: i32, aim: Option<Use>) -> Use {
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let now = Use {
-            processes: daemon.lab.processes().len(),
-            daemon_fds: descriptors(daemon.pid()),
-            monitor_fds: descriptors(monitor),
-            daemon_memory: memory(daemon.pid()),
-            monitor_memory: memory(monitor),
-        };
-        let calm = match aim {
-            None => end - Instant::now() < Duration::from_secs(12),
-            Some(aim) => {
-                now.processes <= aim.processes
-                    && now.daemon_fds <= aim.daemon_fds + 1
-                    && now.monitor_fds <= aim.monitor_fds
+    /// These cycles, some at a time.
+    async fn cycles(&self, range: std::ops::Range<usize>) {
+        let next = AtomicUsize::new(range.start);
+        let worker = async || {
+            loop {
+                let cycle = next.fetch_add(1, Ordering::Relaxed);
+                if cycle >= range.end {
+                    break;
+                }
+                self.exec(cycle).await;
+                self.attach(cycle).await;
+                self.forward(cycle).await;
             }
         };
-        if calm || Instant::now() > end {
-            return now;
-        }
+        let workers = (0..number("WHARF_STREAM_WORKERS", 4)).map(|_| worker());
+        futures_util::future::join_all(workers).await;
     }
-}
 
-/// So many execs, attaches and port-forwards, a third of them broken off.
-async fn round(daemon: &Daemon, pod: &str, id: &str, cycles: usize) {
-    for cycle in 0..cycles {
-        if cycle % 500 == 499 {
-            let (pid, monitor) = (daemon.pid(), monitor(daemon));
-            println!(
-                "cycle {cycle}: daemon {} KiB and {} descriptors, monitor {} KiB and {}",
-                memory(pid),
-                descriptors(pid),
-                memory(monitor),
-                descriptors(monitor)
-            );
+    /// A command; a third of the clients break off: while it runs, before it runs, or before their streams are open.
+    async fn exec(&self, cycle: usize) {
+        let protocol = PROTOCOLS[cycle % 4];
+        if cycle % 9 == 6 {
+            let url = self
+                .daemon
+                .exec_url(&self.id, &["sleep", "500"], Want::ALL)
+                .await
+                .unwrap();
+            let headers = [
+                ("Connection", "Upgrade"),
+                ("Upgrade", "SPDY/3.1"),
+                ("X-Stream-Protocol-Version", "v4.channel.k8s.io"),
+            ];
+            drop(upgrade(&self.daemon.lab, "POST", &url, &headers).await.unwrap());
+            return;
         }
-        let protocol = PROTOCOLS[cycle % 2];
-        let broken = cycle % 3 == 0;
-        let line = if broken { "echo in; sleep 500" } else { "echo in; cat" };
-        let mut session = daemon.exec_session(protocol, id, &["sh", "-c", line], Want::ALL).await;
+        let line = match (cycle.is_multiple_of(3), protocol.half_closes()) {
+            (true, _) => "echo in; sleep 500",
+            (false, true) => "echo in; cat",
+            (false, false) => "echo in; read line",
+        };
+        let command = ["sh", "-c", line];
+        let mut session = self.daemon.exec_session(protocol, &self.id, &command, Want::ALL).await;
+        if cycle % 9 == 3 {
+            return session.break_off();
+        }
         session.until("in").await;
-        if broken {
-            session.break_off();
-        } else {
-            session.end_input().await.unwrap();
-            assert_eq!(session.finish().await.code(), 0);
+        if cycle.is_multiple_of(3) {
+            return session.break_off();
         }
+        if protocol.half_closes() {
+            session.end_input().await.unwrap();
+        } else {
+            session.write(b"line\n").await.unwrap();
+        }
+        assert_eq!(session.finish().await.code(), 0, "{protocol:?}");
+    }
 
-        let mut session = daemon.attach_session(protocol, id, Want::OUTPUT).await;
-        if !broken {
+    /// An attach never ends before the container does: all clients break off, a third of them at once.
+    async fn attach(&self, cycle: usize) {
+        let protocol = PROTOCOLS[(cycle + 1) % 4];
+        let mut session = self.daemon.attach_session(protocol, &self.id, Want::OUTPUT).await;
+        if cycle % 3 != 1 {
             session.until("tick").await;
         }
         session.break_off();
+    }
 
-        let url = daemon.forward_url(pod, &[]).await.unwrap();
-        let mut forward = Forward::open(&daemon.lab, &url, cycle % 2 == 1).await.unwrap();
+    async fn forward(&self, cycle: usize) {
+        let broken = cycle % 3 == 2;
+        let url = self.daemon.forward_url(&self.pod, &[]).await.unwrap();
+        if cycle % 4 == 3 {
+            return self.forward_over_channels(&url, broken).await;
+        }
+        let mut forward = Forward::open(&self.daemon.lab, &url, cycle % 4 == 1).await.unwrap();
         let mut pair = forward.connect("8080").await.unwrap();
         forward.write(&pair, b"x").await.unwrap();
         assert_eq!(pair.read().await.unwrap(), b"x");
@@ -231,5 +241,26 @@ async fn round(daemon: &Daemon, pod: &str, id: &str, cycles: usize) {
             assert!(pair.read_all().await.is_empty());
         }
         forward.break_off();
+    }
+
+    async fn forward_over_channels(&self, url: &str, broken: bool) {
+        let url = format!("{url}?port=8080");
+        let mut socket = websocket::open(&self.daemon.lab, &url, "v4.channel.k8s.io")
+            .await
+            .unwrap();
+        socket.send(Message::binary(b"\0x".to_vec())).await.unwrap();
+        let mut got = Vec::new();
+        while got.len() < 3 {
+            let next = tokio::time::timeout(PATIENCE, socket.next()).await;
+            if let Message::Binary(data) = next.expect("something").unwrap().unwrap()
+                && data[0] == 0
+            {
+                got.extend_from_slice(&data[1..]);
+            }
+        }
+        assert_eq!(got, [&8080u16.to_le_bytes()[..], b"x"].concat());
+        if !broken {
+            socket.close(None).await.unwrap();
+        }
     }
 }

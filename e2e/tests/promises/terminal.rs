@@ -199,7 +199,8 @@ async fn a_terminal_is_left_and_come_back_to() {
     typist.expect("is remembered").await;
     typist.write("\x18").await;
     assert_eq!(typist.code().await, Some(0));
-    let mut typist = Typist::new(&daemon, &["attach", "stay"]);
+    let mut typist = Typist::new(&daemon, &["attach", "-n", "50", "stay"]);
+    typist.expect("A=remembered").await;
     typist.write("exit 5\r").await;
     assert_eq!(typist.code().await, Some(5));
     daemon.wharf(&["rm", "-f", "stay"]).output().await.unwrap();

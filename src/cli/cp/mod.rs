@@ -112,6 +112,7 @@ async fn out_of(client: &Client, container: &str, path: &str, to: &Path) -> Resu
     let extract = tokio::task::spawn_blocking(move || {
         let options = crate::images::unpack::Options {
             layer: "of the container's files".into(),
+            plain: true,
         };
         crate::images::unpack::unpack_tar(exec::Arriving::new(pieces), &dir, &options)
     });

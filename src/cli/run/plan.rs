@@ -9,7 +9,7 @@ use wharf_proto::cri::{self, NamespaceMode, security_profile::ProfileType};
 use super::flags::{self, Arguments, Network};
 use crate::cli::error::{Error, Result};
 use crate::cli::resolve::RUN_LABEL;
-use crate::cli::rm::KEEP_LOG;
+use crate::node::{KEEP_LOG, REMOVE};
 
 /// Where logs go unless `--log-dir` says otherwise.
 const LOGS: &str = "/var/log/wharf";
@@ -83,6 +83,11 @@ fn pod(
         log_directory: log_dir.to_string_lossy().into_owned(),
         port_mappings: arguments.publish.clone(),
         labels: labels.clone(),
+        // In the foreground this command removes it itself, once it has read how it ended.
+        annotations: (arguments.detach && arguments.rm)
+            .then(|| (REMOVE.to_owned(), "true".to_owned()))
+            .into_iter()
+            .collect(),
         linux: Some(cri::LinuxPodSandboxConfig {
             security_context: Some(cri::LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces(arguments)),

@@ -60,8 +60,12 @@ impl Relay {
         }
     }
 
-    /// Waits until the session stands, so that nothing that happens afterwards is missed.
+    /// Waits until the session stands, so that nothing that happens afterwards is missed. A terminal has got its size
+    /// by then, before what will run in it.
     pub async fn established(&mut self) {
+        if self.tty {
+            resize(&mut self.sending).await;
+        }
         if let Some(Ok(message)) = self.receiving.next().await {
             self.first = Some(message);
         }
@@ -175,7 +179,7 @@ impl Outgoing {
         let mut open = stdin;
         let mut buffer = vec![0; BLOCK];
         if tty {
-            self.resize().await;
+            resize(&mut self.sending).await;
         }
         loop {
             tokio::select! {
@@ -197,20 +201,14 @@ impl Outgoing {
                         return Ok(End::Detached);
                     }
                 }
-                _ = resized.recv(), if tty => self.resize().await,
+                _ = resized.recv(), if tty => resize(&mut self.sending).await,
                 else => std::future::pending().await,
             }
         }
     }
 
     async fn send(&mut self, channel: u8, content: &[u8]) {
-        if content.is_empty() {
-            return;
-        }
-        let mut message = Vec::with_capacity(content.len() + 1);
-        message.push(channel);
-        message.extend_from_slice(content);
-        let _ = self.sending.send(Message::binary(message)).await;
+        send(&mut self.sending, channel, content).await;
     }
 
     async fn close_stdin(&mut self) {
@@ -219,11 +217,21 @@ impl Outgoing {
             self.send(CLOSE, &[STDIN]).await;
         }
     }
+}
 
-    async fn resize(&mut self) {
-        if let Some((width, height)) = terminal::size() {
-            let size = serde_json::json!({ "Width": width, "Height": height }).to_string();
-            self.send(RESIZE, size.as_bytes()).await;
-        }
+async fn send(sending: &mut Sending, channel: u8, content: &[u8]) {
+    if content.is_empty() {
+        return;
+    }
+    let mut message = Vec::with_capacity(content.len() + 1);
+    message.push(channel);
+    message.extend_from_slice(content);
+    let _ = sending.send(Message::binary(message)).await;
+}
+
+async fn resize(sending: &mut Sending) {
+    if let Some((width, height)) = terminal::size() {
+        let size = serde_json::json!({ "Width": width, "Height": height }).to_string();
+        send(sending, RESIZE, size.as_bytes()).await;
     }
 }

@@ -17,7 +17,7 @@ use wharf_proto::{
 
 use super::{
     super::{Container, Error, Result},
-    AttachOptions, Input, Process, Session, Terminal, output, pipe,
+    AttachOptions, Input, Process, Session, Terminal, is_persons, output, pipe,
     streams::{self, Shared},
 };
 use crate::monitor::client::passing::{self, Word};
@@ -123,6 +123,7 @@ pub async fn attach(container: &Arc<Container>, options: AttachOptions) -> Resul
         stdout,
         stderr,
         terminal,
+        persons: is_persons(container),
         process: Process::Attached(Attached {
             container: Arc::clone(container),
             record,

@@ -12,7 +12,7 @@ use wharf_proto::monitor::Exec;
 
 use super::{
     super::{Container, Error, Result, exec::exec_error, exec::process_json},
-    ExecOptions, Input, Output, Process, Session, Terminal, output, pipe, streams,
+    ExecOptions, Input, Output, Process, Session, Terminal, is_persons, output, pipe, streams,
 };
 use crate::{monitor::client::passing, store};
 
@@ -83,6 +83,7 @@ pub async fn exec(container: &Arc<Container>, options: ExecOptions) -> Result<Se
         stderr: None,
         terminal: Terminal::none(),
         process: Process::Exec(running),
+        persons: is_persons(container),
     };
     if options.tty {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)

@@ -10,7 +10,10 @@ mod terminal;
 
 use std::os::fd::OwnedFd;
 
-use nix::{fcntl::OFlag, unistd::pipe2};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    unistd::pipe2,
+};
 
 pub use attach::attach;
 pub use exec::exec;
@@ -68,11 +71,7 @@ impl AttachOptions {
     pub fn check(&self, container: &Container) -> Result<()> {
         match container.state() {
             ContainerState::ContainerRunning => Ok(()),
-            ContainerState::ContainerCreated | ContainerState::ContainerStarting
-                if container.sandbox.record.get().owner() == Owner::User =>
-            {
-                Ok(())
-            }
+            ContainerState::ContainerCreated | ContainerState::ContainerStarting if is_persons(container) => Ok(()),
             _ => Err(Error::State(format!("container {} is not running", container.id))),
         }
     }
@@ -89,6 +88,7 @@ pub struct Session {
     pub stderr: Option<Output>,
     terminal: Terminal,
     process: Process,
+    persons: bool,
 }
 
 #[derive(Debug)]
@@ -98,6 +98,12 @@ enum Process {
 }
 
 impl Session {
+    /// Whether the container is a person's and not kubelet's.
+    #[must_use]
+    pub fn is_persons(&self) -> bool {
+        self.persons
+    }
+
     /// Gives the session's terminal a size in characters. The last size is never lost, even if the terminal does not
     /// exist yet; sizes with a zero mean nothing.
     ///
@@ -137,9 +143,18 @@ pub async fn signal(container: &Container, number: i32) -> Result<()> {
     sent.map_err(container.monitor_error())
 }
 
-/// The two ends of a pipe, reading end first.
+/// Whether the container is a person's and not kubelet's.
+fn is_persons(container: &Container) -> bool {
+    container.sandbox.record.get().owner() == Owner::User
+}
+
+/// The two ends of a pipe, reading end first. It holds more than usual, so that much data needs few turns of both sides;
+/// where the system does not allow it, the usual.
 fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
-    Ok(pipe2(OFlag::O_CLOEXEC)?)
+    const CAPACITY: i32 = 256 << 10;
+    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(CAPACITY));
+    Ok((read, write))
 }
 
 /// An output and the descriptor that writes to it.

@@ -26,15 +26,17 @@ struct At<'a> {
 /// The extraction of one layer.
 pub struct Extractor {
     dirs: Dirs,
+    plain: bool,
     bytes: u64,
     inodes: u64,
 }
 
 impl Extractor {
-    /// Starts at `root`, a directory the caller made for this layer.
-    pub fn new(root: OwnedFd) -> Result<Self, Fault> {
+    /// Starts at `root`, a directory the caller made for this layer. `plain` as in [`super::Options`].
+    pub fn new(root: OwnedFd, plain: bool) -> Result<Self, Fault> {
         Ok(Extractor {
             dirs: Dirs::new(root)?,
+            plain,
             bytes: 0,
             inodes: 0,
         })
@@ -45,7 +47,7 @@ impl Extractor {
         let path = entry.name.clone();
         let parts = name::components(&path)?;
         let parents = &parts[..parts.len().saturating_sub(1)];
-        match name::meaning(&parts)? {
+        match self.meaning(&parts)? {
             Meaning::Ignored => Ok(()),
             Meaning::Root => {
                 if entry.kind != Kind::Directory {
@@ -93,6 +95,14 @@ impl Extractor {
         };
         self.dirs.finish()?;
         Ok(stats)
+    }
+
+    fn meaning<'a>(&self, parts: &[&'a [u8]]) -> Result<Meaning<'a>, name::NameError> {
+        match (self.plain, parts.last()) {
+            (false, _) => name::meaning(parts),
+            (true, Some(last)) => Ok(Meaning::Plain(last)),
+            (true, None) => Ok(Meaning::Root),
+        }
     }
 
     fn directory<R: Read>(&mut self, at: At<'_>, entry: Entry, reader: &mut TarReader<R>) -> Result<(), Fault> {
@@ -174,7 +184,7 @@ impl Extractor {
         let At { parents, name } = at;
         let target = name::components(&entry.link)
             .map_err(|reason| Fault::Refused(format!("its hard link target: {reason}")))?;
-        let Meaning::Plain(target_name) = name::meaning(&target)? else {
+        let Meaning::Plain(target_name) = self.meaning(&target)? else {
             return Err(Fault::Refused("its hard link target is no file".into()));
         };
         let target_parents = &target[..target.len() - 1];

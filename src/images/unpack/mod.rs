@@ -40,6 +40,8 @@ pub fn is_archive(block: &[u8; BLOCK]) -> bool {
 pub struct Options {
     /// What error messages call the layer: its digest or chain id.
     pub layer: String,
+    /// It is no layer but a plain archive: names that begin with `.wh.` hide nothing, they are names like others.
+    pub plain: bool,
 }
 
 /// What a layer holds once extracted.
@@ -89,7 +91,7 @@ fn unpack<R: Read>(reader: &mut TarReader<R>, dest: &Path, opts: &Options) -> Re
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut extractor = open(dest, flags, Mode::empty())
         .map_err(fault::io("open the directory for"))
-        .and_then(extract::Extractor::new)
+        .and_then(|root| extract::Extractor::new(root, opts.plain))
         .map_err(|e| e.at(layer, b"/", 0))?;
     loop {
         let next = reader

@@ -124,10 +124,10 @@ impl Builtin {
     }
 
     /// See [`super::Networks::attach`].
-    pub(super) async fn attach(
+    pub(super) async fn attach<N: Future<Output = ()> + Send>(
         &self,
         pod: &PodNetwork,
-        note: impl FnOnce(record::Network) + Send,
+        note: impl FnOnce(record::Network) -> N + Send,
     ) -> Result<record::Network> {
         let (inner, id, mappings) = (self.inner.clone(), pod.pod_id.clone(), pod.port_mappings.clone());
         let claim = thread::run("wharf-net", move || inner.claim(&id, &mappings)).await?;
@@ -139,7 +139,7 @@ impl Builtin {
             host_device: pod::device_name(&pod.pod_id),
             ..Default::default()
         };
-        note(network.clone());
+        note(network.clone()).await;
         match self.connect(pod, claim).await {
             Ok(()) => Ok(network),
             Err(error) => {

@@ -100,10 +100,10 @@ impl Cni {
     }
 
     /// See [`super::Networks::attach`].
-    pub(super) async fn attach(
+    pub(super) async fn attach<N: Future<Output = ()> + Send>(
         &self,
         pod: &PodNetwork,
-        note: impl FnOnce(record::Network) + Send,
+        note: impl FnOnce(record::Network) -> N + Send,
     ) -> Result<record::Network> {
         // A configuration that was written a moment ago counts, whether or not the watcher was there yet.
         look(&self.conf_dir, &self.found).await;
@@ -116,7 +116,7 @@ impl Cni {
             attempted: true,
             ..Default::default()
         };
-        note(network.clone());
+        note(network.clone()).await;
         let added = self.add(pod, &list).await.and_then(|answer| {
             let ips = result::addresses(&answer).map_err(|reason| Error::CniPlugin {
                 command: "ADD",

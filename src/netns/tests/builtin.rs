@@ -57,7 +57,11 @@ fn pods_reach_each_other_and_the_outside_behind_the_nodes_address() {
         let far = outside(&node, &networks).await;
         let (a, b) = (node.pod(&networks, "a").await, node.pod(&networks, "b").await);
         let mut noted = None;
-        let at = networks.attach(&a, |network| noted = Some(network)).await.unwrap();
+        let note = |network| {
+            noted = Some(network);
+            ready(())
+        };
+        let at = networks.attach(&a, note).await.unwrap();
         let bt = attach(&networks, &b).await;
         assert_eq!(noted.as_ref(), Some(&at));
         assert_eq!((at.kind.as_str(), at.attempted, at.ips.len()), ("builtin", true, 2));
@@ -129,7 +133,7 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
 
         let mut rival = node.pod(&networks, "rival").await;
         rival.port_mappings = vec![mapping(9999, 1, ""), mapping(8080, 1, "")];
-        let error = networks.attach(&rival, |_| {}).await.unwrap_err().to_string();
+        let error = networks.attach(&rival, |_| ready(())).await.unwrap_err().to_string();
         assert_eq!(error, format!("host port tcp/8080 is held by pod {}", a.pod_id));
         assert!(
             !node.leases().iter().any(|name| name.contains("9999")),
@@ -274,7 +278,7 @@ fn a_small_subnet_runs_out_and_recovers() {
             pods.push((pod, network));
         }
         let late = node.pod(&networks, "late").await;
-        let error = networks.attach(&late, |_| {}).await.unwrap_err().to_string();
+        let error = networks.attach(&late, |_| ready(())).await.unwrap_err().to_string();
         assert_eq!(error, "no free address in 10.77.0.0/29");
         networks.detach(&pods[2].0, &pods[2].1).await.unwrap();
         assert_eq!(attach(&networks, &late).await.ips, pods[2].1.ips);

@@ -6,6 +6,7 @@ mod cni;
 mod pins;
 
 use std::fs::File;
+use std::future::ready;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -183,7 +184,7 @@ fn v4(text: &str) -> Ipv4Addr {
 
 /// Attaches and forgets what was noted.
 async fn attach(networks: &Networks, pod: &PodNetwork) -> record::Network {
-    networks.attach(pod, |_| {}).await.unwrap()
+    networks.attach(pod, |_| ready(())).await.unwrap()
 }
 
 fn cni_mode(node: &mut Node) {

@@ -18,9 +18,6 @@ use crate::{
     },
 };
 
-/// Most ports of one connection: their channels have one digit in Base64.
-const MOST: usize = 32;
-
 struct Channel {
     inbox: Arc<Inbox>,
     outlet: Outlet,
@@ -41,21 +38,20 @@ impl Data for Channel {
     }
 }
 
-/// Serves a client until it closes, or every pod's side has ended.
+/// Serves a client until it closes, or every pod's side has ended. There are few enough `ports` for the numbers of their
+/// channels.
 pub async fn channels(
     client: &Client<'_>,
     messages: Messages,
     form: Form,
     version: Remote,
     pod: &str,
-    ports: Vec<u16>,
+    ports: &[u16],
 ) -> Result<(), Ended> {
-    let ports = if ports.len() > MOST { Vec::new() } else { ports };
-    let budget = Arc::default();
     let mut inboxes = Vec::new();
     let mut forwards = JoinSet::new();
     for (index, port) in ports.iter().copied().enumerate() {
-        let inbox = Arc::new(Inbox::new(Arc::clone(&budget)));
+        let inbox = Arc::new(Inbox::new(Arc::clone(&client.budget)));
         inboxes.extend([Some(inbox.clone()), None]);
         let outlet = |offset: usize| Outlet::new(client.outgoing.clone(), form, (2 * index + offset) as u8);
         let data = Channel {

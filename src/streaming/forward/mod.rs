@@ -15,10 +15,8 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::inbox::Broken;
+use super::{block::Block, inbox::Broken};
 
-/// Read from the pod at a time.
-const BLOCK: usize = 64 << 10;
 /// How long the client may go on sending to a pod that has said everything. Its own clients often wait for us to end.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -35,11 +33,14 @@ async fn bridge(pod: TcpStream, client: &impl Data) -> io::Result<()> {
     let _ = pod.set_nodelay(true);
     let (mut from_pod, mut to_pod) = pod.into_split();
     let down = async {
-        let mut block = vec![0; BLOCK];
+        let mut block = Block::new();
         loop {
-            match from_pod.read(&mut block).await? {
+            match from_pod.read(block.room()).await? {
                 0 => return client.finish().await,
-                count => client.write(block.get(..count).unwrap_or_default()).await?,
+                count => {
+                    client.write(block.filled(count)).await?;
+                    block.adapt(count);
+                }
             }
         }
     };

@@ -70,18 +70,22 @@ pub async fn spdy(
 }
 
 struct Pair {
-    port: u16,
+    /// Or why it can't be forwarded.
+    port: Result<u16, String>,
     data: Stream,
     error: Stream,
 }
 
 async fn forward(node: Node, pod: String, pair: Pair) {
-    let result = match node.connect_port(&pod, pair.port).await {
-        Ok(connection) => bridge(connection, &pair.data).await.map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
+    let result = match pair.port {
+        Ok(port) => match node.connect_port(&pod, port).await {
+            Ok(connection) => bridge(connection, &pair.data).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+        .map_err(|reason| failure(port, &pod, reason)),
+        Err(reason) => Err(reason),
     };
-    if let Err(reason) = result {
-        let message = failure(pair.port, &pod, reason);
+    if let Err(message) = result {
         tracing::debug!(message, "port-forward");
         let _ = pair.error.write(message.as_bytes()).await;
     }
@@ -100,7 +104,8 @@ struct Half {
 }
 
 impl Pairs {
-    /// Takes a stream; a pair when it was the second. What makes no sense is reset by being dropped.
+    /// Takes a stream; a pair when it was the second. What can't be forwarded is still a pair, to be told on its error
+    /// stream. What makes no sense is reset by being dropped.
     fn add(&mut self, stream: Stream, ports: &[u16], limit: std::time::Duration) -> Option<Pair> {
         let is_data = match stream.header("streamType") {
             Some("data") => true,
@@ -112,15 +117,9 @@ impl Pairs {
         };
         let port = stream.header("port").unwrap_or_default();
         let port = match http::port(port) {
-            Ok(port) if ports.is_empty() || ports.contains(&port) => port,
-            Ok(port) => {
-                tracing::debug!(port, "a client asked for a port that it has no token for");
-                return None;
-            }
-            Err(reason) => {
-                tracing::debug!(reason, "a client asked for no port");
-                return None;
-            }
+            Ok(port) if http::is_granted(ports, port) => Ok(port),
+            Ok(port) => Err(format!("port {port} is not among those that were asked for")),
+            Err(reason) => Err(reason),
         };
         // Clients of Kubernetes 1.0 and 1.1 send no id, but open the error stream and then the data stream.
         let id = stream.header("requestID").map_or_else(

@@ -25,7 +25,7 @@ fn outgoing(envelope: Envelope) -> Arc<Outgoing> {
 
 /// The streams of a recorded connection, with everything in them.
 async fn streams(feed: Feed, outgoing: Arc<Outgoing>) -> Vec<Stream> {
-    let (mut connection, mut incoming) = connection(feed, outgoing, Activity::new());
+    let (mut connection, mut incoming) = connection(feed, outgoing, Activity::new(), Arc::default());
     connection.run().await;
     let mut streams = Vec::new();
     while let Some(stream) = incoming.recv().await {

@@ -33,8 +33,7 @@ pub async fn channels(
         Grant::Attach { options: o, .. } => (o.stdin, o.stdout, o.stderr, o.tty),
         Grant::PortForward { .. } => return Err(Ended::NoStreams),
     };
-    let budget = Arc::default();
-    let inbox = |wanted: bool| wanted.then(|| Arc::new(Inbox::new(Arc::clone(&budget))));
+    let inbox = |wanted: bool| wanted.then(|| Arc::new(Inbox::new(Arc::clone(&client.budget))));
     let (input, sizes) = (inbox(stdin), inbox(tty));
     let outlet = |number| Writer::Channel(Outlet::new(client.outgoing.clone(), form, number));
     let streams = Streams {

@@ -8,14 +8,12 @@ use tokio_util::sync::CancellationToken;
 use super::{Reader, Streams, Writer, size::Sizes, status::Outcome};
 use crate::{
     node::{Input, Node, Output, Session},
-    streaming::Grant,
+    streaming::{Grant, block::Block},
 };
 
 /// How long output is awaited after the command has ended and while none comes: a process that it left behind may hold
 /// its pipes for ever.
 const DRAIN: Duration = Duration::from_secs(1);
-/// Read from the container at a time.
-const BLOCK: usize = 64 << 10;
 
 /// Runs `grant` to its end and tells the client how it ended. Dropping it ends the session.
 pub async fn run(node: &Node, grant: Grant, streams: &Streams) -> io::Result<()> {
@@ -26,11 +24,15 @@ pub async fn run(node: &Node, grant: Grant, streams: &Streams) -> io::Result<()>
     };
     streams.greet().await?;
     let outcome = match opened {
-        Ok(session) => match bridge(session, streams).await {
-            Ok(_) if attach => Outcome::Detached,
-            Ok(code) => Outcome::Exit(code),
-            Err(message) => Outcome::Failed(message),
-        },
+        Ok(session) => {
+            // Kubernetes' clients take every status but success for a failure of the attach itself.
+            let silent = attach && !session.is_persons();
+            match bridge(session, streams).await {
+                Ok(_) if silent => Outcome::Detached,
+                Ok(code) => Outcome::Exit(code),
+                Err(message) => Outcome::Failed(message),
+            }
+        }
         Err(error) => Outcome::Failed(error.to_string()),
     };
     tell(streams, &outcome).await
@@ -86,7 +88,7 @@ async fn bridge(mut session: Session, streams: &Streams) -> Result<i32, String> 
 /// Sends what the container writes until it has ended.
 async fn output(from: Option<Output>, to: Option<&Writer>, ended: &CancellationToken) {
     let (Some(mut from), Some(to)) = (from, to) else { return };
-    let mut block = vec![0; BLOCK];
+    let mut block = Block::new();
     loop {
         let drained = async {
             ended.cancelled().await;
@@ -94,16 +96,17 @@ async fn output(from: Option<Output>, to: Option<&Writer>, ended: &CancellationT
         };
         let count = tokio::select! {
             biased;
-            count = from.read(&mut block) => count,
+            count = from.read(block.room()) => count,
             () = drained => return,
         };
         match count {
             Ok(0) => break,
             Ok(count) => {
-                if to.write(block.get(..count).unwrap_or_default()).await.is_err() {
+                if to.write(block.filled(count)).await.is_err() {
                     // The client's own end of the stream is gone: what is written is lost, as in a closed terminal.
                     return;
                 }
+                block.adapt(count);
             }
             Err(error) => {
                 tracing::debug!(%error, "read a container's output");

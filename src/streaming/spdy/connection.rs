@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -27,7 +27,8 @@ use crate::streaming::{
     websocket::Feed,
 };
 
-/// Streams of one connection at a time. A port-forward uses two for each forwarded connection.
+/// Streams of one connection at a time, those that the client has reset but that still occupy somebody among them. A
+/// port-forward uses two for each forwarded connection.
 const STREAMS_LIMIT: usize = 512;
 /// Window of a stream and of a connection until somebody says otherwise.
 const DEFAULT_WINDOW: i64 = 64 << 10;
@@ -42,6 +43,8 @@ pub type Incoming = mpsc::UnboundedReceiver<Stream>;
 pub struct Shared {
     pub outgoing: Arc<Outgoing>,
     streams: Mutex<HashMap<u32, Arc<Entry>>>,
+    /// [`Stream`]s that exist.
+    pub alive: AtomicUsize,
     /// The client obeys and opens windows.
     windows: AtomicBool,
     /// What we may still send on the whole connection; changed only with `streams` locked.
@@ -119,11 +122,17 @@ pub struct Connection {
 }
 
 /// A connection that reads from `feed` and writes to `outgoing`, and its streams.
-pub fn connection(feed: Feed, outgoing: Arc<Outgoing>, activity: Arc<Activity>) -> (Connection, Incoming) {
+pub fn connection(
+    feed: Feed,
+    outgoing: Arc<Outgoing>,
+    activity: Arc<Activity>,
+    budget: Arc<Budget>,
+) -> (Connection, Incoming) {
     let (sender, incoming) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared {
         outgoing,
         streams: Mutex::default(),
+        alive: AtomicUsize::new(0),
         windows: AtomicBool::new(false),
         window: AtomicI64::new(DEFAULT_WINDOW),
         opened: Notify::new(),
@@ -133,7 +142,7 @@ pub fn connection(feed: Feed, outgoing: Arc<Outgoing>, activity: Arc<Activity>) 
         feed,
         shared,
         activity,
-        budget: Arc::default(),
+        budget,
         inflater: Inflater::new(),
         deflater: Deflater::new(),
         incoming: Some(sender),
@@ -310,7 +319,7 @@ impl Connection {
             Some(Reset::InUse)
         } else if number <= self.last {
             Some(Reset::Protocol)
-        } else if self.shared.streams().len() >= STREAMS_LIMIT {
+        } else if self.shared.alive.load(Ordering::Relaxed) >= STREAMS_LIMIT {
             Some(Reset::Refused)
         } else {
             None

@@ -56,6 +56,7 @@ pub struct Stream {
 
 impl Stream {
     pub(super) fn new(headers: Headers, entry: Arc<Entry>, shared: Arc<Shared>) -> Self {
+        shared.alive.fetch_add(1, Ordering::Relaxed);
         Self { headers, entry, shared }
     }
 
@@ -147,5 +148,6 @@ impl Drop for Stream {
         }
         self.entry.inbox.discard();
         self.shared.forget(self.entry.number);
+        self.shared.alive.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -44,7 +44,7 @@ impl Client {
         let (read, write) = tokio::io::split(server);
         let activity = Activity::new();
         let outgoing = Outgoing::new(WriteHalf::Other(Box::new(write)), Envelope::None, Arc::clone(&activity));
-        let (mut server, incoming) = connection(Feed::Plain(Source::new(read)), outgoing, activity);
+        let (mut server, incoming) = connection(Feed::Plain(Source::new(read)), outgoing, activity, Arc::default());
         Self {
             wire,
             deflater: Deflater::new(),
@@ -293,6 +293,59 @@ async fn streams_with_wrong_numbers_or_too_many_are_refused() {
     while !matches!(client.answer().await, Got::Control(Control::Reset { stream: 1027, .. })) {}
     client.open(9003, "e").await;
     assert_eq!(client.answer().await, reply(9003));
+}
+
+#[tokio::test]
+async fn streams_that_are_reset_count_until_nobody_is_occupied_with_them() {
+    let mut client = Client::new(1 << 20);
+    for number in (1..).step_by(2).take(600) {
+        client.open(number, "a").await;
+        client.control(|out| frame::reset(out, number, Reset::Cancel)).await;
+    }
+    client.control(|out| frame::ping(out, 1)).await;
+    let mut refused = 0;
+    loop {
+        match client.answer().await {
+            Got::Control(Control::Reset { status, .. }) if status == Reset::Refused as u32 => refused += 1,
+            Got::Control(Control::Ping(1)) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(refused, 600 - 512);
+    while client.incoming.try_recv().is_ok() {}
+    client.open(9001, "b").await;
+    assert_eq!(client.answer().await, reply(9001));
+}
+
+#[tokio::test]
+async fn windows_that_overflow_or_shut_harm_only_their_client() {
+    let mut client = Client::new(8 << 20);
+    client.open(1, "stdout").await;
+    let stream = client.stream().await;
+    assert_eq!(client.answer().await, reply(1));
+    for delta in [u32::MAX, i32::MAX as u32, 0] {
+        for number in [0, 1, 99] {
+            client.control(|out| frame::window_update(out, number, delta)).await;
+        }
+    }
+    for window in [u32::MAX, 0, i32::MAX as u32] {
+        client.control(|out| frame::initial_window(out, window)).await;
+    }
+    client.control(|out| frame::ping(out, 1)).await;
+    assert_eq!(client.answer().await, Got::Control(Control::Ping(1)));
+    timeout(SOON, stream.write(&[1; 1000])).await.unwrap().unwrap();
+    assert_eq!(client.answer().await, Got::Data(1, false, vec![1; 1000]));
+}
+
+#[tokio::test]
+async fn an_initial_window_that_is_taken_back_holds_the_stream_up() {
+    let mut client = Client::new(8 << 20);
+    client.open(1, "stdout").await;
+    let stream = client.stream().await;
+    client.control(|out| frame::initial_window(out, 0)).await;
+    client.control(|out| frame::ping(out, 1)).await;
+    while client.answer().await != Got::Control(Control::Ping(1)) {}
+    assert!(timeout(NEVER, stream.write(b"x")).await.is_err());
 }
 
 #[tokio::test]

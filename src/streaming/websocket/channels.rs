@@ -4,6 +4,7 @@
 use std::{io, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
 
 use super::{
     Close, Messages, Opcode,
@@ -37,7 +38,7 @@ pub struct Channels {
     outgoing: Arc<Outgoing>,
     /// Number of the message that is coming.
     channel: Option<u8>,
-    /// Base64 characters that wait for their fourth.
+    /// Up to three Base64 characters that wait for the fourth.
     odd: Vec<u8>,
 }
 
@@ -113,18 +114,7 @@ impl Channels {
         }
         let data = match self.form {
             Form::Binary => data.freeze(),
-            Form::Base64 => {
-                self.odd.extend_from_slice(&data);
-                let whole = self.odd.len() - self.odd.len() % 4;
-                if piece.last && whole != self.odd.len() {
-                    return Err(Ended::WebSocket("Base64 that is cut off"));
-                }
-                let text: Vec<u8> = self.odd.drain(..whole).collect();
-                STANDARD
-                    .decode(text)
-                    .map_err(|_| Ended::WebSocket("what is not Base64"))?
-                    .into()
-            }
+            Form::Base64 => self.decode(&data, piece.last)?,
         };
         let channel = self.channel.unwrap_or_default();
         if self.closes && channel == CLOSE {
@@ -144,6 +134,33 @@ impl Channels {
         }
         inbox.push(data);
         Ok(())
+    }
+
+    /// The bytes of a piece of Base64, whose borders need not be those of groups of four.
+    fn decode(&mut self, mut data: &[u8], last: bool) -> Result<Bytes, Ended> {
+        let mut plain = Vec::with_capacity(data.len() / 4 * 3 + 3);
+        let mut decode = |text: &[u8]| {
+            STANDARD
+                .decode_vec(text, &mut plain)
+                .map_err(|_| Ended::WebSocket("what is not Base64"))
+        };
+        if !self.odd.is_empty() {
+            let (head, tail) = data.split_at(data.len().min(4 - self.odd.len()));
+            self.odd.extend_from_slice(head);
+            data = tail;
+            if self.odd.len() == 4 {
+                decode(&self.odd)?;
+                self.odd.clear();
+            }
+        }
+        // Nothing is left of the data if a group is still not whole.
+        let (whole, rest) = data.split_at(data.len() - data.len() % 4);
+        decode(whole)?;
+        self.odd.extend_from_slice(rest);
+        if last && !self.odd.is_empty() {
+            return Err(Ended::WebSocket("Base64 that is cut off"));
+        }
+        Ok(plain.into())
     }
 
     fn inbox(&self, number: u8) -> Option<&Arc<Inbox>> {

@@ -5,6 +5,7 @@
 //!       --image 127.0.0.1:5000/busybox:latest --rounds 3 --pods 20 --parallel 10 \
 //!       --daemon-pid wharf=1234 --pull 127.0.0.1:5000/big:latest
 //! ```
+//! With `--streams MIB` only one thing is measured: moving as many MiB through an exec by each protocol.
 //! Every round visits each endpoint in turn. A cell is the median of the rounds' medians; the ratio is to the best
 //! endpoint that is not the first one given. Output is a markdown table.
 //! `bench reads ...` times what kubelet's health depends on while a thousand containers run, see `reads.rs`.
@@ -13,6 +14,7 @@
 mod cycle;
 mod memory;
 mod reads;
+mod streams;
 mod table;
 
 use std::path::PathBuf;
@@ -41,6 +43,7 @@ struct Options {
     parallel: usize,
     density: usize,
     lists: usize,
+    streams: usize,
 }
 
 fn main() -> ExitCode {
@@ -85,6 +88,7 @@ fn parse(args: &[String]) -> Result<Options> {
         parallel: 10,
         density: 20,
         lists: 500,
+        streams: 0,
     };
     let mut args = args.iter();
     while let Some(flag) = args.next() {
@@ -107,6 +111,7 @@ fn parse(args: &[String]) -> Result<Options> {
             "--parallel" => options.parallel = value.parse()?,
             "--density" => options.density = value.parse()?,
             "--lists" => options.lists = value.parse()?,
+            "--streams" => options.streams = value.parse()?,
             other => return Err(format!("unknown flag {other}").into()),
         }
     }
@@ -139,6 +144,9 @@ async fn bench(options: &Options) -> Result {
         });
     }
     let names: Vec<String> = peers.iter().map(|peer| peer.name.clone()).collect();
+    if options.streams > 0 {
+        return streams(options, &peers, &names).await;
+    }
     let idle: Vec<_> = peers.iter().map(|peer| peer.daemon.and_then(memory::pss)).collect();
 
     let mut sequential = table::Table::new("One after another, milliseconds", &names);
@@ -189,5 +197,21 @@ async fn bench(options: &Options) -> Result {
         }
         println!("{}", pulls.markdown());
     }
+    Ok(())
+}
+
+async fn streams(options: &Options, peers: &[Peer], names: &[String]) -> Result {
+    let title = format!("Exec of {} MiB, seconds", options.streams);
+    let mut times = table::Table::new(&title, names);
+    let mut processor = table::Table::new("Processor time of the daemon meanwhile, seconds", names);
+    for round in 0..options.rounds {
+        for peer in peers {
+            eprintln!("streams {}: {}", round + 1, peer.name);
+            let (taken, used) = streams::transfers(peer, &options.image, options.streams).await?;
+            times.add(&peer.name, round, taken);
+            processor.add(&peer.name, round, used);
+        }
+    }
+    println!("{}\n{}", times.markdown(), processor.markdown());
     Ok(())
 }

@@ -39,8 +39,13 @@ impl Scratch {
     }
 
     pub fn unpack(&self, tar: &Tar) -> Result<Stats, Error> {
+        self.unpack_as(tar, false)
+    }
+
+    pub fn unpack_as(&self, tar: &Tar, plain: bool) -> Result<Stats, Error> {
         let opts = Options {
             layer: "sha256:test".into(),
+            plain,
         };
         // A test may go on where the last archive has ended.
         let _ = std::fs::remove_file(self.0.join("layer/recipe"));

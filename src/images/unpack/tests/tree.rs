@@ -214,6 +214,29 @@ fn whiteouts_become_those_of_overlayfs() {
 }
 
 #[test]
+fn in_a_plain_archive_no_name_hides_another() {
+    let scratch = Scratch::new();
+    let tar = Tar::default()
+        .file("a", b"kept")
+        .file(".wh.a", b"plain")
+        .file("d/.wh..wh..opq", b"p")
+        .file(".wh..wh.plnk/1.2", b"q")
+        .dir(".wh.", 0o755)
+        .hard_link("link", ".wh.a");
+    scratch.unpack_as(&tar, true).unwrap();
+    let read = |name: &str| fs::read(scratch.layer().join(name)).unwrap();
+    assert_eq!((read("a"), read(".wh.a")), (b"kept".to_vec(), b"plain".to_vec()));
+    assert_eq!(
+        (read("d/.wh..wh..opq"), read("link")),
+        (b"p".to_vec(), b"plain".to_vec())
+    );
+    assert_eq!(read(".wh..wh.plnk/1.2"), b"q");
+    assert!(scratch.layer().join(".wh.").is_dir());
+    assert!(xattr(&scratch.layer().join("d"), "trusted.overlay.opaque").is_none());
+    assert!(scratch.unpack_as(&Tar::default().file("../x", b""), true).is_err());
+}
+
+#[test]
 fn later_entries_win_and_types_change() {
     let scratch = Scratch::new();
     let tar = Tar::default()
