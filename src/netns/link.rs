@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
@@ -207,6 +207,12 @@ impl Links {
             Err(refusal) if refusal.errno() != fine => Err(refusal),
             _ => Ok(()),
         }
+    }
+
+    /// Makes the object, or changes the one that is there.
+    pub(super) fn replace(&mut self, message: RouteNetlinkMessage) -> std::result::Result<(), Refusal> {
+        self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
+            .map(drop)
     }
 
     fn request(

@@ -5,6 +5,7 @@
 //! it has not made, and never block a tokio thread. It asks `config` for its settings and no other room; what it must
 //! remember about a pod goes to the caller as a [`record::Network`].
 
+mod bandwidth;
 mod builtin;
 mod cni;
 mod connect;
@@ -13,6 +14,7 @@ mod error;
 mod link;
 mod namespaces;
 mod nft;
+mod shape;
 mod socket;
 mod subnet;
 mod sysctl;
@@ -29,7 +31,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use cni::{check_bandwidth, has_bandwidth};
+pub use bandwidth::Bandwidth;
 pub use connect::connect;
 pub use counters::{Counters, Traffic};
 pub use error::{Error, Result};

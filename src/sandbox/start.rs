@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     cgroups::Cgroup,
-    config::NetworkMode,
     lsm,
     monitor::client::{Client, Events, SpawnOptions},
     netns::{self, Users, Want},
@@ -34,7 +33,7 @@ pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
         Cgroup::new(&mechanisms.cgroups, &format!("{parent}/pod"))
             .map_err(|error| Error::Invalid(format!("cgroup_parent {parent:?}: {error}")))?;
     }
-    netns::check_bandwidth(&config.annotations).map_err(|error| Error::Invalid(error.to_string()))?;
+    netns::Bandwidth::of(&config.annotations).map_err(|error| Error::Invalid(error.to_string()))?;
     let log_directory = &config.log_directory;
     if !log_directory.is_empty() && !std::path::Path::new(log_directory).is_absolute() {
         return Err(Error::Invalid(format!(
@@ -340,12 +339,6 @@ async fn attach(
         return Ok(None);
     }
     sandbox.stage.enter("network");
-    if mechanisms.config.network == NetworkMode::Builtin && netns::has_bandwidth(&config.annotations) {
-        tracing::warn!(
-            pod = sandbox.id,
-            "the built-in network does not limit bandwidth: the pod's annotations are not obeyed"
-        );
-    }
     // A detach is due from the moment an attach was begun, whatever happens to this process in between.
     let note = |pending: record::Network| async move {
         let edit = |pod: &mut record::Pod| pod.network = Some(pending.clone());

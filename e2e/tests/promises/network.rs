@@ -349,3 +349,45 @@ echo '{{"cniVersion":"1.0.0","interfaces":[{{"name":"eth0","sandbox":"x"}}],"ips
     assert_eq!(creations().await, serde_json::json!([]));
     daemon.finish().await;
 }
+
+#[tokio::test]
+async fn a_pods_bandwidth_is_limited_both_ways() {
+    const BYTES: usize = 2_000_000;
+    let daemon = Daemon::start().await;
+    let image = daemon.busybox().await;
+    // 8 Mbit/s: two seconds for so much, less what waits on the way.
+    let limits = ["kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"];
+    let mut config = daemon.pod("shaped");
+    config.annotations = limits.map(|key| (key.to_owned(), "8M".to_owned())).into();
+    let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+    let ip = daemon.cri.pod_status(&pod).await.unwrap().network.unwrap().ip;
+    let line = format!(
+        "nc -ll -p 80 -e head -c {BYTES} /dev/zero & nc -l -p 81 -e sh -c 'wc -c > /count'; echo $(cat /count) bytes; wait"
+    );
+    let main = container("main", &image, &line);
+    let id = daemon.started(&pod, &config, &main).await;
+    eventually("it listens", async || {
+        let ports = daemon.cri.shell(&id, "netstat -lnt").await.unwrap();
+        ports.contains(":80 ") && ports.contains(":81 ")
+    })
+    .await;
+    let begin = Instant::now();
+    let fetch = format!("busybox nc {ip} 80 </dev/null | wc -c");
+    let fetched = daemon.lab.output("sh", &["-c", &fetch]).await.unwrap();
+    let out = begin.elapsed();
+    assert_eq!(fetched.trim(), BYTES.to_string());
+    let begin = Instant::now();
+    let send = format!("head -c {BYTES} /dev/zero | busybox nc {ip} 81");
+    daemon.lab.output("sh", &["-c", &send]).await.unwrap();
+    let path = wharf_e2e::logs::path(&config, &main);
+    eventually("all has come", async || {
+        wharf_e2e::logs::text(&path, "stdout").is_ok_and(|text| text == format!("{BYTES} bytes\n"))
+    })
+    .await;
+    let into = begin.elapsed();
+    println!("{BYTES} bytes out in {out:?}, in in {into:?}");
+    for taken in [out, into] {
+        assert!(taken > Duration::from_secs(1), "not limited: {taken:?}");
+    }
+    daemon.finish().await;
+}

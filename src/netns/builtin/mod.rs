@@ -20,7 +20,7 @@ use wharf_proto::record;
 use super::link::Links;
 use super::nft::{HostPort, Table};
 use super::subnet::Subnet;
-use super::{Error, PodNetwork, Result, thread};
+use super::{Bandwidth, Error, PodNetwork, Result, thread};
 use crate::config::BuiltinNetwork;
 use leases::Leases;
 
@@ -165,7 +165,8 @@ impl Builtin {
             }
         }
         let (inner, id, netns) = (self.inner.clone(), pod.pod_id.clone(), pod.netns.clone());
-        thread::run("wharf-net", move || inner.connect(&id, &netns, &claim)).await
+        let bandwidth = Bandwidth::of(&pod.annotations)?;
+        thread::run("wharf-net", move || inner.connect(&id, &netns, &claim, bandwidth)).await
     }
 
     /// See [`super::Networks::detach`].

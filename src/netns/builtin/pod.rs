@@ -12,7 +12,7 @@ use wharf_proto::cri;
 use super::{Claim, Inner, host, ports};
 use crate::netns::link::{Links, Veth};
 use crate::netns::nft::HostPort;
-use crate::netns::{Error, Result};
+use crate::netns::{Bandwidth, Error, Result};
 
 /// Begins the names of host ends; what does not begin so is not ours.
 const DEVICE_PREFIX: &str = "wh";
@@ -26,8 +26,9 @@ pub(super) fn device_name(pod_id: &str) -> String {
 }
 
 impl Inner {
-    /// Makes the pair and configures both ends. Leaves the calling thread in the pod's namespace.
-    pub(super) fn connect(&self, pod_id: &str, netns: &Path, claim: &Claim) -> Result<()> {
+    /// Makes the pair and configures both ends, each of which limits what it sends: the host's what comes to the pod, the
+    /// pod's what goes out. Leaves the calling thread in the pod's namespace.
+    pub(super) fn connect(&self, pod_id: &str, netns: &Path, claim: &Claim, bandwidth: Bandwidth) -> Result<()> {
         let handle = File::open(netns).map_err(|source| Error::io("open network namespace", netns, source))?;
         let mut links = Links::open()?;
         let bridge = match links.find(&self.settings.bridge)? {
@@ -55,6 +56,11 @@ impl Inner {
             }
             other => other?,
         }
+        if let Some(bits) = bandwidth.ingress
+            && let Some(device) = links.find(&host_name)?
+        {
+            links.limit_rate(device.index, bits)?;
+        }
         setns(&handle, CloneFlags::CLONE_NEWNET)
             .map_err(|errno| Error::io("enter network namespace", netns, errno.into()))?;
         let mut links = Links::open()?;
@@ -62,6 +68,9 @@ impl Inner {
             .find(POD_DEVICE)?
             .ok_or_else(|| Error::Thread(format!("device {POD_DEVICE} vanished from {}", netns.display())))?;
         links.set_up(POD_DEVICE)?;
+        if let Some(bits) = bandwidth.egress {
+            links.limit_rate(device.index, bits)?;
+        }
         for (address, subnet) in claim.addresses.iter().zip(&self.settings.subnets) {
             links.add_address(device.index, *address, subnet.prefix())?;
             links.add_default_route(device.index, subnet.gateway())?;

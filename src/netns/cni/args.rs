@@ -1,17 +1,11 @@
 //! What a plugin is told about the pod: environment arguments and the capabilities' part of its configuration.
 
-use std::collections::HashMap;
-
 use serde_json::{Map, Value, json};
 use wharf_proto::cri;
 
 use super::config::Plugin;
-use crate::netns::{Error, PodNetwork, Result};
+use crate::netns::{Bandwidth, PodNetwork, Result};
 
-const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
-const EGRESS: &str = "kubernetes.io/egress-bandwidth";
-/// What kubelet takes for sane, in bits per second.
-const BANDWIDTH: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
 /// No limit of its own on bursts; the largest that plugins take.
 const BURST: i32 = i32::MAX;
 
@@ -79,71 +73,19 @@ fn ports(mappings: &[cri::PortMapping]) -> Option<Value> {
     (!list.is_empty()).then_some(Value::Array(list))
 }
 
-/// Refuses bandwidths that are none, whatever the network then does with them (row E17).
-///
-/// # Errors
-/// Names the annotation.
-pub fn check_bandwidth(annotations: &HashMap<String, String>) -> Result<()> {
-    [INGRESS, EGRESS]
-        .into_iter()
-        .try_for_each(|annotation| bits(annotations, annotation).map(drop))
-}
-
-/// Whether a pod asks for a limit of its bandwidth.
-#[must_use]
-pub fn has_bandwidth(annotations: &HashMap<String, String>) -> bool {
-    [INGRESS, EGRESS].iter().any(|key| annotations.contains_key(*key))
-}
-
-/// Bits per second that an annotation asks for.
-fn bits(annotations: &HashMap<String, String>, annotation: &'static str) -> Result<Option<u64>> {
-    let Some(text) = annotations.get(annotation) else {
-        return Ok(None);
-    };
-    match quantity(text).filter(|bits| BANDWIDTH.contains(bits)) {
-        Some(bits) => Ok(Some(bits)),
-        None => Err(Error::Setting {
-            setting: annotation,
-            reason: format!("{text:?} is not between 1k and 1P bits per second"),
-        }),
-    }
-}
-
 fn bandwidth(pod: &PodNetwork) -> Result<Option<Value>> {
+    let asked = Bandwidth::of(&pod.annotations)?;
     let mut value = Map::new();
-    for (annotation, rate, burst) in [
-        (INGRESS, "ingressRate", "ingressBurst"),
-        (EGRESS, "egressRate", "egressBurst"),
+    for (bits, rate, burst) in [
+        (asked.ingress, "ingressRate", "ingressBurst"),
+        (asked.egress, "egressRate", "egressBurst"),
     ] {
-        if let Some(bits) = bits(&pod.annotations, annotation)? {
+        if let Some(bits) = bits {
             value.insert(rate.to_owned(), bits.into());
             value.insert(burst.to_owned(), BURST.into());
         }
     }
     Ok((!value.is_empty()).then_some(Value::Object(value)))
-}
-
-/// Reads a Kubernetes quantity such as `10M`, `1.5Gi` or `1000`, rounded up.
-fn quantity(text: &str) -> Option<u64> {
-    let at = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, suffix) = text.split_at(at);
-    let factor: f64 = match suffix {
-        "" => 1.0,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "P" => 1e15,
-        "Ki" => 1024.0,
-        "Mi" => 1024f64.powi(2),
-        "Gi" => 1024f64.powi(3),
-        "Ti" => 1024f64.powi(4),
-        exponent => 10f64.powi(exponent.strip_prefix(['e', 'E'])?.parse().ok()?),
-    };
-    let value = (number.parse::<f64>().ok()? * factor).ceil();
-    (value >= 0.0 && value < 2f64.powi(63)).then_some(value as u64)
 }
 
 #[cfg(test)]
@@ -172,7 +114,7 @@ mod tests {
                 servers: vec!["1.1.1.1".into()],
                 ..Default::default()
             }),
-            annotations: [(INGRESS.to_owned(), "10M".to_owned())].into(),
+            annotations: [("kubernetes.io/ingress-bandwidth".to_owned(), "10M".to_owned())].into(),
             ..Default::default()
         }
     }
@@ -201,21 +143,5 @@ mod tests {
             text.starts_with("IgnoreUnknown=1;K8S_POD_NAMESPACE=;K8S_POD_NAME=a_b_c;"),
             "{text}"
         );
-    }
-
-    #[test]
-    fn quantities_are_read_as_kubernetes_writes_them() {
-        for (text, bits) in [
-            ("1000", 1000),
-            ("10M", 10_000_000),
-            ("1.5Ki", 1536),
-            ("1e3", 1000),
-            ("2G", 2_000_000_000),
-        ] {
-            assert_eq!(quantity(text), Some(bits), "{text}");
-        }
-        for text in ["", "M", "-1", "1x", "1e400", "1.2.3"] {
-            assert_eq!(quantity(text), None, "{text}");
-        }
     }
 }

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-pub use args::{check_bandwidth, has_bandwidth};
 use nix::sys::statfs::{FsType, statfs};
 use serde_json::Value;
 use tokio::task::AbortHandle;
