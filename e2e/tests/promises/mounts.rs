@@ -127,10 +127,15 @@ async fn files_links_and_later_mounts_reach_the_container_and_private_ones_are_r
         assert!(shell("cat /proc/self/mountinfo").await.contains(" /late/below "));
         daemon.lab.output("umount", &[&below]).await.unwrap();
         // Nobody else's mounts arrive on a private one.
+        let alone = host.join("alone").to_string_lossy().into_owned();
+        std::fs::create_dir(&alone).unwrap();
+        for args in [vec!["-t", "tmpfs", "tmpfs", &alone], vec!["--make-private", &alone]] {
+            daemon.lab.output("mount", &args).await.unwrap();
+        }
         for (propagation, says) in [(1, "neither a shared nor a slave mount"), (2, "not on a shared mount")] {
             let mut refused = main.clone();
             refused.metadata.get_or_insert_default().name = format!("refused{propagation}");
-            refused.mounts = vec![mount(&path("host"), "/private", false)];
+            refused.mounts = vec![mount(&alone, "/private", false)];
             refused.mounts[0].propagation = propagation;
             let error = daemon.cri.create(&pod, &refused, &config).await.unwrap_err();
             assert_eq!(error.code(), Code::InvalidArgument);
@@ -140,7 +145,7 @@ async fn files_links_and_later_mounts_reach_the_container_and_private_ones_are_r
             );
         }
         daemon.gone(&pod).await;
-        daemon.lab.output("umount", &[&at]).await.unwrap();
+        daemon.lab.output("umount", &[&at, &alone]).await.unwrap();
         daemon.finish().await;
     })
     .await;

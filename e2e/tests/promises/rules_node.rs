@@ -276,13 +276,9 @@ async fn rule_47_no_privileged_container_in_an_unprivileged_pod() {
 async fn unimplemented_calls_answer_exactly_unimplemented() {
     let daemon = Daemon::start().await;
     let mut runtime = daemon.cri.runtime.clone();
-    assert_eq!(
-        code(
-            runtime
-                .checkpoint_container(pb::CheckpointContainerRequest::default())
-                .await
-        ),
-        Code::Unimplemented
-    );
+    let answer = runtime.checkpoint_pod(pb::CheckpointPodRequest::default()).await;
+    assert_eq!(code(answer), Code::Unimplemented);
+    let answer = runtime.restore_pod(pb::RestorePodRequest::default()).await;
+    assert_eq!(code(answer), Code::Unimplemented);
     daemon.finish().await;
 }

@@ -287,7 +287,7 @@ fn a_copy_has_all_that_belongs_to_files() {
         assert_eq!((at("sub").mtime(), at("sub").mtime_nsec()), (1_000_000_000, 5_000_000));
         assert_eq!(at("suid").mtime(), 1_000_000_000);
         let copied = fs::File::open(target.join("file")).unwrap();
-        let mut value = [0; 1024];
+        let mut value = [0u8; 1024];
         // SAFETY: the name is NUL-terminated, the buffer's pointer and length belong together.
         let length = unsafe {
             libc::fgetxattr(
