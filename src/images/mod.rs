@@ -29,7 +29,6 @@ mod registry;
 mod room;
 pub mod rootfs;
 mod save;
-pub mod tar;
 pub mod tarball;
 #[cfg(test)]
 mod testing;

@@ -41,8 +41,8 @@ impl<W: Write> Tarball<W> {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 format!(
-                    "{:?} became shorter while it was read",
-                    String::from_utf8_lossy(&entry.name)
+                    "{} became shorter while it was read",
+                    String::from_utf8_lossy(&entry.name).escape_debug()
                 ),
             ));
         }
@@ -238,5 +238,64 @@ mod tests {
             assert_eq!(format!("{read:?}"), format!("{entry:?}"));
         }
         assert!(reader.next_entry().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let entry = Entry {
+            kind: Kind::File,
+            name: [b"dir/".as_slice(), "n".repeat(150).as_bytes()].concat(),
+            link: Vec::new(),
+            mode: 0o4755,
+            uid: 3_000_000,
+            gid: 7,
+            size: 5,
+            mtime: (1_700_000_000, 123_000_000),
+            xattrs: vec![(b"user.k".to_vec(), vec![0, 1, b'\n'])],
+        };
+        let device = Entry {
+            kind: Kind::CharDevice { major: 1, minor: 300 },
+            name: b"dev/x".to_vec(),
+            mode: 0o666,
+            mtime: (-3, 0),
+            ..empty()
+        };
+        let directory = Entry {
+            kind: Kind::Directory,
+            name: b"dir/".to_vec(),
+            mode: 0o700,
+            mtime: (9, 0),
+            ..empty()
+        };
+        let mut writer = Tarball::new(Vec::new());
+        writer.add(&directory, io::empty()).unwrap();
+        writer.add(&entry, b"12345rest".as_slice()).unwrap();
+        writer.add(&device, io::empty()).unwrap();
+        let tar = writer.finish().unwrap();
+        assert_eq!(tar.len() % BLOCK, 0);
+        let mut reader = TarReader::new(tar.as_slice());
+        assert_eq!(reader.next_entry().unwrap().unwrap().kind, Kind::Directory);
+        let read = reader.next_entry().unwrap().unwrap();
+        assert_eq!(
+            (&read.name, read.mode, read.uid, read.gid),
+            (&entry.name, 0o4755, 3_000_000, 7)
+        );
+        assert_eq!((read.mtime, read.xattrs), (entry.mtime, entry.xattrs));
+        assert_eq!(reader.data().unwrap(), b"12345");
+        let read = reader.next_entry().unwrap().unwrap();
+        assert_eq!(read.kind, Kind::CharDevice { major: 1, minor: 300 });
+        assert!(reader.next_entry().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_file_that_became_shorter_is_an_error() {
+        let entry = Entry {
+            name: b"f".to_vec(),
+            mode: 0o600,
+            size: 10,
+            ..empty()
+        };
+        let error = Tarball::new(Vec::new()).add(&entry, b"short".as_slice()).unwrap_err();
+        assert!(error.to_string().contains("f became shorter"), "{error}");
     }
 }

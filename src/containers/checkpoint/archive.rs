@@ -15,7 +15,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _, Write},
+    io::{self, Write},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -27,7 +27,7 @@ use wharf_proto::record;
 use crate::{
     containers::{Container, Error, Result},
     images::{
-        tar::Writer,
+        tarball::{Tarball, empty},
         unpack::{Entry, Kind},
     },
     store,
@@ -77,16 +77,23 @@ impl Contents {
 
     /// Writes the archive from the work directory. Blocks.
     pub fn write<W: Write>(&self, work: &Path, out: W) -> io::Result<()> {
-        let mut tar = Writer::new(out);
+        let mut tar = Tarball::new(out);
         let spec = fs::read(&self.spec)?;
-        let mut put = |name: &str, value: &Value| tar.bytes(name, &serde_json::to_vec_pretty(value)?, self.time);
+        let mut put = |name: &str, value: &Value| bytes(&mut tar, name, &serde_json::to_vec_pretty(value)?, self.time);
         put(CONFIG, &self.config)?;
         put(STATUS, &self.status)?;
         put(BIND_MOUNTS, &bind_mounts(&serde_json::from_slice(&spec)?))?;
         let deleted: Vec<_> = self.deleted.iter().map(|path| path.to_string_lossy()).collect();
         put(DELETED, &json!(deleted))?;
-        tar.bytes(SPEC, &spec, self.time)?;
-        tar.directory(IMAGES, self.time)?;
+        bytes(&mut tar, SPEC, &spec, self.time)?;
+        let directory = Entry {
+            kind: Kind::Directory,
+            name: format!("{IMAGES}/").into_bytes(),
+            mode: 0o700,
+            mtime: (self.time, 0),
+            ..empty()
+        };
+        tar.add(&directory, io::empty())?;
         let mut images = fs::read_dir(work.join(IMAGES))?.collect::<io::Result<Vec<_>>>()?;
         images.sort_by_key(fs::DirEntry::file_name);
         for image in images {
@@ -104,30 +111,34 @@ impl Contents {
     }
 }
 
-fn optional<W: Write>(tar: &mut Writer<W>, name: &str, path: &Path) -> io::Result<()> {
+fn bytes<W: Write>(tar: &mut Tarball<W>, name: &str, bytes: &[u8], time: i64) -> io::Result<()> {
+    tar.add(&root_only(name, bytes.len() as u64, time), bytes)
+}
+
+/// A file that only root may read.
+fn root_only(name: &str, size: u64, time: i64) -> Entry {
+    Entry {
+        name: name.as_bytes().to_vec(),
+        mode: 0o600,
+        size,
+        mtime: (time, 0),
+        ..empty()
+    }
+}
+
+fn optional<W: Write>(tar: &mut Tarball<W>, name: &str, path: &Path) -> io::Result<()> {
     if path.is_file() { file(tar, name, path) } else { Ok(()) }
 }
 
 /// As long as it is now: a log grows meanwhile.
-fn file<W: Write>(tar: &mut Writer<W>, name: &str, path: &Path) -> io::Result<()> {
+fn file<W: Write>(tar: &mut Tarball<W>, name: &str, path: &Path) -> io::Result<()> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let file = File::open(path).map_err(named)?;
     let meta = file.metadata().map_err(named)?;
     if !meta.is_file() {
         return Err(named(io::Error::other("not a file")));
     }
-    let entry = Entry {
-        kind: Kind::File,
-        name: name.as_bytes().to_vec(),
-        link: Vec::new(),
-        mode: 0o600,
-        uid: 0,
-        gid: 0,
-        size: meta.len(),
-        mtime: (meta.mtime(), 0),
-        xattrs: Vec::new(),
-    };
-    tar.entry(&entry, file.take(meta.len())).map_err(named)
+    tar.add(&root_only(name, meta.len(), meta.mtime()), file).map_err(named)
 }
 
 pub fn read_spec(path: &Path) -> Result<Spec> {

@@ -9,9 +9,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Component, Path, PathBuf};
 
-use nix::errno::Errno;
-
-use crate::images::tar::Writer;
+use super::{sys, xattrs};
+use crate::images::tarball::Tarball;
 use crate::images::unpack::{Entry, Kind};
 
 /// Directories within each other that are followed; deeper trees are an error.
@@ -42,7 +41,7 @@ impl Changes {
         let mut walk = Walk {
             changes: self,
             without,
-            tar: Writer::new(out),
+            tar: Tarball::new(out),
             names: HashMap::new(),
             deleted: Vec::new(),
         };
@@ -55,7 +54,7 @@ impl Changes {
 struct Walk<'a, W> {
     changes: &'a Changes,
     without: &'a HashSet<PathBuf>,
-    tar: Writer<W>,
+    tar: Tarball<W>,
     /// First name of each file that has several.
     names: HashMap<(u64, u64), PathBuf>,
     deleted: Vec<PathBuf>,
@@ -71,7 +70,7 @@ impl<W: Write> Walk<'_, W> {
             .and_then(Iterator::collect::<io::Result<Vec<_>>>)
             .map_err(named(&dir))?;
         entries.sort_by_key(fs::DirEntry::file_name);
-        if attribute(&dir, c"trusted.overlay.opaque")?.is_some() {
+        if is_opaque(&dir)? {
             let kept: HashSet<_> = entries.iter().map(fs::DirEntry::file_name).collect();
             self.hidden(at, &|name| kept.contains(name))?;
         }
@@ -107,7 +106,8 @@ impl<W: Write> Walk<'_, W> {
         };
         if kind.is_dir() {
             entry.kind = Kind::Directory;
-            self.tar.entry(&entry, io::empty())?;
+            entry.name.push(b'/');
+            self.tar.add(&entry, io::empty())?;
             return self.directory(path, depth + 1);
         }
         if meta.nlink() > 1 {
@@ -115,14 +115,14 @@ impl<W: Write> Walk<'_, W> {
                 entry.kind = Kind::HardLink;
                 entry.link = first.as_os_str().as_bytes().to_vec();
                 entry.xattrs = Vec::new();
-                return self.tar.entry(&entry, io::empty());
+                return self.tar.add(&entry, io::empty());
             }
             self.names.insert((meta.dev(), meta.ino()), path.to_owned());
         }
         entry.kind = match () {
             () if kind.is_file() => {
                 entry.size = meta.len();
-                return self.tar.entry(&entry, File::open(&on_disk)?);
+                return self.tar.add(&entry, File::open(&on_disk)?);
             }
             () if kind.is_symlink() => {
                 entry.link = fs::read_link(&on_disk)?.into_os_string().as_bytes().to_vec();
@@ -134,7 +134,7 @@ impl<W: Write> Walk<'_, W> {
             // A socket's name means nothing without the process that listens.
             () => return Ok(()),
         };
-        self.tar.entry(&entry, io::empty())
+        self.tar.add(&entry, io::empty())
     }
 
     /// Counts as deleted what the layers have in a directory that the container has made anew.
@@ -151,7 +151,7 @@ impl<W: Write> Walk<'_, W> {
                     self.deleted.push(at.join(name));
                 }
             }
-            if attribute(&dir, c"trusted.overlay.opaque")?.is_some() {
+            if is_opaque(&dir)? {
                 break;
             }
         }
@@ -182,64 +182,22 @@ fn named(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
     }
 }
 
+/// Whether what lower layers have in the directory is hidden.
+fn is_opaque(directory: &Path) -> io::Result<bool> {
+    Ok(sys::xattr(File::open(directory)?, c"trusted.overlay.opaque")?.is_some())
+}
+
 /// Extended attributes other than overlayfs' own.
 fn attributes(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let target = CString::new(path.as_os_str().as_bytes())?;
-    let list = sized(|buffer| {
-        // SAFETY: the path is NUL-terminated; pointer and length belong to one buffer.
-        unsafe { libc::llistxattr(target.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
-    })?;
-    let mut found = Vec::new();
-    for name in list
-        .unwrap_or_default()
-        .split(|b| *b == 0)
-        .filter(|name| !name.is_empty())
-    {
-        if let Some(own) = name.strip_prefix(b"trusted.overlay.") {
-            if own == b"redirect" || own == b"metacopy" {
-                let message =
-                    "overlayfs keeps its content elsewhere (redirect_dir or metacopy), which can't be read here";
-                return Err(io::Error::new(io::ErrorKind::Unsupported, message));
-            }
-            continue;
-        }
-        let key = CString::new(name)?;
-        let value = sized(|buffer| {
-            // SAFETY: both strings are NUL-terminated; pointer and length belong to one buffer.
-            unsafe { libc::lgetxattr(target.as_ptr(), key.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
-        })?;
-        if let Some(value) = value {
-            found.push((name.to_vec(), value));
-        }
+    let mut found = xattrs::all(&CString::new(path.as_os_str().as_bytes())?)?;
+    let kept_elsewhere = |name: &[u8]| matches!(name, b"trusted.overlay.redirect" | b"trusted.overlay.metacopy");
+    if found.iter().any(|(name, _)| kept_elsewhere(name)) {
+        let message = "overlayfs keeps its content elsewhere (redirect_dir or metacopy), which can't be read here";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, message));
     }
+    found.retain(|(name, _)| !name.starts_with(b"trusted.overlay."));
     found.sort();
     Ok(found)
-}
-
-fn attribute(path: &Path, name: &std::ffi::CStr) -> io::Result<Option<Vec<u8>>> {
-    let target = CString::new(path.as_os_str().as_bytes())?;
-    sized(|buffer| {
-        // SAFETY: both strings are NUL-terminated; pointer and length belong to one buffer.
-        unsafe { libc::lgetxattr(target.as_ptr(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
-    })
-}
-
-/// Calls twice, as the xattr calls want it: for the size and for the bytes. `None`: there are none.
-fn sized(mut call: impl FnMut(&mut [u8]) -> isize) -> io::Result<Option<Vec<u8>>> {
-    let mut buffer = Vec::new();
-    loop {
-        match Errno::result(call(&mut buffer)) {
-            Ok(length) if length.unsigned_abs() <= buffer.len() => {
-                buffer.truncate(length.unsigned_abs());
-                return Ok(Some(buffer));
-            }
-            Ok(length) => buffer = vec![0; length.unsigned_abs()],
-            // It grew meanwhile.
-            Err(Errno::ERANGE) => buffer = Vec::new(),
-            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => return Ok(None),
-            Err(errno) => return Err(errno.into()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! System calls of the mount API and of statx that neither libc nor nix wraps.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -111,58 +111,5 @@ pub fn xattr(fd: impl AsFd, name: &CStr) -> nix::Result<Option<Vec<u8>>> {
         Ok(length) => Ok(value.get(..length.unsigned_abs()).map(<[u8]>::to_vec)),
         Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::ERANGE) => Ok(None),
         Err(errno) => Err(errno),
-    }
-}
-
-/// All extended attributes of `name` in `directory`, which is not followed; none where there can be none.
-pub fn xattrs_at(directory: &OwnedFd, name: &[u8]) -> nix::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    // The last component is not followed, and /proc/self/fd/N leads to the open directory itself.
-    let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
-    path.extend_from_slice(name);
-    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
-    let list = grown(|buffer| {
-        // SAFETY: the path is NUL-terminated, the buffer's pointer and length belong together.
-        unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
-    });
-    let list = match list {
-        Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut all = Vec::new();
-    for key in list.split(|byte| *byte == 0).filter(|key| !key.is_empty()) {
-        let key_text = CString::new(key).map_err(|_| Errno::EINVAL)?;
-        let value = grown(|buffer| {
-            // SAFETY: both strings are NUL-terminated, the buffer's pointer and length belong together.
-            unsafe {
-                libc::lgetxattr(
-                    path.as_ptr(),
-                    key_text.as_ptr(),
-                    buffer.as_mut_ptr().cast(),
-                    buffer.len(),
-                )
-            }
-        });
-        match value {
-            Ok(value) => all.push((key.to_vec(), value)),
-            // Removed meanwhile.
-            Err(Errno::ENODATA) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(all)
-}
-
-/// What `read` puts into a buffer that is large enough.
-fn grown(read: impl Fn(&mut [u8]) -> isize) -> nix::Result<Vec<u8>> {
-    let mut buffer = vec![0; 256];
-    loop {
-        match Errno::result(read(&mut buffer)) {
-            Ok(length) => {
-                buffer.truncate(length.unsigned_abs());
-                return Ok(buffer);
-            }
-            Err(Errno::ERANGE) if buffer.len() < 1 << 20 => buffer.resize(buffer.len() * 4, 0),
-            Err(errno) => return Err(errno),
-        }
     }
 }

@@ -1,34 +1,79 @@
-//! Extended attributes from one open file to another.
+//! Extended attributes of files, all of them.
 
-use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
-/// Copies extended attributes between open files or directories. Those that overlayfs keeps for itself are left out, and
-/// those that the target's filesystem does not have.
-pub fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> nix::Result<()> {
-    let mut names = vec![0u8; 1024];
-    let length = loop {
-        // SAFETY: the buffer's pointer and length belong together.
-        let listed = unsafe { libc::flistxattr(from.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
-        match Errno::result(listed) {
-            Ok(length) => break length.unsigned_abs(),
-            // XATTR_LIST_MAX is 64 KiB.
-            Err(Errno::ERANGE) if names.len() < 1 << 16 => names.resize(names.len() * 4, 0),
-            Err(Errno::EOPNOTSUPP) => return Ok(()),
+/// All extended attributes of the file at `path`, whose last component is not followed; none where there can be none.
+pub fn all(path: &CStr) -> nix::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let list = grown(|buffer| {
+        // SAFETY: the path is NUL-terminated, the buffer's pointer and length belong together.
+        unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
+    });
+    let list = match list {
+        Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut all = Vec::new();
+    for name in list.split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else {
+            continue;
+        };
+        let value = grown(|buffer| {
+            // SAFETY: both strings are NUL-terminated, the buffer's pointer and length belong together.
+            unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
+        });
+        match value {
+            Ok(value) => all.push((name.to_bytes().to_vec(), value)),
+            // Removed meanwhile.
+            Err(Errno::ENODATA) => {}
             Err(errno) => return Err(errno),
         }
+    }
+    Ok(all)
+}
+
+/// As [`all`], of `name` in `directory`.
+pub fn xattrs_at(directory: &OwnedFd, name: &[u8]) -> nix::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    // /proc/self/fd/N leads to the open directory itself.
+    let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name);
+    all(&CString::new(path).map_err(|_| Errno::EINVAL)?)
+}
+
+/// Copies extended attributes between open files or directories. Those that overlayfs keeps for itself are left out, and
+/// those that the target's filesystem does not have or that say nothing outside their user namespace.
+pub fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> nix::Result<()> {
+    let names = grown(|buffer| {
+        // SAFETY: the buffer's pointer and length belong together.
+        unsafe { libc::flistxattr(from.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) }
+    });
+    let names = match names {
+        Err(Errno::EOPNOTSUPP) => return Ok(()),
+        other => other?,
     };
-    for name in names[..length].split_inclusive(|byte| *byte == 0) {
+    for name in names.split_inclusive(|byte| *byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else {
             continue;
         };
         if name.to_bytes().starts_with(b"trusted.overlay.") {
             continue;
         }
-        let Some(value) = whole_xattr(from, name)? else {
-            continue;
+        let value = grown(|buffer| {
+            // SAFETY: the name is NUL-terminated, the buffer's pointer and length belong together.
+            unsafe {
+                libc::fgetxattr(
+                    from.as_raw_fd(),
+                    name.as_ptr(),
+                    buffer.as_mut_ptr().cast(),
+                    buffer.len(),
+                )
+            }
+        });
+        let value = match value {
+            Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EOVERFLOW) => continue,
+            other => other?,
         };
         // SAFETY: the name is NUL-terminated, the value's pointer and length belong together.
         let set = unsafe { libc::fsetxattr(to.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
@@ -40,20 +85,16 @@ pub fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> nix::Result<()> 
     Ok(())
 }
 
-/// An extended attribute of any length; `None` if it is absent, or says nothing outside its user namespace.
-fn whole_xattr(fd: BorrowedFd<'_>, name: &CStr) -> nix::Result<Option<Vec<u8>>> {
-    let mut value = vec![0u8; 256];
+/// What `read` puts into a buffer that is large enough; names and values have at most 64 KiB.
+fn grown(read: impl Fn(&mut [u8]) -> isize) -> nix::Result<Vec<u8>> {
+    let mut buffer = vec![0; 256];
     loop {
-        // SAFETY: the name is NUL-terminated, the buffer's pointer and length belong together.
-        let read = unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-        match Errno::result(read) {
+        match Errno::result(read(&mut buffer)) {
             Ok(length) => {
-                value.truncate(length.unsigned_abs());
-                return Ok(Some(value));
+                buffer.truncate(length.unsigned_abs());
+                return Ok(buffer);
             }
-            // XATTR_SIZE_MAX is 64 KiB.
-            Err(Errno::ERANGE) if value.len() < 1 << 16 => value.resize(1 << 16, 0),
-            Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EOVERFLOW) => return Ok(None),
+            Err(Errno::ERANGE) if buffer.len() < 1 << 20 => buffer.resize(buffer.len() * 4, 0),
             Err(errno) => return Err(errno),
         }
     }
