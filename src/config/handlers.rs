@@ -18,13 +18,6 @@ impl Config {
         name == BUILTIN || self.runtimes.contains_key(name)
     }
 
-    /// The base spec of handler `name`, if it has one.
-    #[must_use]
-    pub fn base_runtime_spec(&self, name: &str) -> Option<&Path> {
-        let handler = self.runtimes.get(self.resolve_handler(name))?;
-        handler.base_runtime_spec.as_deref()
-    }
-
     /// The OCI runtime command of handler `name`; `None` for the built-in one.
     #[must_use]
     pub fn handler(&self, name: &str) -> Option<&RuntimeHandler> {

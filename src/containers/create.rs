@@ -261,8 +261,7 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 true => passwd::write_missing(&owner.dir, rootfs, &user, config, &image.config)?,
                 false => passwd::Written::default(),
             };
-            let base = daemon.base_runtime_spec(&owner.record.get().runtime_handler);
-            let base = base.map(base::load).transpose()?;
+            let base = handler.base_runtime_spec.as_deref().map(base::load).transpose()?;
             let mut spec = spec::generate(&spec::SpecInput {
                 pod_id: &owner.sandbox.id,
                 pod,

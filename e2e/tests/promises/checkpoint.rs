@@ -110,17 +110,22 @@ async fn a_checkpoint_is_whole_or_leaves_nothing_and_the_container_runs_on() {
             }
         }
         goes_on_counting(&daemon, &id).await;
-        let left = daemon
-            .state_dir
-            .join("pods")
-            .join(&pod)
-            .join("containers")
-            .join(&id)
-            .join("checkpoint");
-        assert!(!left.exists(), "{} is left", left.display());
+        nothing_is_left(&daemon, &pod, &id);
         daemon.finish().await;
     })
     .await;
+}
+
+/// The directory in which a checkpoint is made has gone.
+fn nothing_is_left(daemon: &Daemon, pod: &str, id: &str) {
+    let left = daemon
+        .state_dir
+        .join("pods")
+        .join(pod)
+        .join("containers")
+        .join(id)
+        .join("checkpoint");
+    assert!(!left.exists(), "{} is left", left.display());
 }
 
 async fn has_criu(daemon: &Daemon) -> bool {
@@ -222,14 +227,7 @@ async fn a_checkpoint_that_takes_too_long_is_given_up_and_the_container_runs_on(
         assert!(called.exists(), "criu was not called");
         assert!(!location.exists());
         goes_on_counting(&daemon, &id).await;
-        let left = daemon
-            .state_dir
-            .join("pods")
-            .join(&pod)
-            .join("containers")
-            .join(&id)
-            .join("checkpoint");
-        assert!(!left.exists(), "{} is left", left.display());
+        nothing_is_left(&daemon, &pod, &id);
         daemon.finish().await;
     })
     .await;
