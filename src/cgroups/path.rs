@@ -1,4 +1,4 @@
-//! Which cgroup paths are accepted.
+//! Which cgroup paths are accepted. A path without a leading slash is one below the root, as the peers take it.
 
 use super::{Error, Result};
 
@@ -11,11 +11,11 @@ pub(super) fn sanitise(path: &str) -> Result<String> {
             reason,
         })
     };
-    if !path.starts_with('/') {
-        return match path.contains(':') {
-            true => fail("this is a systemd path (slice:prefix:name), but the cgroup driver is cgroupfs"),
-            false => fail("not absolute"),
-        };
+    if path.is_empty() {
+        return fail("empty");
+    }
+    if !path.starts_with('/') && path.contains(':') {
+        return fail("this is a systemd path (slice:prefix:name), but the cgroup driver is cgroupfs");
     }
     if path.bytes().any(|b| b == 0 || b == b'\n') {
         return fail("contains a NUL or a line break");
@@ -50,13 +50,14 @@ mod tests {
         );
         assert_eq!(sanitise("/").unwrap(), "");
         assert_eq!(sanitise("/kubepods.slice/x").unwrap(), "kubepods.slice/x");
+        assert_eq!(sanitise("pods/a.slice").unwrap(), "pods/a.slice");
     }
 
     #[test]
     fn paths_that_leave_the_hierarchy_are_refused() {
         for bad in [
             "",
-            "a/b",
+            "../a",
             "/a/../../b",
             "/..",
             "/a\nb",

@@ -81,10 +81,10 @@ fn check(mount: &cri::Mount, owners: Option<&Owners>) -> Result<()> {
         "its id mappings are not those of the pod"
     } else if Path::new(&mount.image_sub_path)
         .components()
-        .any(|part| part == Component::ParentDir)
+        .any(|part| matches!(part, Component::ParentDir | Component::RootDir))
         || mount.image_sub_path.contains('\0')
     {
-        "image_sub_path must not contain \"..\""
+        "image_sub_path must be relative and must not contain \"..\""
     } else {
         return Ok(());
     };

@@ -16,7 +16,7 @@ pub struct InvalidValue {
 }
 
 /// True if the pod uses the host's network, and with it the host's name.
-fn host_network(config: &PodSandboxConfig) -> bool {
+pub(super) fn host_network(config: &PodSandboxConfig) -> bool {
     let options = config
         .linux
         .as_ref()

@@ -47,6 +47,13 @@ pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
         ));
     }
     files::check_hostname(&config.hostname).map_err(|error| Error::Invalid(error.to_string()))?;
+    // Its processes would see the node's name all the same.
+    if files::host_network(config) && !config.hostname.is_empty() {
+        return Err(Error::Invalid(format!(
+            "hostname {:?}: a pod on the node's network has the node's name",
+            config.hostname
+        )));
+    }
     let logs = &config.log_directory;
     if !logs.is_empty() && (!logs.starts_with('/') || logs.contains('\0')) {
         return Err(Error::Invalid(format!(

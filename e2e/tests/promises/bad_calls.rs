@@ -403,6 +403,10 @@ async fn odd_pod_configs_are_refused_and_leave_nothing() {
             c.log_directory = "/tmp/a\0b".into()
         }),
         ("long host name", |c| c.hostname = "h".repeat(65)),
+        ("host name beside the node's network", |c| {
+            c.hostname = "pod".into();
+            specs::namespaces(c).network = pb::NamespaceMode::Node.into();
+        }),
         ("host name of two lines", |c| c.hostname = "a\n127.0.0.1 b".into()),
         ("zero byte in the host name", |c| c.hostname = "a\0b".into()),
         ("server of two lines", |c| {

@@ -111,11 +111,12 @@ async fn what_cannot_be_an_image_volume_is_refused_with_kubelets_word_and_leaves
     let pod = daemon.cri.run_pod(&sandbox, "").await.unwrap();
     let plain = container("main", &daemon.busybox().await, "sleep 1000");
     type Change = fn(&mut pb::Mount);
-    let cases: [(&str, Change); 11] = [
+    let cases: [(&str, Change); 12] = [
         ("does not exist", |m| m.image_sub_path = "not-existing".into()),
         ("does not exist", |m| m.image_sub_path = "process".into()),
         ("not a directory", |m| m.image_sub_path = "plain".into()),
         ("..", |m| m.image_sub_path = "data/../../etc".into()),
+        ("relative", |m| m.image_sub_path = "/data".into()),
         ("readonly", |m| m.readonly = false),
         ("host_path", |m| m.host_path = "/etc".into()),
         ("propagation", |m| m.propagation = 1),
