@@ -19,6 +19,8 @@ pub struct Containers {
     /// Size of a pod's /dev/shm in bytes; at least 4096. A number, or text such as `"64MiB"`.
     #[serde(deserialize_with = "size")]
     pub shm_size: u64,
+    /// `NAME=value`: sysctls of pods, unless a pod asks for another value or shares the namespace with the node.
+    pub sysctls: Vec<String>,
     /// Root filesystems can't be written, whatever is asked for.
     pub read_only_rootfs: bool,
     /// `NAME=value`; the image and the container override it.
@@ -71,6 +73,7 @@ impl Default for Containers {
             missing_host_paths: MissingHostPaths::Create,
             required_host_paths: Vec::new(),
             shm_size: 64 << 20,
+            sysctls: Vec::new(),
             read_only_rootfs: false,
             env: Vec::new(),
             ulimits: Vec::new(),

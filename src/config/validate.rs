@@ -124,13 +124,15 @@ fn containers(config: &Config) -> Check {
         absolute(&["containers", "hooks_dirs"], path)?;
     }
     range(&["containers", "shm_size"], settings.shm_size, 4096, i64::MAX as u64)?;
-    for entry in &settings.env {
-        let name = entry.split_once('=').map_or("", |(name, _)| name);
-        if name.is_empty() || entry.contains('\0') {
-            return fault(
-                &["containers", "env"],
-                format!("\"{entry}\" is not a variable such as NAME=value"),
-            );
+    for (key, entries) in [("env", &settings.env), ("sysctls", &settings.sysctls)] {
+        for entry in entries {
+            let name = entry.split_once('=').map_or("", |(name, _)| name);
+            if name.is_empty() || entry.contains('\0') {
+                return fault(
+                    &["containers", key],
+                    format!("\"{entry}\" is not of the form NAME=value"),
+                );
+            }
         }
     }
     for limit in &settings.ulimits {

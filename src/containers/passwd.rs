@@ -90,14 +90,14 @@ fn with_user(passwd: &str, user: &ResolvedUser, home: &str) -> Result<Option<Str
         )));
     }
     let home = if home.is_empty() { "/" } else { home };
-    let entry = format!("{name}:*:{name}:{}:container user:{home}:/sbin/nologin\n", user.gid);
+    let entry = format!("{name}:x:{name}:{}:container user:{home}:/sbin/nologin\n", user.gid);
     Ok(Some(appended(passwd, &entry)))
 }
 
 fn with_group(group: &str, gid: u32) -> Option<String> {
     let name = gid.to_string();
     let known = group.is_empty() || users::groups(group).any(|entry| entry.gid == gid || entry.name == name);
-    (!known).then(|| appended(group, &format!("{name}:*:{name}:\n")))
+    (!known).then(|| appended(group, &format!("{name}:x:{name}:\n")))
 }
 
 fn appended(text: &str, line: &str) -> String {
@@ -127,13 +127,13 @@ mod tests {
         let text = with_user(PASSWD, &user(1002, 7), "/data").unwrap().unwrap();
         assert_eq!(
             text,
-            format!("{PASSWD}\n1002:*:1002:7:container user:/data:/sbin/nologin\n")
+            format!("{PASSWD}\n1002:x:1002:7:container user:/data:/sbin/nologin\n")
         );
         assert!(with_user(PASSWD, &user(5, 5), "").unwrap().unwrap().contains(":/:"));
         assert_eq!(with_user(PASSWD, &user(0, 0), "/root").unwrap(), None);
         assert_eq!(with_user(PASSWD, &user(4000, 0), "/").unwrap(), None);
         assert_eq!(with_user("", &user(1002, 7), "/").unwrap(), None);
-        assert_eq!(with_group("root:x:0:\n", 7).unwrap(), "root:x:0:\n7:*:7:\n");
+        assert_eq!(with_group("root:x:0:\n", 7).unwrap(), "root:x:0:\n7:x:7:\n");
         assert_eq!((with_group("root:x:0:", 0), with_group("", 7)), (None, None));
     }
 

@@ -88,9 +88,10 @@ pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
     Ok(())
 }
 
-/// The sysctls of a pod: what both peers set by default, then what was asked for, without those that would reach the
-/// node because the pod shares that namespace with it (kubelet refuses them, CRI-O skips them).
-fn sysctls(config: &PodSandboxConfig, users: Option<&Users>) -> Vec<(String, String)> {
+/// The sysctls of a pod: what both peers set by default, then the node's settings (`NAME=value`), then what was asked
+/// for, without those that would reach the node because the pod shares that namespace with it (kubelet refuses them,
+/// CRI-O skips them).
+fn sysctls(config: &PodSandboxConfig, users: Option<&Users>, settings: &[String]) -> Vec<(String, String)> {
     let mut wanted = HashMap::new();
     if !host_network(config) {
         // Written by the node, which has other numbers for the pod's groups.
@@ -106,7 +107,9 @@ fn sysctls(config: &PodSandboxConfig, users: Option<&Users>) -> Vec<(String, Str
         .as_ref()
         .map(|linux| linux.sysctls.clone())
         .unwrap_or_default();
-    for (name, value) in asked {
+    let settings = settings.iter().filter_map(|setting| setting.split_once('='));
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    for (name, value) in settings.chain(asked) {
         let shared_with_node = if name.starts_with("net.") || name.starts_with("net/") {
             host_network(config)
         } else {
@@ -330,7 +333,7 @@ async fn make_namespaces(mechanisms: &Mechanisms, sandbox: &Sandbox, config: &Po
             &sandbox.paths.namespaces(),
             want,
             &hostname,
-            &sysctls(config, users.as_ref()),
+            &sysctls(config, users.as_ref(), &mechanisms.config.containers.sysctls),
         )
         .await
         .map_err(sandbox.network_error())?;

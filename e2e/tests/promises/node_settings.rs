@@ -19,7 +19,7 @@ async fn settings_for_all_containers_reach_each() {
         tables: format!(
             "[runtimes.builtin]\nbase_runtime_spec = '{dir}/base.json'\n\
              [containers]\nimage_volumes = 'ignore'\nulimits = ['nofile=123:456']\nenv = ['NODE=here']\n\
-             hooks_dirs = ['{dir}/hooks']\nshm_size = '1MiB'\ndevices = ['/dev/full:/dev/brimful:rw']\n\
+             hooks_dirs = ['{dir}/hooks']\nshm_size = '1MiB'\nsysctls = ['net.core.somaxconn=777']\ndevices = ['/dev/full:/dev/brimful:rw']\n\
              missing_host_paths = 'refuse'"
         ),
         ..Default::default()
@@ -38,6 +38,7 @@ async fn settings_for_all_containers_reach_each() {
         "123\n456\n0\nhere yes\n"
     );
     assert_eq!(shell("id -u; pwd").await, "0\n/\n");
+    assert_eq!(shell("cat /proc/sys/net/core/somaxconn").await, "777\n");
     let size = "| tail -n 1 | tr -s ' ' | cut -d ' ' -f 2";
     assert_eq!(
         shell(&format!("df -k /dev/shm {size}; df -k /scratch {size}")).await,

@@ -36,7 +36,7 @@ async fn who_is_unknown_to_the_image_has_a_name_and_a_home() {
         let seen = daemon.cri.shell(&id, line).await.unwrap();
         assert_eq!(
             seen,
-            "4321:*:4321:8765:container user:/data:/sbin/nologin\n8765:*:8765:\nroot\n4321\n/data\n"
+            "4321:x:4321:8765:container user:/data:/sbin/nologin\n8765:x:8765:\nroot\n4321\n/data\n"
         );
         // The image's own users need none, and its file stays the image's.
         let id = daemon
