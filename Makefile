@@ -46,13 +46,12 @@ lint: ## Run clippy, warnings are errors
 
 .PHONY: unit
 unit: ## Run unit tests, the floor check and the file-length check (as root: some make namespaces)
-	@scripts/cargo-test.sh --workspace --exclude wharf-e2e
-	@scripts/cargo-test.sh -p wharf-e2e --lib
+	@scripts/cargo-test.sh unit
 
 .PHONY: e2e
 e2e: ## Run the end-to-end tests as root with real containers, on each handler (HANDLERS="builtin runc crun")
 	cargo build --locked --workspace --bins
-	WHARF_HANDLERS="$(HANDLERS)" scripts/cargo-test.sh -p wharf-e2e --test promises
+	WHARF_HANDLERS="$(HANDLERS)" scripts/cargo-test.sh e2e
 
 .PHONY: vm-test
 vm-test: ## Run end-to-end tests in a virtual machine: cgroup v2, systemd, Debian's kernel (ARGS: of the tests' binary)
