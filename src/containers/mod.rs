@@ -170,6 +170,8 @@ pub struct Container {
     pub listed: Rendering<Arc<record::Container>>,
     /// Its line in lists of stats.
     pub stats_listed: Rendering<usage::Told>,
+    /// Its part in lists of metrics.
+    pub metrics_listed: Rendering<usage::MetricsTold>,
     meter: usage::Meter,
     /// Held while the container is started or removed.
     operation: tokio::sync::Mutex<()>,
@@ -198,6 +200,7 @@ impl Container {
             stage: Stage::default(),
             listed: Rendering::default(),
             stats_listed: Rendering::default(),
+            metrics_listed: Rendering::default(),
             meter: usage::Meter::default(),
             operation: tokio::sync::Mutex::new(()),
             checkpointing: tokio::sync::Mutex::new(()),

@@ -14,7 +14,7 @@ use wharf_proto::{
     cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
 };
 
-use super::{Face, authority, lists::Lists};
+use super::{Face, authority, gathered::Gathered, lists::Lists};
 
 /// Largest message in either direction: lists of thousands of containers fit (feature row J10).
 pub(super) const MESSAGE_LIMIT: usize = 32 << 20;
@@ -96,7 +96,8 @@ impl Server {
         let images = ImageServiceServer::new(face.clone())
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT);
-        let incoming = UnixListenerStream::new(self.listener).map(|stream| stream.map(authority::Lenient::new));
+        let incoming = UnixListenerStream::new(self.listener)
+            .map(|stream| stream.map(|stream| Gathered::new(authority::Lenient::new(stream))));
         let result = tonic::transport::Server::builder()
             .add_service(Lists::new(face.clone(), runtime))
             .add_service(images)

@@ -18,7 +18,7 @@ use wharf_proto::{
 use super::{
     Face,
     filters::{id_matches, labels_match},
-    lists::{field_len, put_field},
+    lists::{Holder, field_len, put_head},
     owners,
     status::status,
 };
@@ -124,7 +124,7 @@ impl Face {
     pub(super) async fn encoded_sandbox_stats(
         &self,
         request: &Request<ListPodSandboxStatsRequest>,
-    ) -> Result<Vec<Bytes>, Status> {
+    ) -> Result<Vec<Holder>, Status> {
         let filter = request.get_ref().filter.clone();
         Ok(self
             .read_sandboxes(request, filter)
@@ -179,7 +179,10 @@ fn container_stats(read: &Read) -> ContainerStats {
         }),
         cpu: sample.and_then(|(sample, at)| cpu(sample, at)),
         memory: sample.and_then(|(sample, at)| memory(sample, at)),
-        writable_layer: read.layer.as_ref().map(|taken| filesystem(&taken.value, taken.at)),
+        writable_layer: read
+            .layer
+            .as_ref()
+            .map(|taken| filesystem(&taken.value.layer, taken.at)),
         swap: sample.and_then(|(sample, at)| swap(sample, at)),
         io: sample.and_then(|(sample, at)| io(sample, at)),
     }
@@ -196,7 +199,7 @@ fn encoded_container(read: &Read) -> Bytes {
         .of(&told, |_| container_stats(read).encode_to_vec())
 }
 
-fn encoded_pod(read: &PodStats) -> Bytes {
+fn encoded_pod(read: &PodStats) -> Holder {
     let record = read.pod.record.get();
     let attributes = read.pod.attributes.of(&record, |record| {
         let attributes = Some(pod_attributes(record));
@@ -206,14 +209,14 @@ fn encoded_pod(read: &PodStats) -> Bytes {
         };
         only.encode_to_vec()
     });
-    let mut linux = pod_figures(read, &record).encode_to_vec();
-    for container in &read.containers {
-        put_field(CONTAINERS_OF_POD, &encoded_container(container), &mut linux);
-    }
-    let mut bytes = Vec::with_capacity(attributes.len() + field_len(&linux));
-    bytes.extend_from_slice(&attributes);
-    put_field(LINUX_OF_POD, &linux, &mut bytes);
-    bytes.into()
+    let containers: Vec<_> = read.containers.iter().map(encoded_container).collect();
+    let figures = pod_figures(read, &record);
+    let linux = figures.encoded_len() + containers.iter().map(|one| field_len(one.len())).sum::<usize>();
+    let mut head = attributes.to_vec();
+    put_head(LINUX_OF_POD, linux, &mut head);
+    // A vector grows: there is always room.
+    let _ = figures.encode(&mut head);
+    Holder::new(head, CONTAINERS_OF_POD, containers)
 }
 
 fn pod_stats(read: &PodStats) -> PodSandboxStats {

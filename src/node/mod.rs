@@ -6,6 +6,7 @@
 
 mod containers;
 mod creations;
+mod disk;
 pub mod doctor;
 mod error;
 mod events;
@@ -27,6 +28,7 @@ use std::{
 };
 
 pub use creations::Creation;
+pub use disk::Used;
 pub use error::{Error, Result};
 pub use events::{Event, Moment, Step, Subscription};
 use joined::Joined;
@@ -81,7 +83,9 @@ struct Inner {
     container_jobs: Arc<Joined<ContainerKey, Result<String>>>,
     tasks: TaskTracker,
     ending: CancellationToken,
-    disk: stats::Disk,
+    disk: disk::Disk,
+    /// Where the node's work is done, whoever asks for it.
+    runtime: tokio::runtime::Handle,
     sampler: sampler::Sampler,
     events: events::Bus,
     creations: creations::Creations,
@@ -103,7 +107,8 @@ impl Node {
                 container_jobs: Arc::new(Joined::new(tasks.clone())),
                 tasks,
                 ending: CancellationToken::new(),
-                disk: stats::Disk::default(),
+                disk: disk::Disk::default(),
+                runtime: tokio::runtime::Handle::current(),
                 sampler: sampler::Sampler::default(),
                 events: events::Bus::default(),
                 creations: creations::Creations::default(),
@@ -212,6 +217,15 @@ impl Node {
             .collect()
     }
 
+    /// How many containers there are, of all owners, complete or not.
+    fn containers_count(&self) -> usize {
+        self.inner
+            .containers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
     /// The pod with this id or unambiguous beginning of an id.
     ///
     /// # Errors
@@ -318,7 +332,7 @@ impl Node {
 
     /// Runs `work` as the node's own: a caller that goes away does not end it (contract rule 37).
     async fn own<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-        match self.inner.tasks.spawn(work).await {
+        match self.inner.tasks.spawn_on(work, &self.inner.runtime).await {
             Ok(result) => result,
             Err(error) => Err(Error::Internal(format!("the operation's task ended: {error}"))),
         }
