@@ -4,6 +4,7 @@
 
 mod authority;
 mod containers;
+mod elsewhere;
 mod events;
 mod filters;
 mod gathered;
@@ -26,7 +27,7 @@ mod update;
 
 use std::sync::{Arc, OnceLock};
 
-pub use server::{Error as ServerError, Server};
+pub use server::{Error as ServerError, Server, Serving};
 use tonic::{Request, Status};
 use wharf_proto::record::Owner;
 

@@ -36,7 +36,10 @@ pub use over::{KEEP_LOG, REMOVE};
 pub use pinned::Pinned;
 pub use sandbox::Limits;
 pub use streams::{AttachOptions, ExecOptions, Input, Output, Session};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use wharf_proto::record::Owner;
 
 use crate::{
@@ -328,6 +331,22 @@ impl Node {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&container.id);
         self.tell_container(container);
+    }
+
+    /// Does on the node's own threads what takes a while; ends it when nobody waits for it any more.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if it dies.
+    pub async fn aside<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T> {
+        let task = AbortOnDropHandle::new(self.inner.runtime.spawn(work));
+        task.await
+            .map_err(|error| Error::Internal(format!("the operation's task ended: {error}")))
+    }
+
+    /// Tasks of the node and of all else that shares its threads.
+    #[must_use]
+    pub fn alive_tasks(&self) -> usize {
+        self.inner.runtime.metrics().num_alive_tasks()
     }
 
     /// Runs `work` as the node's own: a caller that goes away does not end it (contract rule 37).

@@ -9,7 +9,6 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, future::join, stream};
-use tokio_util::task::AbortOnDropHandle;
 use wharf_proto::record::ContainerState;
 
 use super::{
@@ -118,9 +117,8 @@ impl Node {
         all.buffered(READERS).filter_map(std::future::ready).collect().await
     }
 
-    /// Does what needs other threads where all such work is done. Ends if nobody waits for it any more.
     async fn measuring<T: Default + Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        let done = AbortOnDropHandle::new(self.inner.runtime.spawn(work)).await;
+        let done = self.aside(work).await;
         done.inspect_err(|error| tracing::error!(%error, "figures could not be measured"))
             .unwrap_or_default()
     }

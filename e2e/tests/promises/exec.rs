@@ -210,7 +210,10 @@ async fn a_thousand_execs_leave_no_memory_in_the_monitor() {
     let begin = Instant::now();
     execs(1000).await;
     let taken = begin.elapsed();
-    wharf_e2e::eventually("its memory is as before", async || own_memory(monitor) <= before + BOUND).await;
+    wharf_e2e::eventually("its memory is as before", async || {
+        own_memory(monitor) <= before + BOUND
+    })
+    .await;
     println!(
         "1000 execs in {taken:?}, memory {before} KiB before, {} KiB after",
         own_memory(monitor)
