@@ -158,6 +158,8 @@ pub struct Tools {
 pub struct Container {
     /// 64 hexadecimal digits.
     pub id: String,
+    /// When it was made: Unix time, nanoseconds.
+    pub created_at: i64,
     /// Its directory, which is also its OCI bundle.
     pub dir: PathBuf,
     /// The pod that it belongs to.
@@ -194,6 +196,7 @@ impl Container {
         let dir = sandbox.paths.container(&record.id);
         Self {
             id: record.id.clone(),
+            created_at: record.created_at,
             record: Published::new(container_record(&dir), record),
             dir,
             sandbox,

@@ -91,7 +91,7 @@ impl Face {
                     .as_ref()
                     .is_some_and(|config| labels_match(&filter.label_selector, &config.labels))
         });
-        wanted.sort_unstable_by_key(|container| std::cmp::Reverse(container.record.get().created_at));
+        wanted.sort_unstable_by_key(|container| std::cmp::Reverse(container.created_at));
         Ok(node.running_stats(wanted).await)
     }
 
@@ -99,11 +99,9 @@ impl Face {
     pub(super) async fn sandbox_stats(&self, id: &str) -> Result<PodSandboxStats, Status> {
         let node = self.node()?;
         let pod = node.pod(id).map_err(|error| status(&error))?;
-        let all = node.pod_stats(vec![pod]).await;
-        let stats = all
-            .first()
-            .ok_or_else(|| Status::internal("the pod's stats got lost"))?;
-        Ok(pod_stats(stats))
+        let stats = node.pod_stats_now(pod).await;
+        let stats = stats.ok_or_else(|| Status::internal("the pod's stats got lost"))?;
+        Ok(pod_stats(&stats))
     }
 
     /// Stats of the ready pods that `filter` lets through.
@@ -156,7 +154,7 @@ impl Face {
     pub(super) fn ready_pods<T>(&self, request: &Request<T>) -> Result<Vec<Arc<Sandbox>>, Status> {
         let mut pods = self.node()?.pods(owners(request));
         pods.retain(|pod| pod.is_ready());
-        pods.sort_unstable_by_key(|pod| std::cmp::Reverse(pod.record.get().created_at));
+        pods.sort_unstable_by_key(|pod| std::cmp::Reverse(pod.created_at));
         Ok(pods)
     }
 }

@@ -198,10 +198,7 @@ impl Node {
     pub fn pods(&self, owners: &[Owner]) -> Vec<Arc<Sandbox>> {
         let pods = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);
         pods.values()
-            .filter(|pod| {
-                let record = pod.record.get();
-                pods::is_visible(&record) && owners.contains(&record.owner())
-            })
+            .filter(|pod| owners.contains(&pod.owner) && pods::is_visible(&pod.record.get()))
             .cloned()
             .collect()
     }
@@ -213,8 +210,7 @@ impl Node {
         containers
             .values()
             .filter(|container| {
-                containers::is_visible(&container.record.get())
-                    && owners.contains(&container.sandbox.record.get().owner())
+                owners.contains(&container.sandbox.owner) && containers::is_visible(&container.record.get())
             })
             .cloned()
             .collect()

@@ -171,6 +171,13 @@ impl Node {
         }
     }
 
+    /// Stats of one pod and its running containers, measured now.
+    pub async fn pod_stats_now(&self, pod: Arc<Sandbox>) -> Option<PodStats> {
+        let pods = vec![pod];
+        let containers = self.running_in(&pods);
+        self.measured_pod_stats(pods, containers, Duration::ZERO).await.pop()
+    }
+
     /// Stats of `pods` and their running containers.
     pub async fn pod_stats(&self, pods: Vec<Arc<Sandbox>>) -> Vec<PodStats> {
         let containers = self.running_in(&pods);
@@ -250,7 +257,12 @@ impl Node {
         self.space().await;
         let walks = Instant::now() + WALKS_LIMIT;
         let containers: Vec<_> = stream::iter(containers)
-            .map(|container| self.metrics_of(container, walks))
+            .map(
+                async |container| match containers::usage::has_recent_metrics(&container, age) {
+                    true => known_metrics(container),
+                    false => self.metrics_of(container, walks).await,
+                },
+            )
             .buffered(READERS)
             .filter_map(std::future::ready)
             .collect()
@@ -294,7 +306,7 @@ impl Node {
         let wanted = |container: &&Arc<Container>| pods.contains(&address(&container.sandbox)) && is_running(container);
         let mut containers: Vec<_> = all.values().filter(wanted).cloned().collect();
         drop(all);
-        containers.sort_by_cached_key(|container| container.record.get().created_at);
+        containers.sort_unstable_by_key(|container| container.created_at);
         containers
     }
 }

@@ -97,6 +97,12 @@ pub fn is_recent(container: &Container, age: Duration) -> bool {
     container.meter.stats.recent(age).is_some() && container.meter.layer.newest().is_some()
 }
 
+/// Whether its [`metrics`] were measured at most `age` ago.
+#[must_use]
+pub fn has_recent_metrics(container: &Container, age: Duration) -> bool {
+    container.meter.metrics.recent(age).is_some()
+}
+
 /// As [`stats`], with all that metrics tell beside.
 pub async fn metrics(
     tools: &Tools,
