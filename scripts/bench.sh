@@ -12,7 +12,7 @@ if [ "${BENCH_INSIDE:-}" != 1 ]; then
   wharf=$(readlink -f "${1:?usage: bench.sh WHARF [arguments]}")
   shift
   here=$(cd "$(dirname "$0")/.." && pwd)
-  "$here/scripts/setup.sh" bench >/dev/null
+  [ "${BENCH_PEERS:-}" = wharf ] || "$here/scripts/setup.sh" bench >/dev/null
   export BENCH_INSIDE=1 BENCH_PROGRAM="$here/target/release/bench"
   exec "$here/target/release/lab" run "bench-$$" "$(readlink -f "$0")" "$wharf" "$@"
 fi
@@ -78,11 +78,17 @@ conf_dir = "$dir/cni"
 bin_dirs = ["/usr/lib/cni"]
 TOML
 
-containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 &
-containerd=$!
 "$wharf" serve --config "$dir/wharf.toml" >"$dir/wharf.log" 2>&1 &
-daemon=$!
-for socket in "$dir/containerd.sock" "$dir/run/wharf.sock"; do
+daemons=($!)
+peers=(--endpoint "wharf=unix://$dir/run/wharf.sock" --daemon-pid "wharf=$!")
+sockets=("$dir/run/wharf.sock")
+if [ "${BENCH_PEERS:-}" != wharf ]; then
+  containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 &
+  daemons+=($!)
+  peers+=(--endpoint "containerd=unix://$dir/containerd.sock" --daemon-pid "containerd=$!")
+  sockets+=("$dir/containerd.sock")
+fi
+for socket in "${sockets[@]}"; do
   for _ in $(seq 200); do
     "$wharf" --endpoint "unix://$socket" version >/dev/null 2>&1 && continue 2
     sleep 0.1
@@ -92,14 +98,10 @@ for socket in "$dir/containerd.sock" "$dir/run/wharf.sock"; do
   exit 1
 done
 
-peers=(--endpoint "wharf=unix://$dir/run/wharf.sock" --daemon-pid "wharf=$daemon")
-if [ "${BENCH_PEERS:-}" != wharf ]; then
-  peers+=(--endpoint "containerd=unix://$dir/containerd.sock" --daemon-pid "containerd=$containerd")
-fi
 status=0
 "$BENCH_PROGRAM" "${mode[@]}" "${peers[@]}" \
   --image 127.0.0.1:5000/busybox:latest --pull 127.0.0.1:5000/big:latest "$@" || status=$?
-[ $status = 0 ] || tail -n 30 "$dir/wharf.log" "$dir/containerd.log" >&2
-kill "$daemon" "$containerd" 2>/dev/null || true
-wait "$daemon" "$containerd" 2>/dev/null || true
+[ $status = 0 ] || tail -n 30 "$dir"/*.log >&2
+kill "${daemons[@]}" 2>/dev/null || true
+wait "${daemons[@]}" 2>/dev/null || true
 exit $status

@@ -8,6 +8,7 @@ pub mod cri;
 pub mod failpoint;
 pub mod images;
 pub mod lsm;
+pub mod memory;
 pub mod monitor;
 pub mod netns;
 pub mod node;

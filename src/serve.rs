@@ -3,10 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use sd_notify::NotifyState;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    task::JoinHandle,
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -16,9 +13,10 @@ use crate::{
         Tools, cdi,
         host::{self, Host},
     },
-    cri::{Face, Server, ServerError},
+    cri::{Face, Server, ServerError, Serving},
     images::{self, Images},
     lsm::{self, selinux::Selinux},
+    memory,
     monitor::{self, client::Program},
     netns::{self, Networks},
     node::{self, Node},
@@ -27,6 +25,10 @@ use crate::{
     store::{self, StateLock},
     streaming,
 };
+
+/// How often the memory is looked after, and when first.
+const TIDYING: Duration = Duration::from_secs(30);
+const AFTER_START: Duration = Duration::from_secs(5);
 
 /// Why the daemon could not start, or ended with a failure.
 #[derive(Debug, thiserror::Error)]
@@ -108,13 +110,13 @@ async fn daemon(config: Config) -> Result<(), Error> {
     let server = Server::bind(&config.socket, config.socket_group.as_deref())?;
     let face = Face::new();
     let stop = CancellationToken::new();
-    let serving: JoinHandle<_> = tokio::spawn(server.serve(face.clone(), stop.clone().cancelled_owned()));
+    let mut serving = server.start(face.clone(), stop.clone())?;
 
     let (node, streams) = match open(config).await {
         Ok(opened) => opened,
         Err(error) => {
             stop.cancel();
-            let _ = serving.await;
+            let _ = serving.ended().await;
             return Err(error);
         }
     };
@@ -186,7 +188,7 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
 
 /// Serves until a signal comes, telling systemd's watchdog meanwhile that the daemon is alive.
 async fn wait(
-    mut serving: JoinHandle<Result<(), ServerError>>,
+    mut serving: Serving,
     face: &Face,
     stop: &CancellationToken,
     terminate: &mut Signal,
@@ -194,6 +196,10 @@ async fn wait(
 ) -> Result<(), Error> {
     let interval = sd_notify::watchdog_enabled().map_or(Duration::from_secs(3600), |limit| limit / 2);
     let mut watchdog = tokio::time::interval(interval);
+    let mut tidying = tokio::time::interval(TIDYING);
+    // What only the start needed.
+    tidying.reset_after(AFTER_START);
+    let mut give_back: fn() = memory::give_back;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -202,28 +208,21 @@ async fn wait(
             _ = watchdog.tick() => if face.is_well() {
                 notify(&[NotifyState::Watchdog]);
             },
-            ended = &mut serving => return finished(ended),
+            _ = tidying.tick() => {
+                let work = std::mem::replace(&mut give_back, memory::tidy);
+                let _ = tokio::task::spawn_blocking(work).await;
+            }
+            ended = serving.ended() => return Ok(ended?),
         }
     }
     face.end_streams();
     stop.cancel();
-    match tokio::time::timeout(Duration::from_secs(5), &mut serving).await {
-        Ok(ended) => finished(ended),
+    match tokio::time::timeout(Duration::from_secs(5), serving.ended()).await {
+        Ok(ended) => Ok(ended?),
         Err(_) => {
             tracing::warn!("calls still running were cut off");
-            serving.abort();
-            Ok(())
+            Ok(serving.cut_off().await?)
         }
-    }
-}
-
-fn finished(ended: Result<Result<(), ServerError>, tokio::task::JoinError>) -> Result<(), Error> {
-    match ended {
-        Ok(result) => Ok(result?),
-        Err(error) => Err(Error::System {
-            attempt: "serve CRI",
-            source: std::io::Error::other(error),
-        }),
     }
 }
 

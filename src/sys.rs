@@ -415,3 +415,18 @@ pub fn set_domainname(name: &str) -> io::Result<()> {
     check(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }.into())?;
     Ok(())
 }
+
+/// Makes the calling thread run before others that want to: with `nice`, and in turns of only `slice_ns` where the kernel
+/// (6.12) has such. Threads and processes that it makes are as others.
+pub fn prefer_this_thread(nice: i32, slice_ns: u64) -> io::Result<()> {
+    // SAFETY: all zeros are a value of this plain struct.
+    let mut attr: libc::sched_attr = unsafe { std::mem::zeroed() };
+    attr.size = size_of::<libc::sched_attr>() as u32;
+    attr.sched_policy = libc::SCHED_OTHER as u32;
+    attr.sched_flags = libc::SCHED_FLAG_RESET_ON_FORK as u64;
+    attr.sched_nice = nice;
+    attr.sched_runtime = slice_ns;
+    // SAFETY: the kernel reads as many bytes of `attr` as it says it has.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) })?;
+    Ok(())
+}

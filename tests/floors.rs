@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Each room's floor. A room may import from its own floor's mechanisms (floor 1 only) and from lower floors.
 const FLOORS: &[(&str, u8)] = &[
     ("sys", 0),
+    ("memory", 0),
     ("failpoint", 0),
     ("config", 1),
     ("store", 1),

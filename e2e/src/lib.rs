@@ -43,3 +43,12 @@ pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }
+
+/// KiB of memory that a process has for itself alone. Pages of files are left out: those of its program count as private or
+/// as shared by whether another process of the same program runs at that moment, as monitors and other tests' daemons do.
+pub fn own_memory(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:"));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}

@@ -158,6 +158,8 @@ pub struct Tools {
 pub struct Container {
     /// 64 hexadecimal digits.
     pub id: String,
+    /// When it was made: Unix time, nanoseconds.
+    pub created_at: i64,
     /// Its directory, which is also its OCI bundle.
     pub dir: PathBuf,
     /// The pod that it belongs to.
@@ -170,6 +172,8 @@ pub struct Container {
     pub listed: Rendering<Arc<record::Container>>,
     /// Its line in lists of stats.
     pub stats_listed: Rendering<usage::Told>,
+    /// Its part in lists of metrics.
+    pub metrics_listed: Rendering<usage::MetricsTold>,
     meter: usage::Meter,
     /// Held while the container is started or removed.
     operation: tokio::sync::Mutex<()>,
@@ -192,12 +196,14 @@ impl Container {
         let dir = sandbox.paths.container(&record.id);
         Self {
             id: record.id.clone(),
+            created_at: record.created_at,
             record: Published::new(container_record(&dir), record),
             dir,
             sandbox,
             stage: Stage::default(),
             listed: Rendering::default(),
             stats_listed: Rendering::default(),
+            metrics_listed: Rendering::default(),
             meter: usage::Meter::default(),
             operation: tokio::sync::Mutex::new(()),
             checkpointing: tokio::sync::Mutex::new(()),

@@ -124,7 +124,7 @@ impl Face {
                         .is_none_or(|config| labels_match(&filter.label_selector, &config.labels))
             })
             .collect();
-        wanted.sort_unstable_by_key(|(_, record)| std::cmp::Reverse(record.created_at));
+        wanted.sort_unstable_by_key(|(container, _)| std::cmp::Reverse(container.created_at));
         Ok(wanted)
     }
 

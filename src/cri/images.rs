@@ -100,7 +100,7 @@ impl Face {
         let containers = node.containers_usage().await.map_err(|error| status(&error))?;
         Ok(ImageFsInfoResponse {
             image_filesystems: vec![filesystem(&images, store::now())],
-            container_filesystems: vec![filesystem(&containers.value, containers.at)],
+            container_filesystems: vec![filesystem(&containers.usage, containers.at)],
         })
     }
 }

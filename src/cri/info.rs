@@ -70,7 +70,7 @@ impl Face {
             let creations = serde_json::Value::Array(creations.collect());
             info.insert("creations".to_owned(), creations.to_string());
             let daemon = serde_json::json!({
-                "tasks": tokio::runtime::Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks()),
+                "tasks": node.alive_tasks(),
                 "streamingUrls": self.urls()?.outstanding(),
             });
             info.insert("daemon".to_owned(), daemon.to_string());

@@ -4,8 +4,10 @@
 
 mod authority;
 mod containers;
+mod elsewhere;
 mod events;
 mod filters;
+mod gathered;
 mod image_service;
 mod images;
 mod info;
@@ -14,6 +16,7 @@ mod lists;
 mod metrics;
 mod own;
 mod pods;
+mod ready;
 mod server;
 mod service;
 mod stats;
@@ -24,7 +27,7 @@ mod update;
 
 use std::sync::{Arc, OnceLock};
 
-pub use server::{Error as ServerError, Server};
+pub use server::{Error as ServerError, Server, Serving};
 use tonic::{Request, Status};
 use wharf_proto::record::Owner;
 

@@ -1,23 +1,33 @@
-//! The gRPC server on a unix socket.
+//! The gRPC server on a unix socket, and its thread.
 
 use std::{
     io,
-    os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+    },
     path::{Path, PathBuf},
 };
 
 use nix::unistd::{Gid, Group, chown};
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, runtime::Handle, sync::oneshot};
 use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
+use tokio_util::sync::CancellationToken;
 use wharf_proto::{
     api::wharf_server::WharfServer,
     cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
 };
 
-use super::{Face, authority, lists::Lists};
+use super::{Face, authority, elsewhere::Elsewhere, gathered::Gathered, lists::Lists};
+use crate::sys;
 
 /// Largest message in either direction: lists of thousands of containers fit (feature row J10).
 pub(super) const MESSAGE_LIMIT: usize = 32 << 20;
+
+/// How much the thread that answers CRI is preferred to others: it has little to do, and whoever asks waits for it.
+const NICE: i32 = -10;
+/// Its turns are short, so that they come soon: the kernel's own are of some milliseconds.
+const SLICE_NS: u64 = 100_000;
 
 /// Why the server could not listen or ended.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +46,18 @@ pub enum Error {
     /// Serving failed.
     #[error("serve CRI: {0}")]
     Serve(#[from] tonic::transport::Error),
+    /// There can't be a thread that serves.
+    #[error("start the thread that serves CRI: {0}")]
+    Thread(io::Error),
+    /// It has ended without a word.
+    #[error("the thread that serves CRI has died")]
+    Died,
 }
 
 /// A bound socket, ready to serve.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
+    listener: StdUnixListener,
     path: PathBuf,
 }
 
@@ -72,7 +88,8 @@ impl Server {
             Some(name) => Some(group_id(name)?),
             None => None,
         };
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let listener = StdUnixListener::bind(path).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
         if gid.is_some() {
             chown(path, None, gid).map_err(|errno| failed(errno.into()))?;
@@ -83,28 +100,86 @@ impl Server {
         })
     }
 
-    /// Serves until `stop` completes, then lets running calls end and removes the socket.
-    ///
-    /// Clients written in Go may send the URL-encoded socket path as `:authority`: see [`authority`].
+    /// Serves on a thread of its own until `stop` is cancelled, then lets running calls end and removes the socket. What
+    /// takes more than a look at the memory is done by the runtime that this is called on.
     ///
     /// # Errors
-    /// When the transport fails.
-    pub async fn serve(self, face: Face, stop: impl Future<Output = ()>) -> Result<(), Error> {
-        let runtime = RuntimeServiceServer::new(face.clone())
+    /// When there can't be such a thread.
+    pub fn start(self, face: Face, stop: CancellationToken) -> Result<Serving, Error> {
+        let runtime = Handle::current();
+        let reader = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::Thread)?;
+        let cut_off = CancellationToken::new();
+        let cut = cut_off.clone();
+        let (sender, ended) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("wharf-cri".into())
+            .spawn(move || {
+                if let Err(error) = sys::prefer_this_thread(NICE, SLICE_NS) {
+                    tracing::debug!(%error, "the thread that answers CRI is not preferred to others");
+                }
+                let result = reader.block_on(async {
+                    tokio::select! {
+                        result = self.serve(face, runtime, stop.cancelled_owned()) => result,
+                        () = cut.cancelled() => Ok(()),
+                    }
+                });
+                // What was cut off ends here.
+                drop(reader);
+                // Fails only when nobody waits any more.
+                let _ = sender.send(result);
+            })
+            .map_err(Error::Thread)?;
+        Ok(Serving { ended, cut_off })
+    }
+
+    /// Clients written in Go may send the URL-encoded socket path as `:authority`: see [`authority`].
+    async fn serve(self, face: Face, runtime: Handle, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        let cri = RuntimeServiceServer::new(face.clone())
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT);
         let images = ImageServiceServer::new(face.clone())
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT);
-        let incoming = UnixListenerStream::new(self.listener).map(|stream| stream.map(authority::Lenient::new));
+        let own = WharfServer::new(face.clone());
+        let incoming = UnixListenerStream::new(UnixListener::from_std(self.listener).map_err(Error::Thread)?)
+            .map(|stream| stream.map(|stream| Gathered::new(authority::Lenient::new(stream))));
         let result = tonic::transport::Server::builder()
-            .add_service(Lists::new(face.clone(), runtime))
-            .add_service(images)
-            .add_service(WharfServer::new(face))
+            .add_service(Elsewhere::new(runtime.clone(), Lists::new(face, cri)))
+            .add_service(Elsewhere::new(runtime.clone(), images))
+            .add_service(Elsewhere::new(runtime, own))
             .serve_with_incoming_shutdown(incoming, stop)
             .await;
         let _ = std::fs::remove_file(&self.path);
         Ok(result?)
+    }
+}
+
+/// The server while it serves.
+#[derive(Debug)]
+pub struct Serving {
+    ended: oneshot::Receiver<Result<(), Error>>,
+    cut_off: CancellationToken,
+}
+
+impl Serving {
+    /// Waits for its end. Cancel-safe; nothing comes after the first answer.
+    ///
+    /// # Errors
+    /// When the transport failed, or the thread has died.
+    pub async fn ended(&mut self) -> Result<(), Error> {
+        (&mut self.ended).await.unwrap_or(Err(Error::Died))
+    }
+
+    /// Ends it with all calls that still run, and waits for that.
+    ///
+    /// # Errors
+    /// As [`Serving::ended`].
+    pub async fn cut_off(&mut self) -> Result<(), Error> {
+        self.cut_off.cancel();
+        self.ended().await
     }
 }
 

@@ -82,7 +82,13 @@ impl RuntimeService for Face {
         &self,
         request: Request<PodSandboxStatusRequest>,
     ) -> Result<Response<PodSandboxStatusResponse>, Status> {
-        self.sandbox_status(request.get_ref()).map(Response::new)
+        let request = request.into_inner();
+        if !request.verbose {
+            return self.sandbox_status(&request).map(Response::new);
+        }
+        let face = self.clone();
+        let answer = self.node()?.aside(async move { face.sandbox_status(&request) }).await;
+        answer.map_err(|error| status(&error))?.map(Response::new)
     }
 
     async fn list_pod_sandbox(
@@ -157,7 +163,16 @@ impl RuntimeService for Face {
         &self,
         request: Request<ContainerStatusRequest>,
     ) -> Result<Response<ContainerStatusResponse>, Status> {
-        self.container_status(request.get_ref()).await.map(Response::new)
+        let request = request.into_inner();
+        if !request.verbose {
+            return self.container_status(&request).await.map(Response::new);
+        }
+        let face = self.clone();
+        let answer = self
+            .node()?
+            .aside(async move { face.container_status(&request).await })
+            .await;
+        answer.map_err(|error| status(&error))?.map(Response::new)
     }
 
     async fn update_container_resources(

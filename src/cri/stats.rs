@@ -18,7 +18,7 @@ use wharf_proto::{
 use super::{
     Face,
     filters::{id_matches, labels_match},
-    lists::{field_len, put_field},
+    lists::{Holder, field_len, put_head},
     owners,
     status::status,
 };
@@ -91,7 +91,7 @@ impl Face {
                     .as_ref()
                     .is_some_and(|config| labels_match(&filter.label_selector, &config.labels))
         });
-        wanted.sort_unstable_by_key(|container| std::cmp::Reverse(container.record.get().created_at));
+        wanted.sort_unstable_by_key(|container| std::cmp::Reverse(container.created_at));
         Ok(node.running_stats(wanted).await)
     }
 
@@ -99,11 +99,9 @@ impl Face {
     pub(super) async fn sandbox_stats(&self, id: &str) -> Result<PodSandboxStats, Status> {
         let node = self.node()?;
         let pod = node.pod(id).map_err(|error| status(&error))?;
-        let all = node.pod_stats(vec![pod]).await;
-        let stats = all
-            .first()
-            .ok_or_else(|| Status::internal("the pod's stats got lost"))?;
-        Ok(pod_stats(stats))
+        let stats = node.pod_stats_now(pod).await;
+        let stats = stats.ok_or_else(|| Status::internal("the pod's stats got lost"))?;
+        Ok(pod_stats(&stats))
     }
 
     /// Stats of the ready pods that `filter` lets through.
@@ -124,7 +122,7 @@ impl Face {
     pub(super) async fn encoded_sandbox_stats(
         &self,
         request: &Request<ListPodSandboxStatsRequest>,
-    ) -> Result<Vec<Bytes>, Status> {
+    ) -> Result<Vec<Holder>, Status> {
         let filter = request.get_ref().filter.clone();
         Ok(self
             .read_sandboxes(request, filter)
@@ -156,7 +154,7 @@ impl Face {
     pub(super) fn ready_pods<T>(&self, request: &Request<T>) -> Result<Vec<Arc<Sandbox>>, Status> {
         let mut pods = self.node()?.pods(owners(request));
         pods.retain(|pod| pod.is_ready());
-        pods.sort_unstable_by_key(|pod| std::cmp::Reverse(pod.record.get().created_at));
+        pods.sort_unstable_by_key(|pod| std::cmp::Reverse(pod.created_at));
         Ok(pods)
     }
 }
@@ -179,7 +177,10 @@ fn container_stats(read: &Read) -> ContainerStats {
         }),
         cpu: sample.and_then(|(sample, at)| cpu(sample, at)),
         memory: sample.and_then(|(sample, at)| memory(sample, at)),
-        writable_layer: read.layer.as_ref().map(|taken| filesystem(&taken.value, taken.at)),
+        writable_layer: read
+            .layer
+            .as_ref()
+            .map(|taken| filesystem(&taken.value.layer, taken.at)),
         swap: sample.and_then(|(sample, at)| swap(sample, at)),
         io: sample.and_then(|(sample, at)| io(sample, at)),
     }
@@ -196,7 +197,7 @@ fn encoded_container(read: &Read) -> Bytes {
         .of(&told, |_| container_stats(read).encode_to_vec())
 }
 
-fn encoded_pod(read: &PodStats) -> Bytes {
+fn encoded_pod(read: &PodStats) -> Holder {
     let record = read.pod.record.get();
     let attributes = read.pod.attributes.of(&record, |record| {
         let attributes = Some(pod_attributes(record));
@@ -206,14 +207,14 @@ fn encoded_pod(read: &PodStats) -> Bytes {
         };
         only.encode_to_vec()
     });
-    let mut linux = pod_figures(read, &record).encode_to_vec();
-    for container in &read.containers {
-        put_field(CONTAINERS_OF_POD, &encoded_container(container), &mut linux);
-    }
-    let mut bytes = Vec::with_capacity(attributes.len() + field_len(&linux));
-    bytes.extend_from_slice(&attributes);
-    put_field(LINUX_OF_POD, &linux, &mut bytes);
-    bytes.into()
+    let containers: Vec<_> = read.containers.iter().map(encoded_container).collect();
+    let figures = pod_figures(read, &record);
+    let linux = figures.encoded_len() + containers.iter().map(|one| field_len(one.len())).sum::<usize>();
+    let mut head = attributes.to_vec();
+    put_head(LINUX_OF_POD, linux, &mut head);
+    // A vector grows: there is always room.
+    let _ = figures.encode(&mut head);
+    Holder::new(head, CONTAINERS_OF_POD, containers)
 }
 
 fn pod_stats(read: &PodStats) -> PodSandboxStats {

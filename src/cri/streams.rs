@@ -20,18 +20,40 @@ where
     I: Message + 'static,
     R: Send + 'static,
 {
-    let mut rest = items.into_iter().peekable();
-    let next = move || {
+    stream::iter(Chunks::new(items, Message::encoded_len).map(move |chunk| Ok(wrap(chunk)))).boxed()
+}
+
+/// Items in groups that are a message each.
+pub(super) struct Chunks<I> {
+    rest: std::iter::Peekable<std::vec::IntoIter<I>>,
+    length: fn(&I) -> usize,
+}
+
+impl<I> Chunks<I> {
+    /// `length` tells how many bytes an item takes.
+    pub(super) fn new(items: Vec<I>, length: fn(&I) -> usize) -> Self {
+        Self {
+            rest: items.into_iter().peekable(),
+            length,
+        }
+    }
+}
+
+impl<I> Iterator for Chunks<I> {
+    type Item = Vec<I>;
+
+    fn next(&mut self) -> Option<Vec<I>> {
         let (mut chunk, mut bytes) = (Vec::new(), 0);
-        while let Some(item) =
-            rest.next_if(|item| chunk.is_empty() || (chunk.len() < ITEMS && bytes + item.encoded_len() <= BYTES))
+        let length = self.length;
+        while let Some(item) = self
+            .rest
+            .next_if(|item| chunk.is_empty() || (chunk.len() < ITEMS && bytes + length(item) <= BYTES))
         {
-            bytes += item.encoded_len();
+            bytes += length(&item);
             chunk.push(item);
         }
-        (!chunk.is_empty()).then(|| Ok(wrap(chunk)))
-    };
-    stream::iter(std::iter::from_fn(next)).boxed()
+        (!chunk.is_empty()).then_some(chunk)
+    }
 }
 
 #[cfg(test)]

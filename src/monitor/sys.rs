@@ -38,32 +38,6 @@ pub fn tune_allocator() {
     }
 }
 
-/// Gives free memory back to the system.
-pub fn trim_allocator() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no precondition.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-/// Unmaps the program's code and constants until they are used again. They stay in the page cache, from where a page
-/// comes back in a microsecond; but while a monitor sleeps, it has none of them to its name.
-pub fn release_program() {
-    unsafe extern "C" {
-        static __executable_start: u8;
-        static etext: u8;
-    }
-    const PAGE: usize = 4096;
-    let start = (&raw const __executable_start).addr().next_multiple_of(PAGE);
-    let end = (&raw const etext).addr() & !(PAGE - 1);
-    if start < end {
-        // SAFETY: the linker puts nothing writable between these symbols, so each page is the file's and is read from
-        // it again when needed, the page of this code first.
-        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
-    }
-}
-
 /// Makes signal `signal` interrupt nothing and kill nobody. Unlike an ignored signal, this ends with exec, so that
 /// containers do not inherit it.
 pub fn disregard(signal: i32) {

@@ -160,8 +160,9 @@ impl Node {
             let others = node.containers_of(&container.sandbox.id);
             let started = containers::start(&node.inner.tools, &container, &others).await;
             node.tell_container(&container);
-            if started.is_err() {
-                node.remove_if_over(&container.sandbox);
+            match &started {
+                Ok(()) => node.sample_new(&container),
+                Err(_) => node.remove_if_over(&container.sandbox),
             }
             Ok(started?)
         })

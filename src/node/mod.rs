@@ -6,6 +6,7 @@
 
 mod containers;
 mod creations;
+mod disk;
 pub mod doctor;
 mod error;
 mod events;
@@ -27,6 +28,7 @@ use std::{
 };
 
 pub use creations::Creation;
+pub use disk::Used;
 pub use error::{Error, Result};
 pub use events::{Event, Moment, Step, Subscription};
 use joined::Joined;
@@ -34,7 +36,10 @@ pub use over::{KEEP_LOG, REMOVE};
 pub use pinned::Pinned;
 pub use sandbox::Limits;
 pub use streams::{AttachOptions, ExecOptions, Input, Output, Session};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use wharf_proto::record::Owner;
 
 use crate::{
@@ -81,7 +86,9 @@ struct Inner {
     container_jobs: Arc<Joined<ContainerKey, Result<String>>>,
     tasks: TaskTracker,
     ending: CancellationToken,
-    disk: stats::Disk,
+    disk: disk::Disk,
+    /// Where the node's work is done, whoever asks for it.
+    runtime: tokio::runtime::Handle,
     sampler: sampler::Sampler,
     events: events::Bus,
     creations: creations::Creations,
@@ -103,7 +110,8 @@ impl Node {
                 container_jobs: Arc::new(Joined::new(tasks.clone())),
                 tasks,
                 ending: CancellationToken::new(),
-                disk: stats::Disk::default(),
+                disk: disk::Disk::default(),
+                runtime: tokio::runtime::Handle::current(),
                 sampler: sampler::Sampler::default(),
                 events: events::Bus::default(),
                 creations: creations::Creations::default(),
@@ -190,10 +198,7 @@ impl Node {
     pub fn pods(&self, owners: &[Owner]) -> Vec<Arc<Sandbox>> {
         let pods = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);
         pods.values()
-            .filter(|pod| {
-                let record = pod.record.get();
-                pods::is_visible(&record) && owners.contains(&record.owner())
-            })
+            .filter(|pod| owners.contains(&pod.owner) && pods::is_visible(&pod.record.get()))
             .cloned()
             .collect()
     }
@@ -205,11 +210,19 @@ impl Node {
         containers
             .values()
             .filter(|container| {
-                containers::is_visible(&container.record.get())
-                    && owners.contains(&container.sandbox.record.get().owner())
+                owners.contains(&container.sandbox.owner) && containers::is_visible(&container.record.get())
             })
             .cloned()
             .collect()
+    }
+
+    /// How many containers there are, of all owners, complete or not.
+    fn containers_count(&self) -> usize {
+        self.inner
+            .containers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// The pod with this id or unambiguous beginning of an id.
@@ -316,9 +329,25 @@ impl Node {
         self.tell_container(container);
     }
 
+    /// Does on the node's own threads what takes a while; ends it when nobody waits for it any more.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if it dies.
+    pub async fn aside<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T> {
+        let task = AbortOnDropHandle::new(self.inner.runtime.spawn(work));
+        task.await
+            .map_err(|error| Error::Internal(format!("the operation's task ended: {error}")))
+    }
+
+    /// Tasks of the node and of all else that shares its threads.
+    #[must_use]
+    pub fn alive_tasks(&self) -> usize {
+        self.inner.runtime.metrics().num_alive_tasks()
+    }
+
     /// Runs `work` as the node's own: a caller that goes away does not end it (contract rule 37).
     async fn own<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-        match self.inner.tasks.spawn(work).await {
+        match self.inner.tasks.spawn_on(work, &self.inner.runtime).await {
             Ok(result) => result,
             Err(error) => Err(Error::Internal(format!("the operation's task ended: {error}"))),
         }

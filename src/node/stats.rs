@@ -1,5 +1,6 @@
-//! What pods and containers use. A list is read side by side with a limit for each object: one whose figures don't come
-//! keeps what was known of it, or is left out, and holds up nobody (contract rules 33, 35 and 36).
+//! What pods and containers use. A list of few is read side by side with a limit for each object: one whose figures don't
+//! come keeps what was known of it, or is left out, and holds up nobody (contract rules 33, 35 and 36). A list of many tells
+//! what is known, and waits for nothing: see `sampler.rs`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,20 +11,21 @@ use std::{
 use futures_util::{StreamExt as _, future::join, stream};
 use wharf_proto::record::ContainerState;
 
-use super::{Error, Node, Result};
+use super::{
+    Node,
+    sampler::{Ask, Topic},
+};
 use crate::{
+    cgroups::Usage,
     containers::{
         self, Container,
-        usage::{Figures, Recent, metrics, recent, writable_layer},
+        usage::{Figures, metrics, writable_layer},
     },
-    images::{
-        FsUsage,
-        rootfs::{self, Space},
-    },
+    images::rootfs::ContainerDisk,
     netns::Counters,
     sandbox::{
-        Measured, Sandbox, Taken,
-        usage::{Sample, blocking, network, own_usage, summed},
+        self, Sandbox, Taken,
+        usage::{Sample, network, own_usage, summed},
     },
     store,
 };
@@ -34,7 +36,7 @@ const READERS: usize = 4;
 /// How long one object's counters may take.
 const COUNTERS_LIMIT: Duration = Duration::from_secs(2);
 /// How long walks of writable layers may hold up one call in all.
-const WALKS_LIMIT: Duration = Duration::from_secs(1);
+pub(super) const WALKS_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a container uses.
 #[derive(Debug)]
@@ -44,7 +46,7 @@ pub struct ContainerStats {
     /// None if it does not run.
     pub sample: Option<Arc<Taken<Sample>>>,
     /// None if it could not be measured yet.
-    pub layer: Option<Arc<Taken<FsUsage>>>,
+    pub layer: Option<Arc<Taken<ContainerDisk>>>,
 }
 
 /// What a pod uses.
@@ -81,14 +83,7 @@ pub struct ContainerMetrics {
     /// Counters.
     pub figures: Arc<Taken<Figures>>,
     /// As [`ContainerStats::layer`].
-    pub layer: Option<Arc<Taken<FsUsage>>>,
-}
-
-/// What was measured of the node's disk.
-#[derive(Debug, Default)]
-pub(super) struct Disk {
-    containers: Measured<FsUsage>,
-    space: Measured<Space>,
+    pub layer: Option<Arc<Taken<ContainerDisk>>>,
 }
 
 impl Node {
@@ -97,35 +92,69 @@ impl Node {
         self.stats_of(container, Instant::now() + WALKS_LIMIT).await
     }
 
-    /// Stats of those of `containers` that run. Few are measured now, many a moment ago: see `sampler.rs`.
+    /// Stats of those of `containers` that run.
     pub async fn running_stats(&self, mut containers: Vec<Arc<Container>>) -> Vec<ContainerStats> {
         containers.retain(|container| is_running(container));
-        let age = self.acceptable_age(containers.len());
-        let mut all: Vec<Option<ContainerStats>> = containers.iter().map(|container| sampled(container, age)).collect();
-        let walks = Instant::now() + WALKS_LIMIT;
-        let missing = std::iter::zip(containers, &mut all).filter(|(_, stats)| stats.is_none());
-        stream::iter(missing)
-            .for_each_concurrent(READERS, async |(container, stats)| {
-                *stats = Some(self.stats_of(container, walks).await);
-            })
-            .await;
-        // Those without figures have ended meanwhile.
-        all.retain(|stats| stats.as_ref().is_some_and(|stats| stats.sample.is_some()));
-        all.into_iter().flatten().collect()
-    }
-
-    /// Measures what lists of many tell of a container, if it runs.
-    pub(super) async fn sample_container(&self, container: &Arc<Container>) {
-        if is_running(container) {
-            self.stats_of(Arc::clone(container), Instant::now() + WALKS_LIMIT).await;
+        match self.ask_figures(Topic::Stats, containers.len()) {
+            Ask::Newest => containers.into_iter().filter_map(known_stats).collect(),
+            Ask::Within(age) => {
+                let node = self.clone();
+                self.measuring(async move { node.measured_stats(containers, age).await })
+                    .await
+            }
         }
     }
 
-    /// Measures what lists of many tell of a pod.
-    pub(super) async fn sample_pod(&self, pod: &Sandbox) {
+    async fn measured_stats(&self, containers: Vec<Arc<Container>>, age: Duration) -> Vec<ContainerStats> {
+        let walks = Instant::now() + WALKS_LIMIT;
+        let all = stream::iter(containers).map(async |container| {
+            match containers::usage::is_recent(&container, age) {
+                true => known_stats(container),
+                // Those without figures have ended meanwhile.
+                false => Some(self.stats_of(container, walks).await).filter(|stats| stats.sample.is_some()),
+            }
+        });
+        all.buffered(READERS).filter_map(std::future::ready).collect().await
+    }
+
+    async fn measuring<T: Default + Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        let done = self.aside(work).await;
+        done.inspect_err(|error| tracing::error!(%error, "figures could not be measured"))
+            .unwrap_or_default()
+    }
+
+    /// Measures what lists of many tell of a container.
+    pub(super) async fn sample_container(&self, container: &Arc<Container>, topic: Topic) {
+        let (walks, owned) = (Instant::now() + WALKS_LIMIT, Arc::clone(container));
+        match topic {
+            Topic::Stats if is_running(container) => drop(self.stats_of(owned, walks).await),
+            Topic::Metrics if is_running(container) => drop(self.metrics_of(owned, walks).await),
+            Topic::Disk => drop(writable_layer(container, &self.inner.tasks, walks).await),
+            Topic::Stats | Topic::Metrics => {}
+        }
+    }
+
+    /// Measures what lists of many tell of a pod, after its containers.
+    pub(super) async fn sample_pod(&self, pod: &Arc<Sandbox>, topic: Topic) {
         let (mechanisms, tasks) = (self.mechanisms(), &self.inner.tasks);
-        network(mechanisms, pod, Duration::ZERO, tasks, limit()).await;
-        own_usage(mechanisms, pod, Duration::ZERO, tasks, limit()).await;
+        match topic {
+            Topic::Stats => {
+                network(mechanisms, pod, Duration::ZERO, tasks, limit()).await;
+                if own_usage(mechanisms, pod, Duration::ZERO, tasks, limit())
+                    .await
+                    .is_none()
+                {
+                    let stats: Vec<_> = self
+                        .running_in(std::slice::from_ref(pod))
+                        .into_iter()
+                        .filter_map(known_stats)
+                        .collect();
+                    sandbox::usage::keep_sum(pod, summed(pod, usages(&stats)), tasks).await;
+                }
+            }
+            Topic::Metrics => drop(network(mechanisms, pod, Duration::ZERO, tasks, limit()).await),
+            Topic::Disk => drop(sandbox::usage::files(pod, tasks, limit()).await),
+        }
     }
 
     async fn stats_of(&self, container: Arc<Container>, walks: Instant) -> ContainerStats {
@@ -142,14 +171,44 @@ impl Node {
         }
     }
 
+    /// Stats of one pod and its running containers, measured now.
+    pub async fn pod_stats_now(&self, pod: Arc<Sandbox>) -> Option<PodStats> {
+        let pods = vec![pod];
+        let containers = self.running_in(&pods);
+        self.measured_pod_stats(pods, containers, Duration::ZERO).await.pop()
+    }
+
     /// Stats of `pods` and their running containers.
     pub async fn pod_stats(&self, pods: Vec<Arc<Sandbox>>) -> Vec<PodStats> {
-        let age = self.acceptable_age(pods.len());
-        let containers = self.running_stats(self.running_in(&pods)).await;
-        let mut containers = by_pod(containers, |stats| &stats.container);
+        let containers = self.running_in(&pods);
+        match self.ask_figures(Topic::Stats, pods.len() + containers.len()) {
+            Ask::Newest => {
+                let mut containers = by_pod(containers.into_iter().filter_map(known_stats), |stats| &stats.container);
+                let stats = |pod: Arc<Sandbox>| {
+                    let containers = containers.remove(&address(&pod)).unwrap_or_default();
+                    known_pod_stats(pod, containers)
+                };
+                pods.into_iter().map(stats).collect()
+            }
+            Ask::Within(age) => {
+                let node = self.clone();
+                self.measuring(async move { node.measured_pod_stats(pods, containers, age).await })
+                    .await
+            }
+        }
+    }
+
+    async fn measured_pod_stats(
+        &self,
+        pods: Vec<Arc<Sandbox>>,
+        containers: Vec<Arc<Container>>,
+        age: Duration,
+    ) -> Vec<PodStats> {
+        let containers = self.measured_stats(containers, age).await;
+        let mut containers = by_pod(containers.into_iter(), |stats| &stats.container);
         stream::iter(pods)
             .map(|pod| {
-                let containers = containers.remove(&pod.id).unwrap_or_default();
+                let containers = containers.remove(&address(&pod)).unwrap_or_default();
                 self.stats_of_pod(pod, containers, age)
             })
             .buffered(READERS)
@@ -164,40 +223,56 @@ impl Node {
             own_usage(mechanisms, &pod, age, tasks, limit()),
         )
         .await;
-        let (sample, at) = match own {
-            Some(taken) => (taken.value.clone(), taken.at),
-            None => {
-                let usages = containers.iter().filter_map(|stats| {
-                    let sample = stats.sample.as_ref()?;
-                    Some((stats.container.id.as_str(), &sample.value.usage))
-                });
-                (summed(&pod, usages), store::now())
-            }
-        };
-        PodStats {
-            pod,
-            at,
-            sample,
-            network,
-            containers,
-        }
+        pod_with(pod, containers, own, network)
     }
 
     /// Metrics of `pods` and their running containers.
     pub async fn pod_metrics(&self, pods: Vec<Arc<Sandbox>>) -> Vec<PodMetrics> {
+        let containers = self.running_in(&pods);
+        match self.ask_figures(Topic::Metrics, pods.len() + containers.len()) {
+            Ask::Newest => {
+                let containers = containers.into_iter().filter_map(known_metrics);
+                let mut containers = by_pod(containers, |metrics| &metrics.container);
+                let metrics = |pod: Arc<Sandbox>| PodMetrics {
+                    containers: containers.remove(&address(&pod)).unwrap_or_default(),
+                    network: sandbox::usage::newest(&pod).network,
+                    pod,
+                };
+                pods.into_iter().map(metrics).collect()
+            }
+            Ask::Within(age) => {
+                let node = self.clone();
+                self.measuring(async move { node.measured_metrics(pods, containers, age).await })
+                    .await
+            }
+        }
+    }
+
+    async fn measured_metrics(
+        &self,
+        pods: Vec<Arc<Sandbox>>,
+        containers: Vec<Arc<Container>>,
+        age: Duration,
+    ) -> Vec<PodMetrics> {
+        self.space().await;
         let walks = Instant::now() + WALKS_LIMIT;
-        let containers = stream::iter(self.running_in(&pods))
-            .map(|container| self.metrics_of(container, walks))
+        let containers: Vec<_> = stream::iter(containers)
+            .map(
+                async |container| match containers::usage::has_recent_metrics(&container, age) {
+                    true => known_metrics(container),
+                    false => self.metrics_of(container, walks).await,
+                },
+            )
             .buffered(READERS)
             .filter_map(std::future::ready)
-            .collect::<Vec<_>>()
+            .collect()
             .await;
-        let mut containers = by_pod(containers, |metrics| &metrics.container);
+        let mut containers = by_pod(containers.into_iter(), |metrics| &metrics.container);
         stream::iter(pods)
             .map(|pod| {
-                let containers = containers.remove(&pod.id).unwrap_or_default();
+                let containers = containers.remove(&address(&pod)).unwrap_or_default();
                 async move {
-                    let network = network(self.mechanisms(), &pod, Duration::ZERO, &self.inner.tasks, limit()).await;
+                    let network = network(self.mechanisms(), &pod, age, &self.inner.tasks, limit()).await;
                     PodMetrics {
                         pod,
                         network,
@@ -213,7 +288,7 @@ impl Node {
     async fn metrics_of(&self, container: Arc<Container>, walks: Instant) -> Option<ContainerMetrics> {
         let tasks = &self.inner.tasks;
         let (figures, layer) = join(
-            metrics(&self.inner.tools, &container, tasks, limit()),
+            metrics(&self.inner.tools, &container, self.newest_space(), tasks, limit()),
             writable_layer(&container, tasks, walks),
         )
         .await;
@@ -226,70 +301,85 @@ impl Node {
 
     /// The running containers of `pods`, oldest first.
     fn running_in(&self, pods: &[Arc<Sandbox>]) -> Vec<Arc<Container>> {
-        let pods: HashSet<&str> = pods.iter().map(|pod| pod.id.as_str()).collect();
+        let pods: HashSet<_> = pods.iter().map(address).collect();
         let all = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
-        let wanted =
-            |container: &&Arc<Container>| pods.contains(container.sandbox.id.as_str()) && is_running(container);
+        let wanted = |container: &&Arc<Container>| pods.contains(&address(&container.sandbox)) && is_running(container);
         let mut containers: Vec<_> = all.values().filter(wanted).cloned().collect();
         drop(all);
-        containers.sort_by_cached_key(|container| container.record.get().created_at);
+        containers.sort_unstable_by_key(|container| container.created_at);
         containers
-    }
-
-    /// Disk that containers take, with their writable layers. The first measurement is waited for; later ones for a
-    /// second, then the one before is the answer.
-    ///
-    /// # Errors
-    /// When their directories can't be read.
-    pub async fn containers_usage(&self) -> Result<Arc<Taken<FsUsage>>> {
-        let disk = &self.inner.disk.containers;
-        let patience = match disk.newest() {
-            Some(_) => WALKS_LIMIT,
-            None => Duration::from_secs(24 * 3600),
-        };
-        let root = self.mechanisms().roots.pods();
-        let walk = || {
-            blocking(move || {
-                rootfs::usage(&root)
-                    .inspect_err(|error| tracing::warn!(%error, "the disk that containers take can't be measured"))
-                    .ok()
-            })
-        };
-        let taken = disk.thriftily(&self.inner.tasks, Instant::now() + patience, walk).await;
-        taken.ok_or_else(|| Error::Internal("the disk that containers take can't be measured".into()))
-    }
-
-    /// What the filesystem that containers write to has to offer; None if it does not answer.
-    pub async fn space(&self) -> Option<Arc<Taken<Space>>> {
-        let root = self.mechanisms().roots.pods();
-        let ask = || blocking(move || rootfs::space(&root).ok());
-        self.inner.disk.space.now(&self.inner.tasks, limit(), ask).await
     }
 }
 
-/// Stats of a container that were measured at most `age` ago.
-fn sampled(container: &Arc<Container>, age: Duration) -> Option<ContainerStats> {
-    let Recent { sample, layer } = recent(container, age)?;
+/// What was measured of a container last; None if that was not done yet.
+fn known_stats(container: Arc<Container>) -> Option<ContainerStats> {
+    let newest = containers::usage::newest(&container);
     Some(ContainerStats {
-        container: Arc::clone(container),
-        sample: Some(sample),
-        layer: Some(layer),
+        sample: Some(newest.sample?),
+        layer: newest.layer,
+        container,
+    })
+}
+
+/// As [`known_stats`].
+fn known_metrics(container: Arc<Container>) -> Option<ContainerMetrics> {
+    let newest = containers::usage::newest(&container);
+    Some(ContainerMetrics {
+        figures: newest.figures?,
+        layer: newest.layer,
+        container,
+    })
+}
+
+fn known_pod_stats(pod: Arc<Sandbox>, containers: Vec<ContainerStats>) -> PodStats {
+    let newest = sandbox::usage::newest(&pod);
+    pod_with(pod, containers, newest.sample, newest.network)
+}
+
+fn pod_with(
+    pod: Arc<Sandbox>,
+    containers: Vec<ContainerStats>,
+    own: Option<Arc<Taken<Sample>>>,
+    network: Option<Arc<Taken<Vec<Counters>>>>,
+) -> PodStats {
+    let (sample, at) = match own {
+        Some(taken) => (taken.value.clone(), taken.at),
+        None => (summed(&pod, usages(&containers)), store::now()),
+    };
+    PodStats {
+        pod,
+        at,
+        sample,
+        network,
+        containers,
+    }
+}
+
+fn usages(stats: &[ContainerStats]) -> impl Iterator<Item = (&str, &Usage)> {
+    stats.iter().filter_map(|stats| {
+        let sample = stats.sample.as_ref()?;
+        Some((stats.container.id.as_str(), &sample.value.usage))
     })
 }
 
 /// Sorts what was read of containers by their pods.
-fn by_pod<T>(read: Vec<T>, container: fn(&T) -> &Arc<Container>) -> HashMap<String, Vec<T>> {
-    let mut pods: HashMap<String, Vec<T>> = HashMap::new();
+fn by_pod<T>(read: impl Iterator<Item = T>, container: fn(&T) -> &Arc<Container>) -> HashMap<usize, Vec<T>> {
+    let mut pods: HashMap<_, Vec<T>> = HashMap::new();
     for one in read {
-        pods.entry(container(&one).sandbox.id.clone()).or_default().push(one);
+        pods.entry(address(&container(&one).sandbox)).or_default().push(one);
     }
     pods
+}
+
+/// There is one of each pod, so that this tells them apart.
+fn address(pod: &Arc<Sandbox>) -> usize {
+    Arc::as_ptr(pod).addr()
 }
 
 fn is_running(container: &Container) -> bool {
     container.state() == ContainerState::ContainerRunning
 }
 
-fn limit() -> Instant {
+pub(super) fn limit() -> Instant {
     Instant::now() + COUNTERS_LIMIT
 }

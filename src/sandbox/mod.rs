@@ -130,6 +130,10 @@ pub struct Processes {
 pub struct Sandbox {
     /// 64 hexadecimal digits.
     pub id: String,
+    /// Whose it is.
+    pub owner: record::Owner,
+    /// When it was made: Unix time, nanoseconds.
+    pub created_at: i64,
     /// Where it is on disk.
     pub paths: PodPaths,
     /// Its record and newest state.
@@ -157,6 +161,8 @@ impl Sandbox {
         let paths = roots.pod(&record.id);
         Self {
             id: record.id.clone(),
+            owner: record.owner(),
+            created_at: record.created_at,
             record: Published::new(paths.record(), record),
             paths,
             teardown: tokio::sync::Mutex::new(()),

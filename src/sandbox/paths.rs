@@ -49,6 +49,9 @@ pub struct PodPaths {
     pub run: PathBuf,
 }
 
+/// Name of the directory below a pod's that holds its containers'.
+pub(super) const CONTAINERS: &str = "containers";
+
 impl PodPaths {
     /// The pod's record.
     #[must_use]
@@ -59,7 +62,7 @@ impl PodPaths {
     /// Directory that holds a directory for each container.
     #[must_use]
     pub fn containers(&self) -> PathBuf {
-        self.state.join("containers")
+        self.state.join(CONTAINERS)
     }
 
     /// A container's directory, which is also its OCI bundle.

@@ -9,11 +9,15 @@ use std::{
 use tokio_util::task::TaskTracker;
 use wharf_proto::{cri::PodSandboxConfig, record::PodState};
 
-use super::{Measured, Mechanisms, Sandbox, Taken, host_network};
+use super::{Measured, Mechanisms, Sandbox, Taken, host_network, paths::CONTAINERS};
 use crate::{
     cgroups::{Cgroup, Depth, Rate, Usage},
+    images::rootfs::{self, Amount},
     netns::Counters,
 };
+
+/// How long a sum may take that is made already.
+const SUM_LIMIT: Duration = Duration::from_secs(1);
 
 /// What was read of a cgroup.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -30,8 +34,30 @@ pub struct Meter {
     cgroup: Measured<Sample>,
     rate: Arc<Mutex<Rate>>,
     network: Measured<Vec<Counters>>,
+    files: Measured<Amount>,
     /// CPU time of every container that the pod has had: their sum must not fall when one is removed.
     spent: Mutex<BTreeMap<String, u64>>,
+}
+
+/// What was measured of a pod last.
+#[derive(Debug)]
+pub struct Newest {
+    /// By [`own_usage`], or [`keep_sum`].
+    pub sample: Option<Arc<Taken<Sample>>>,
+    /// By [`network`].
+    pub network: Option<Arc<Taken<Vec<Counters>>>>,
+    /// By [`files`].
+    pub files: Option<Arc<Taken<Amount>>>,
+}
+
+/// What was measured last, whenever that was.
+#[must_use]
+pub fn newest(sandbox: &Sandbox) -> Newest {
+    Newest {
+        sample: sandbox.meter.cgroup.newest(),
+        network: sandbox.meter.network.newest(),
+        files: sandbox.meter.files.newest(),
+    }
 }
 
 /// Reads a cgroup and its rate; None if it is gone.
@@ -88,6 +114,19 @@ pub fn summed<'a>(sandbox: &Sandbox, containers: impl Iterator<Item = (&'a str, 
         rate.add(at, counter)
     });
     Sample { usage, nano_cores }
+}
+
+/// Keeps [`summed`] as what was measured last.
+pub async fn keep_sum(sandbox: &Sandbox, sum: Sample, tasks: &TaskTracker) {
+    let sum = || std::future::ready(Some(sum));
+    sandbox.meter.cgroup.now(tasks, Instant::now() + SUM_LIMIT, sum).await;
+}
+
+/// Disk that the pod takes beside its containers.
+pub async fn files(sandbox: &Sandbox, tasks: &TaskTracker, until: Instant) -> Option<Arc<Taken<Amount>>> {
+    let dir = sandbox.paths.state.clone();
+    let walk = || blocking(move || rootfs::usage_beside(&dir, CONTAINERS).ok());
+    sandbox.meter.files.thriftily(tasks, until, walk).await
 }
 
 /// Counters of the pod's network devices, read at most `age` ago; None for the node's network, whose figures are the

@@ -21,6 +21,16 @@ impl<T> Same for Arc<T> {
     }
 }
 
+impl<T: Same> Same for Option<T> {
+    fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Some(one), Some(other)) => one.same(other),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+}
+
 impl<A: Same, B: Same, C: Same> Same for (A, B, C) {
     fn same(&self, other: &Self) -> bool {
         self.0.same(&other.0) && self.1.same(&other.1) && self.2.same(&other.2)

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use tonic::Code;
-use wharf_e2e::Daemon;
 use wharf_e2e::cri::code;
+use wharf_e2e::{Daemon, own_memory};
 use wharf_proto::cri::ContainerState;
 
 use crate::on_each_handler;
@@ -183,16 +183,6 @@ async fn rule_20_a_timeout_reaches_processes_that_left_their_parent_or_their_ses
     .await;
 }
 
-/// Private memory of a process, KiB.
-fn private(pid: i32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let field = |name: &str| -> u64 {
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    };
-    field("Private_Clean:") + field("Private_Dirty:")
-}
-
 #[tokio::test]
 async fn a_thousand_execs_leave_no_memory_in_the_monitor() {
     const BOUND: u64 = 64;
@@ -216,14 +206,17 @@ async fn a_thousand_execs_leave_no_memory_in_the_monitor() {
     execs(100).await;
     // It gives memory back when it has been quiet for a while.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let before = private(monitor);
+    let before = own_memory(monitor);
     let begin = Instant::now();
     execs(1000).await;
     let taken = begin.elapsed();
-    wharf_e2e::eventually("its memory is as before", async || private(monitor) <= before + BOUND).await;
+    wharf_e2e::eventually("its memory is as before", async || {
+        own_memory(monitor) <= before + BOUND
+    })
+    .await;
     println!(
-        "1000 execs in {taken:?}, private memory {before} KiB before, {} KiB after",
-        private(monitor)
+        "1000 execs in {taken:?}, memory {before} KiB before, {} KiB after",
+        own_memory(monitor)
     );
     daemon.finish().await;
 }

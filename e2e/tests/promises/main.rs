@@ -35,6 +35,7 @@ mod node_settings;
 mod policy;
 mod profiles;
 mod races;
+mod reads;
 mod recovery;
 mod registries;
 mod rules;

@@ -6,21 +6,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use wharf_e2e::streams::spdy::{Frame, Receiver, Sender};
 use wharf_e2e::streams::{Protocol, Session, Want, connect, split, upgrade};
-use wharf_e2e::{Daemon, Options, PATIENCE, eventually};
+use wharf_e2e::{Daemon, Options, PATIENCE, eventually, own_memory};
 
 const SPDY: Protocol = Protocol::Spdy("v4.channel.k8s.io");
 
 fn descriptors(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
-}
-
-/// Private memory in KiB.
-fn memory(pid: i32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let lines = text.lines().filter(|line| line.starts_with("Private_"));
-    lines
-        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .sum()
 }
 
 /// A connection that has been upgraded, to an exec or a port-forward.
@@ -121,11 +112,11 @@ async fn a_request_that_never_ends_or_is_huge_is_not_read_to_its_end() {
         let _ = stream.write_all(&b"a: b\r\n".repeat(10_000)).await;
         rest(&mut stream, "too many headers").await;
     };
-    let before = memory(daemon.pid());
+    let before = own_memory(daemon.pid());
     tokio::join!(slow, large);
     let session = Session::open(&daemon.lab, SPDY, &url, Want::OUTPUT).await.unwrap();
     assert_eq!(session.finish().await.code(), 0, "the URL was not used by any of them");
-    let after = memory(daemon.pid());
+    let after = own_memory(daemon.pid());
     assert!(after < before + 16_384, "{before} KiB grew to {after} KiB");
     daemon.finish().await;
 }
@@ -134,7 +125,7 @@ async fn a_request_that_never_ends_or_is_huge_is_not_read_to_its_end() {
 async fn streams_without_number_are_refused_and_take_no_memory() {
     let daemon = Daemon::start().await;
     let (pod, id) = daemon.running("exec", "exec nc -ll -p 8080 -e cat").await;
-    let before = memory(daemon.pid());
+    let before = own_memory(daemon.pid());
     let threads = || std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).map_or(0, Iterator::count);
     let threads_before = threads();
     for (url, protocol, resets) in [
@@ -175,8 +166,8 @@ async fn streams_without_number_are_refused_and_take_no_memory() {
                 .expect("it ends")
                 .unwrap(),
         );
-        let after = memory(daemon.pid());
-        assert!(after < before + 32_768, "{protocol}: {before} KiB grew to {after} KiB");
+        let after = own_memory(daemon.pid());
+        assert!(after < before + 16_384, "{protocol}: {before} KiB grew to {after} KiB");
         assert!(threads() < threads_before + 300, "{} threads", threads());
         tokio::time::timeout(2 * PATIENCE, drain)
             .await
@@ -266,7 +257,7 @@ async fn websockets_that_break_the_rules_are_told_so_and_closed() {
     stream.write_all(&masked(0x81, &[0x85], b"0a?b=")).await.unwrap();
     rest(&mut stream, "no Base64").await;
     // A message that is said to have no end is read as it comes, and takes no more memory than another.
-    let before = memory(daemon.pid());
+    let before = own_memory(daemon.pid());
     let mut stream = upgraded(&daemon, &url().await, protocol).await;
     let endless = [0x80 | 127, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
     // Of a channel that nobody reads.
@@ -274,7 +265,7 @@ async fn websockets_that_break_the_rules_are_told_so_and_closed() {
     for _ in 0..64 {
         stream.write_all(&vec![0; 1 << 20]).await.unwrap();
     }
-    let after = memory(daemon.pid());
+    let after = own_memory(daemon.pid());
     assert!(after < before + 16_384, "{before} KiB grew to {after} KiB");
     drop(stream);
     still_serves(&daemon, &id).await;
@@ -300,7 +291,7 @@ async fn nonsense_ends_its_own_connection_only() {
         sender.open(&[("streamtype", &zeros)]).await.unwrap();
         sender.write
     };
-    let memory_before = memory(daemon.pid());
+    let memory_before = own_memory(daemon.pid());
     for (bytes, what) in [
         (
             b"\x80\x03\x00\x01\x00\xff\xff\xff".to_vec(),
@@ -326,7 +317,7 @@ async fn nonsense_ends_its_own_connection_only() {
     let url = daemon.exec_url(&id, &["true"], Want::OUTPUT).await.unwrap();
     let session = Session::open(&daemon.lab, SPDY, &url, Want::OUTPUT).await.unwrap();
     assert_eq!(session.finish().await.code(), 0);
-    let memory = memory(daemon.pid());
+    let memory = own_memory(daemon.pid());
     assert!(
         memory < memory_before + 49_152,
         "{memory_before} KiB grew to {memory} KiB"

@@ -11,7 +11,7 @@ use std::{
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio_tungstenite::tungstenite::Message;
 use wharf_e2e::streams::{Forward, Protocol, Want, upgrade, websocket};
-use wharf_e2e::{Daemon, PATIENCE};
+use wharf_e2e::{Daemon, PATIENCE, own_memory};
 use wharf_proto::cri as pb;
 
 /// All ways that clients of today and of some years ago speak.
@@ -55,11 +55,11 @@ async fn cycles_of_all_kinds_leave_nothing() {
         );
         assert!(
             // What the allocator keeps of the busiest moment; a leak grows with the cycles.
-            after.daemon.private < before.daemon.private + 32_768,
+            after.daemon.own < before.daemon.own + 16_384,
             "the daemon's memory: {before:?} {after:?}"
         );
         assert!(
-            after.monitor.private < before.monitor.private + 256,
+            after.monitor.own < before.monitor.own + 256,
             "the monitor's memory: {before:?} {after:?}"
         );
     }
@@ -72,25 +72,16 @@ async fn cycles_of_all_kinds_leave_nothing() {
 struct Process {
     descriptors: usize,
     threads: usize,
-    pss: u64,
-    private: u64,
+    own: u64,
 }
 
 impl Process {
     fn of(pid: i32) -> Self {
         let entries = |name: &str| std::fs::read_dir(format!("/proc/{pid}/{name}")).map_or(0, Iterator::count);
-        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        let sum = |key: &str| -> u64 {
-            let lines = text.lines().filter(|line| line.starts_with(key));
-            lines
-                .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-                .sum()
-        };
         Self {
             descriptors: entries("fd"),
             threads: entries("task"),
-            pss: sum("Pss:"),
-            private: sum("Private_"),
+            own: own_memory(pid),
         }
     }
 }

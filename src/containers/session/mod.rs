@@ -145,7 +145,7 @@ pub async fn signal(container: &Container, number: i32) -> Result<()> {
 
 /// Whether the container is a person's and not kubelet's.
 fn is_persons(container: &Container) -> bool {
-    container.sandbox.record.get().owner() == Owner::User
+    container.sandbox.owner == Owner::User
 }
 
 /// The two ends of a pipe, reading end first. It holds more than usual, so that much data needs few turns of both sides;

@@ -15,7 +15,7 @@ use wharf_proto::record::{self, ContainerState};
 use super::{Container, Tools};
 use crate::{
     cgroups::{Cgroup, Depth, Rate},
-    images::{FsUsage, rootfs},
+    images::rootfs::{self, ContainerDisk, Space},
     sandbox::{
         Measured, Taken,
         usage::{Sample, blocking, sample},
@@ -31,16 +31,18 @@ pub struct Meter {
     stats: Measured<Sample>,
     metrics: Measured<Figures>,
     rate: Arc<Mutex<Rate>>,
-    layer: Measured<FsUsage>,
+    layer: Measured<ContainerDisk>,
 }
 
 /// What CRI's metrics are made from.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug)]
 pub struct Figures {
     /// The cgroup, read to the full depth.
     pub sample: Sample,
     /// What its processes hold open.
     pub descriptors: Descriptors,
+    /// What the filesystem that it writes to had to offer shortly before.
+    pub space: Option<Arc<Taken<Space>>>,
 }
 
 /// Usage of the container's cgroup; None if it does not run.
@@ -57,30 +59,55 @@ pub async fn stats(
 }
 
 /// What a list of stats tells of a container: its state, and two measurements.
-pub type Told = (Arc<record::Container>, Arc<Taken<Sample>>, Arc<Taken<FsUsage>>);
+pub type Told = (Arc<record::Container>, Arc<Taken<Sample>>, Arc<Taken<ContainerDisk>>);
+
+/// What a list of metrics tells of a container.
+pub type MetricsTold = (
+    Arc<record::Container>,
+    Arc<Taken<Figures>>,
+    Option<Arc<Taken<ContainerDisk>>>,
+);
 
 /// What was measured last.
 #[derive(Debug)]
-pub struct Recent {
+pub struct Newest {
     /// By [`stats`].
-    pub sample: Arc<Taken<Sample>>,
-    /// By [`writable_layer`], which measures as often as that is cheap.
-    pub layer: Arc<Taken<FsUsage>>,
+    pub sample: Option<Arc<Taken<Sample>>>,
+    /// By [`metrics`].
+    pub figures: Option<Arc<Taken<Figures>>>,
+    /// By [`writable_layer`].
+    pub layer: Option<Arc<Taken<ContainerDisk>>>,
 }
 
-/// What was measured last, if the sample is at most `age` old.
+/// What was measured last, whenever that was.
 #[must_use]
-pub fn recent(container: &Container, age: Duration) -> Option<Recent> {
-    Some(Recent {
-        sample: container.meter.stats.recent(age)?,
-        layer: container.meter.layer.newest()?,
-    })
+pub fn newest(container: &Container) -> Newest {
+    let meter = &container.meter;
+    Newest {
+        sample: meter.stats.newest(),
+        figures: meter.metrics.newest(),
+        layer: meter.layer.newest(),
+    }
+}
+
+/// Whether its [`stats`] were measured at most `age` ago, and its writable layer ever: that is repeated as often as it is
+/// cheap.
+#[must_use]
+pub fn is_recent(container: &Container, age: Duration) -> bool {
+    container.meter.stats.recent(age).is_some() && container.meter.layer.newest().is_some()
+}
+
+/// Whether its [`metrics`] were measured at most `age` ago.
+#[must_use]
+pub fn has_recent_metrics(container: &Container, age: Duration) -> bool {
+    container.meter.metrics.recent(age).is_some()
 }
 
 /// As [`stats`], with all that metrics tell beside.
 pub async fn metrics(
     tools: &Tools,
     container: &Container,
+    space: Option<Arc<Taken<Space>>>,
     tasks: &TaskTracker,
     until: Instant,
 ) -> Option<Arc<Taken<Figures>>> {
@@ -91,22 +118,27 @@ pub async fn metrics(
             Some(Figures {
                 sample: sample(&cgroup, &rate, Depth::Metrics)?,
                 descriptors: processes::descriptors(init, &cgroup.pids()),
+                space,
             })
         })
     };
     container.meter.metrics.now(tasks, until, read).await
 }
 
-/// Disk that the container has written. A layer of few files is measured anew at each call; a big one as often as its
+/// Disk that the container has written, and all else in its directory. A layer of few files is measured anew at each call; a big one as often as its
 /// size allows, in the background, and the figure before is told meanwhile, with its time.
-pub async fn writable_layer(container: &Container, tasks: &TaskTracker, until: Instant) -> Option<Arc<Taken<FsUsage>>> {
+pub async fn writable_layer(
+    container: &Container,
+    tasks: &TaskTracker,
+    until: Instant,
+) -> Option<Arc<Taken<ContainerDisk>>> {
     let until = match container.meter.layer.newest() {
         Some(_) => until.min(Instant::now() + WALK_PATIENCE),
         None => until,
     };
     let (dir, id) = (container.dir.clone(), container.id.clone());
     let walk = || {
-        blocking(move || match rootfs::writable_layer(&dir) {
+        blocking(move || match rootfs::container_disk(&dir) {
             Ok(usage) => Some(usage),
             // It is being removed.
             Err(error) => {

@@ -1,7 +1,14 @@
 //! The metrics' values. What the kernel does not tell is left out, except where a zero means "none".
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::{
+    Message as _,
+    encoding::{int64, message},
+};
 use wharf_proto::{
-    cri::{ContainerMetrics, LinuxContainerResources, Metric, PodSandboxMetrics},
+    cri::{LinuxContainerResources, UInt64Value},
     record,
 };
 
@@ -9,33 +16,49 @@ use super::descriptors::{self as is, Descriptor};
 use crate::{
     cgroups::{DeviceIo, Psi, Usage},
     containers::usage::Descriptors,
-    cri::stats::number,
-    images::{FsUsage, rootfs::Space},
+    cri::lists::{Holder, field_len, put_field, put_head},
+    images::rootfs::{ContainerDisk, Space},
     netns::Counters,
     node::stats::{ContainerMetrics as ReadContainer, PodMetrics as ReadPod},
     sandbox::Taken,
     store,
 };
 
+/// Numbers of fields in PodSandboxMetrics and ContainerMetrics.
+const ID: u32 = 1;
+const METRICS: u32 = 2;
+const CONTAINERS: u32 = 3;
+/// Numbers of fields in Metric.
+const NAME: u32 = 1;
+const TIMESTAMP: u32 = 2;
+const KIND: u32 = 3;
+const LABEL: u32 = 4;
+const VALUE: u32 = 5;
 const SECOND: u64 = 1_000_000_000;
 /// Older values carry their time; the others are live, which CRI writes as zero.
 const LIVE: i64 = 1_000_000_000;
 /// The kernel's period of the CPU quota, microseconds.
 const CPU_PERIOD: u64 = 100_000;
 
-/// Metrics of one object: they share the first labels.
+/// Metrics of one object, encoded: a thousand containers have 60,000 of them. They share the first labels.
 struct Sheet {
-    base: [String; 5],
+    /// The fields of the first labels.
+    base: Vec<u8>,
     timestamp: i64,
-    metrics: Vec<Metric>,
+    /// Fields of the object's message.
+    encoded: Vec<u8>,
 }
 
 impl Sheet {
-    fn new(base: [String; 5], taken_at: i64) -> Self {
+    fn new(base: [&str; 5], timestamp: i64) -> Self {
+        let mut labels = Vec::new();
+        for label in base {
+            put_field(LABEL, label.as_bytes(), &mut labels);
+        }
         Self {
-            base,
-            timestamp: stamp(taken_at),
-            metrics: Vec::new(),
+            base: labels,
+            timestamp,
+            encoded: Vec::new(),
         }
     }
 
@@ -43,16 +66,41 @@ impl Sheet {
         self.put_with(metric, &[], value);
     }
 
+    /// A `Metric`, as prost would write it.
     fn put_with(&mut self, metric: &Descriptor, labels: &[&str], value: u64) {
         debug_assert_eq!(labels.len(), metric.labels.len(), "{metric:?}");
-        let labels = labels.iter().map(|&label| label.to_owned());
-        self.metrics.push(Metric {
-            name: metric.name.to_owned(),
-            timestamp: self.timestamp,
-            metric_type: metric.kind.into(),
-            label_values: self.base.iter().cloned().chain(labels).collect(),
-            value: number(value),
-        });
+        let kind = i64::from(metric.kind as i32);
+        let value = UInt64Value { value };
+        let length = field_len(metric.name.len())
+            + number_len(self.timestamp)
+            + number_len(kind)
+            + self.base.len()
+            + labels.iter().map(|label| field_len(label.len())).sum::<usize>()
+            + field_len(value.encoded_len());
+        let to = &mut self.encoded;
+        put_head(METRICS, length, to);
+        put_field(NAME, metric.name.as_bytes(), to);
+        put_number(TIMESTAMP, self.timestamp, to);
+        put_number(KIND, kind, to);
+        to.extend_from_slice(&self.base);
+        for label in labels {
+            put_field(LABEL, label.as_bytes(), to);
+        }
+        message::encode(VALUE, &value, to);
+    }
+}
+
+/// Zero is not written.
+fn number_len(value: i64) -> usize {
+    match value {
+        0 => 0,
+        value => int64::encoded_len(TIMESTAMP, &value),
+    }
+}
+
+fn put_number(field: u32, value: i64, to: &mut Vec<u8>) {
+    if value != 0 {
+        int64::encode(field, &value, to);
     }
 }
 
@@ -61,31 +109,51 @@ fn stamp(taken_at: i64) -> i64 {
 }
 
 /// Metrics of a pod: its network, and its containers.
-pub(super) fn pod(read: &ReadPod, space: Option<&Space>) -> PodSandboxMetrics {
+pub(super) fn pod(read: &ReadPod) -> Holder {
     let record = read.pod.record.get();
-    let metadata = record
-        .config
-        .clone()
-        .and_then(|config| config.metadata)
-        .unwrap_or_default();
-    let names = [metadata.name, metadata.namespace];
-    let metrics = read.network.as_ref().map(|taken| {
-        let [pod, namespace] = names.clone();
-        let base = [pod, namespace, String::new(), record.id.clone(), String::new()];
-        let mut sheet = Sheet::new(base, taken.at);
+    let names = PodNames::of(&record);
+    let mut head = Vec::new();
+    put_field(ID, record.id.as_bytes(), &mut head);
+    if let Some(taken) = &read.network {
+        let base = [names.name, names.namespace, "", &record.id, ""];
+        let mut sheet = Sheet::new(base, stamp(taken.at));
         for device in &taken.value {
             network(&mut sheet, device);
         }
-        sheet.metrics
-    });
-    PodSandboxMetrics {
-        pod_sandbox_id: record.id.clone(),
-        metrics: metrics.unwrap_or_default(),
-        container_metrics: read
-            .containers
-            .iter()
-            .map(|read| container(names.clone(), read, space))
-            .collect(),
+        head.append(&mut sheet.encoded);
+    }
+    let containers = read.containers.iter().map(|read| encoded(names, read));
+    Holder::new(head, CONTAINERS, containers.collect())
+}
+
+/// A `ContainerMetrics`. One that tells of the past is kept with it.
+fn encoded(pod: PodNames<'_>, read: &ReadContainer) -> Bytes {
+    let timestamp = stamp(read.figures.at);
+    if timestamp == 0 {
+        return container(pod, read, timestamp).into();
+    }
+    let told = (
+        read.container.record.get(),
+        Arc::clone(&read.figures),
+        read.layer.clone(),
+    );
+    let listed = &read.container.metrics_listed;
+    listed.of(&told, |_| container(pod, read, timestamp))
+}
+
+#[derive(Debug, Clone, Copy)]
+struct PodNames<'a> {
+    name: &'a str,
+    namespace: &'a str,
+}
+
+impl<'a> PodNames<'a> {
+    fn of(record: &'a record::Pod) -> Self {
+        let metadata = record.config.as_ref().and_then(|config| config.metadata.as_ref());
+        Self {
+            name: metadata.map_or("", |metadata| &metadata.name),
+            namespace: metadata.map_or("", |metadata| &metadata.namespace),
+        }
     }
 }
 
@@ -106,11 +174,13 @@ fn network(sheet: &mut Sheet, device: &Counters) {
     }
 }
 
-fn container([pod, namespace]: [String; 2], read: &ReadContainer, space: Option<&Space>) -> ContainerMetrics {
+fn container(pod: PodNames<'_>, read: &ReadContainer, timestamp: i64) -> Vec<u8> {
     let record = read.container.record.get();
     let (name, image) = names(&record);
-    let mut sheet = Sheet::new([pod, namespace, name, record.id.clone(), image], read.figures.at);
-    let (usage, descriptors) = (&read.figures.value.sample.usage, &read.figures.value.descriptors);
+    let mut sheet = Sheet::new([pod.name, pod.namespace, name, &record.id, image], timestamp);
+    put_field(ID, record.id.as_bytes(), &mut sheet.encoded);
+    let figures = &read.figures.value;
+    let usage = &figures.sample.usage;
     sheet.put(&is::LAST_SEEN, seconds(read.figures.at));
     sheet.put(&is::START_TIME, seconds(record.started_at));
     cpu(&mut sheet, usage);
@@ -122,25 +192,28 @@ fn container([pod, namespace]: [String; 2], read: &ReadContainer, space: Option<
         sheet.put_with(&is::HUGETLB_USAGE, &[&pages.size], pages.usage);
         sheet.put_with(&is::HUGETLB_MAX_USAGE, &[&pages.size], pages.peak);
     }
-    processes(&mut sheet, usage, descriptors);
-    spec(&mut sheet, &record.resources.clone().unwrap_or_default());
+    processes(&mut sheet, usage, &figures.descriptors);
+    spec(
+        &mut sheet,
+        record.resources.as_ref().unwrap_or(&LinuxContainerResources::default()),
+    );
     pressure(&mut sheet, usage);
-    disk(&mut sheet, read.layer.as_deref(), space);
-    ContainerMetrics {
-        container_id: record.id.clone(),
-        metrics: sheet.metrics,
+    if let Some(space) = &figures.space {
+        disk(&mut sheet, read.layer.as_deref(), &space.value);
     }
+    sheet.encoded
 }
 
 /// The container's name, and its image as the user named it.
-fn names(record: &record::Container) -> (String, String) {
-    let config = record.config.clone().unwrap_or_default();
-    let image = config.image.unwrap_or_default();
-    let image = match image.user_specified_image {
-        named if named.is_empty() => image.image,
+fn names(record: &record::Container) -> (&str, &str) {
+    let config = record.config.as_ref();
+    let name = config.and_then(|config| config.metadata.as_ref());
+    let image = config.and_then(|config| config.image.as_ref());
+    let image = image.map_or("", |image| match image.user_specified_image.as_str() {
+        "" => &image.image,
         named => named,
-    };
-    (config.metadata.unwrap_or_default().name, image)
+    });
+    (name.map_or("", |metadata| &metadata.name), image)
 }
 
 fn seconds(nanoseconds: i64) -> u64 {
@@ -262,34 +335,61 @@ fn pressure(sheet: &mut Sheet, usage: &Usage) {
     put(usage.io_pressure, &is::PRESSURE_IO_STALLED, &is::PRESSURE_IO_WAITING);
 }
 
-fn disk(sheet: &mut Sheet, layer: Option<&Taken<FsUsage>>, space: Option<&Space>) {
-    let Some(space) = space else { return };
+fn disk(sheet: &mut Sheet, layer: Option<&Taken<ContainerDisk>>, space: &Space) {
     let device = [space.device.as_str()];
     sheet.put_with(&is::FS_LIMIT, &device, space.bytes);
     sheet.put_with(&is::FS_INODES_TOTAL, &device, space.inodes);
     sheet.put_with(&is::FS_INODES_FREE, &device, space.inodes_free);
     if let Some(layer) = layer {
         let live = std::mem::replace(&mut sheet.timestamp, stamp(layer.at));
-        sheet.put_with(&is::FS_USAGE, &device, layer.value.used_bytes);
+        sheet.put_with(&is::FS_USAGE, &device, layer.value.layer.used_bytes);
         sheet.timestamp = live;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use wharf_proto::cri::{ContainerMetrics, Metric};
+
     use super::*;
     use crate::cgroups::{Memory, Tasks};
 
     fn sheet() -> Sheet {
-        Sheet::new(["p", "ns", "c", "id", "img"].map(str::to_owned), store::now())
+        Sheet::new(["p", "ns", "c", "id", "img"], 0)
+    }
+
+    /// What a client reads.
+    fn metrics(sheet: &Sheet) -> Vec<Metric> {
+        ContainerMetrics::decode(sheet.encoded.as_slice()).unwrap().metrics
     }
 
     /// The values of `name`, with the labels after the common ones.
     fn values(sheet: &Sheet, name: &str) -> Vec<(Vec<String>, u64)> {
-        let found = sheet.metrics.iter().filter(|metric| metric.name == name);
+        let found = metrics(sheet).into_iter().filter(|metric| metric.name == name);
         found
             .map(|metric| (metric.label_values[5..].to_vec(), metric.value.unwrap().value))
             .collect()
+    }
+
+    #[test]
+    fn metrics_are_written_as_the_proto_says() {
+        for (timestamp, value) in [(0, 0), (5, 0), (i64::MAX, u64::MAX)] {
+            let mut sheet = sheet();
+            sheet.timestamp = timestamp;
+            sheet.put_with(&is::CPU_USAGE, &["total"], value);
+            let metric = Metric {
+                name: "container_cpu_usage_seconds_total".into(),
+                timestamp,
+                metric_type: is::CPU_USAGE.kind.into(),
+                label_values: ["p", "ns", "c", "id", "img", "total"].map(str::to_owned).into(),
+                value: Some(UInt64Value { value }),
+            };
+            let whole = ContainerMetrics {
+                metrics: vec![metric],
+                ..Default::default()
+            };
+            assert_eq!(sheet.encoded, whole.encode_to_vec());
+        }
     }
 
     #[test]
@@ -356,7 +456,7 @@ mod tests {
         };
         memory(&mut sheet, &usage);
         processes(&mut sheet, &usage, &Descriptors::default());
-        assert!(sheet.metrics.iter().all(|metric| metric.timestamp == 0));
+        assert!(metrics(&sheet).iter().all(|metric| metric.timestamp == 0));
         assert_eq!(values(&sheet, "container_threads_max"), [(vec![], 0)], "no limit");
         assert_eq!(values(&sheet, "container_memory_failures_total").len(), 4);
         assert_eq!(stamp(5), 5);

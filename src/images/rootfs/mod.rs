@@ -24,7 +24,9 @@ pub use mapped::Owners;
 pub use overlay::mount;
 pub use overlay::{mount_labelled, mount_read_only, mounted, unmount, view};
 pub use remove::{remove_at, remove_tree};
-pub use usage::{Space, mountpoint, space, usage, writable_layer};
+pub use usage::{
+    Amount, ContainerDisk, Space, container_disk, directory_alone, mountpoint, space, usage, usage_beside,
+};
 pub use xattrs::xattrs_at;
 
 /// Usage of a filesystem or of a tree.

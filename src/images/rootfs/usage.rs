@@ -16,6 +16,10 @@ use super::{FsUsage, Result, io_at, sys};
 
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
+/// The kernel counts blocks of so many bytes, whatever the filesystem's are.
+const BLOCK: u64 = 512;
+/// Below a container's directory: its writable layer.
+const UPPER: &str = "upper";
 /// Directories held open at once; what is deeper than a sane tree is not counted.
 const MAX_DEPTH: usize = 256;
 
@@ -25,30 +29,82 @@ const MAX_DEPTH: usize = 256;
 /// # Errors
 /// `root` or a directory in it cannot be read.
 pub fn usage(root: &Path) -> Result<FsUsage> {
-    let mountpoint = mountpoint(root)?;
+    let Amount { bytes, inodes } = measure(root, None)?;
+    Ok(FsUsage {
+        mountpoint: mountpoint(root)?,
+        used_bytes: bytes,
+        inodes_used: inodes,
+    })
+}
+
+/// Disk space and inodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Allocated.
+    pub bytes: u64,
+    /// Files, directories and all else.
+    pub inodes: u64,
+}
+
+/// What a container's directory holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerDisk {
+    /// What the container has written; see [`super::mount`].
+    pub layer: FsUsage,
+    /// All else: volumes that its image declares, its record.
+    pub beside: Amount,
+}
+
+/// Usage of a container's directory.
+///
+/// # Errors
+/// As [`usage`]; a container that is being removed has no writable layer any more.
+pub fn container_disk(container_dir: &Path) -> Result<ContainerDisk> {
+    Ok(ContainerDisk {
+        layer: usage(&container_dir.join(UPPER))?,
+        beside: measure(container_dir, Some((UPPER, Except::Whole)))?,
+    })
+}
+
+/// As [`usage`], without what is in the directory `name` below `root`.
+///
+/// # Errors
+/// As [`usage`].
+pub fn usage_beside(root: &Path, name: &str) -> Result<Amount> {
+    measure(root, Some((name, Except::Content)))
+}
+
+/// The directory `root` itself, without what is in it.
+///
+/// # Errors
+/// `root` does not exist.
+pub fn directory_alone(root: &Path) -> Result<FsUsage> {
+    let stat = fstatat(nix::fcntl::AT_FDCWD, root, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(io_at("stat", root))?;
+    Ok(FsUsage {
+        mountpoint: mountpoint(root)?,
+        used_bytes: stat.st_blocks.unsigned_abs() * BLOCK,
+        inodes_used: 1,
+    })
+}
+
+/// What is left out below a root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Except {
+    Whole,
+    Content,
+}
+
+fn measure(root: &Path, except: Option<(&str, Except)>) -> Result<Amount> {
     let dir = open(root, DIRECTORY, Mode::empty()).map_err(io_at("open", root))?;
     let stat = fstat(&dir).map_err(io_at("stat", root))?;
     let mut count = Count {
         device: stat.st_dev,
-        bytes: 0,
-        inodes: 0,
+        amount: Amount::default(),
         linked: HashSet::new(),
     };
     count.add(&stat);
-    count.tree(dir, 0).map_err(io_at("measure", root))?;
-    Ok(FsUsage {
-        mountpoint,
-        used_bytes: count.bytes,
-        inodes_used: count.inodes,
-    })
-}
-
-/// Usage of what a container has written; see [`super::mount`].
-///
-/// # Errors
-/// As [`usage`]; a container that is being removed has no such directory any more.
-pub fn writable_layer(container_dir: &Path) -> Result<FsUsage> {
-    usage(&container_dir.join("upper"))
+    count.tree(dir, 0, except).map_err(io_at("measure", root))?;
+    Ok(count.amount)
 }
 
 /// What a filesystem has to offer.
@@ -108,8 +164,7 @@ pub fn mountpoint(path: &Path) -> Result<PathBuf> {
 
 struct Count {
     device: libc::dev_t,
-    bytes: u64,
-    inodes: u64,
+    amount: Amount,
     /// Inodes with several links that were counted.
     linked: HashSet<libc::ino_t>,
 }
@@ -120,11 +175,11 @@ impl Count {
         if !is_dir && stat.st_nlink > 1 && !self.linked.insert(stat.st_ino) {
             return;
         }
-        self.bytes += stat.st_blocks.unsigned_abs() * 512;
-        self.inodes += 1;
+        self.amount.bytes += stat.st_blocks.unsigned_abs() * BLOCK;
+        self.amount.inodes += 1;
     }
 
-    fn tree(&mut self, dir: OwnedFd, depth: usize) -> nix::Result<()> {
+    fn tree(&mut self, dir: OwnedFd, depth: usize, except: Option<(&str, Except)>) -> nix::Result<()> {
         let mut listing = Dir::from_fd(dir)?;
         let mut children = Vec::new();
         for entry in listing.iter() {
@@ -133,8 +188,12 @@ impl Count {
             if name == c"." || name == c".." {
                 continue;
             }
+            let out = except.filter(|(except, _)| name.to_bytes() == except.as_bytes());
+            if out.is_some_and(|(_, except)| except == Except::Whole) {
+                continue;
+            }
             let maybe_dir = matches!(entry.file_type(), Some(Type::Directory) | None);
-            children.push((name.to_owned(), maybe_dir));
+            children.push((name.to_owned(), maybe_dir && out.is_none()));
         }
         for (name, maybe_dir) in children {
             let stat = match fstatat(listing.as_fd(), name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
@@ -149,7 +208,7 @@ impl Count {
                 continue;
             }
             match openat(listing.as_fd(), name.as_c_str(), DIRECTORY, Mode::empty()) {
-                Ok(child) => self.tree(child, depth + 1)?,
+                Ok(child) => self.tree(child, depth + 1, None)?,
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
                 Err(errno) => return Err(errno),
             }

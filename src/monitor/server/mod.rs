@@ -36,6 +36,8 @@ use super::{
 use ends::Unnamed;
 use jobs::Job;
 
+use crate::memory;
+
 /// Output read at once, bytes; the buffer exists only while there is output.
 const READ: usize = 16 << 10;
 /// Output taken from one stream before others have their turn, bytes.
@@ -196,8 +198,7 @@ impl Monitor {
             for container in &mut self.containers {
                 container.shrink();
             }
-            sys::trim_allocator();
-            sys::release_program();
+            memory::give_back();
         }
     }
 

@@ -5,8 +5,9 @@
 //! bench reads --endpoint wharf=unix:///run/wharf/wharf.sock --image 127.0.0.1:5000/busybox:latest \
 //!       --containers 1000 --per-pod 20 --rounds 3 --samples 400 --stuck wharf=/mnt/stuck
 //! ```
-//! A call is timed from its sending to the last byte of its answer, in a thread of its own. The row "two threads" is the same clock
-//! around a byte to another thread and back: what the machine itself adds when it is busy.
+//! A call is timed from its first byte to the last of its answer, by a client that throws the answer away. Beside it stands
+//! what the machine itself needs: another thread is sent as many bytes as the call had, and sends as many back, in between
+//! the calls.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -20,14 +21,16 @@ use std::time::{Duration, Instant};
 use prost::Message as _;
 use prost::bytes::Bytes;
 use tokio::task::JoinSet;
-use wharf_e2e::cri::{Answer, channel};
+use wharf_e2e::cri::Answer;
+use wharf_e2e::http2::{Caller, Window};
 use wharf_e2e::lab::program;
-use wharf_e2e::{Cri, Result, container, fuse, pod, raw, specs};
+use wharf_e2e::{Cri, Result, container, fuse, pod, specs};
 use wharf_proto::cri as pb;
 
 use crate::memory;
 
-const METRICS: &str = "ListPodSandboxMetrics";
+const METRICS: &str = "/runtime.v1.RuntimeService/ListPodSandboxMetrics";
+const CONTAINERS: &str = "/runtime.v1.RuntimeService/ListContainers";
 const LOGS: &str = "/tmp/wharf-bench-logs";
 /// Between two timed calls, so that the client is not what keeps the machine busy.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -45,8 +48,18 @@ struct Options {
     cycles_per_second: f64,
 }
 
-/// Sorted milliseconds of one call.
-type Times = Vec<(&'static str, Vec<f64>, usize)>;
+/// A pass over all that there is takes ten seconds.
+const WARM_UP: Duration = Duration::from_secs(12);
+/// How often a call of megabytes is made, which are asked for once a minute: once in so many times.
+const SELDOM: usize = 10;
+
+/// Milliseconds of one call, and of the machine for as many bytes.
+struct Times {
+    name: &'static str,
+    calls: Vec<f64>,
+    floor: Vec<f64>,
+    bytes: usize,
+}
 
 pub fn run(args: &[String]) -> Result {
     let options = parse(args)?;
@@ -323,38 +336,54 @@ impl Stuck {
     }
 }
 
-/// A call to be timed: what it is called in the table, its method and its message.
-type Timed = (&'static str, &'static str, Bytes);
+/// A call to be timed.
+struct Timed {
+    /// What it is called in the table.
+    name: &'static str,
+    path: &'static str,
+    message: Bytes,
+    window: Window,
+}
 
 /// Calls each method `samples` times, turn by turn.
-fn measure(socket: &Path, samples: usize) -> Result<Times> {
+fn measure(socket: &Path, samples: usize) -> Result<Vec<Times>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut echo = Echo::start()?;
-    runtime.block_on(async {
-        let channel = channel(socket).await?;
-        let calls = calls(&Cri::connect(socket).await?).await?;
-        let mut all: Times = calls.iter().map(|(name, ..)| (*name, Vec::new(), 0)).collect();
-        let mut echoes = Vec::new();
-        for sample in 0..samples {
-            for ((name, method, message), (_, times, bytes)) in calls.iter().zip(&mut all) {
-                // Megabytes, asked for by scrapers once a minute.
-                if *name == METRICS && sample % 20 != 0 {
-                    continue;
-                }
-                tokio::time::sleep(PAUSE).await;
-                let begun = Instant::now();
-                // Some runtimes lack some calls.
-                if let Ok(answer) = raw::unary(&channel, method, message.clone()).await {
-                    times.push(begun.elapsed().as_secs_f64() * 1000.0);
-                    *bytes = answer.len().max(*bytes);
-                }
+    let calls = runtime.block_on(async { calls(&Cri::connect(socket).await?).await })?;
+    let mut callers = [Window::Whole, Window::Small].map(|window| Caller::connect(socket, window));
+    let mut floor = Floor::start()?;
+    let mut all: Vec<Times> = Vec::new();
+    for call in &calls {
+        all.push(Times {
+            name: call.name,
+            calls: Vec::new(),
+            floor: Vec::new(),
+            bytes: 0,
+        });
+    }
+    // The first of a kind may have to measure what later ones are told.
+    for call in &calls {
+        let _ = Caller::connect(socket, call.window)?.call(call.path, &call.message);
+    }
+    std::thread::sleep(WARM_UP);
+    for sample in 0..samples {
+        for (call, times) in calls.iter().zip(&mut all) {
+            if call.path == METRICS && sample % SELDOM != 0 {
+                continue;
             }
-            tokio::time::sleep(PAUSE).await;
-            echoes.push(echo.time()?);
+            std::thread::sleep(PAUSE);
+            let caller = callers[usize::from(call.window == Window::Small)].as_mut();
+            let caller = caller.map_err(|error| error.to_string())?;
+            // Some runtimes lack some calls.
+            let Ok((bytes, taken)) = caller.call(call.path, &call.message) else {
+                continue;
+            };
+            times.calls.push(taken.as_secs_f64() * 1000.0);
+            times.bytes = bytes.max(times.bytes);
+            std::thread::sleep(PAUSE);
+            times.floor.push(floor.time(call.message.len(), bytes)?);
         }
-        all.push(("two threads", echoes, 1));
-        Ok(all)
-    })
+    }
+    Ok(all)
 }
 
 /// The calls that a kubelet makes again and again.
@@ -384,71 +413,94 @@ async fn calls(cri: &Cri) -> Result<Vec<Timed>> {
         image: container.image.clone(),
         verbose: false,
     };
-    let nothing = Bytes::new;
+    let whole = |name, path, message: Vec<u8>| Timed {
+        name,
+        path,
+        message: message.into(),
+        window: Window::Whole,
+    };
+    let nothing = |name, path| whole(name, path, Vec::new());
     Ok(vec![
-        ("Version", "/runtime.v1.RuntimeService/Version", nothing()),
-        ("Status", "/runtime.v1.RuntimeService/Status", nothing()),
-        ("ListPodSandbox", "/runtime.v1.RuntimeService/ListPodSandbox", nothing()),
-        ("ListContainers", "/runtime.v1.RuntimeService/ListContainers", nothing()),
-        (
-            "ListContainers, one pod",
-            "/runtime.v1.RuntimeService/ListContainers",
-            of_pod.encode_to_vec().into(),
-        ),
-        (
+        nothing("Version", "/runtime.v1.RuntimeService/Version"),
+        nothing("Status", "/runtime.v1.RuntimeService/Status"),
+        nothing("ListPodSandbox", "/runtime.v1.RuntimeService/ListPodSandbox"),
+        nothing("ListContainers", CONTAINERS),
+        Timed {
+            window: Window::Small,
+            ..nothing("ListContainers, 64 KiB at a time", CONTAINERS)
+        },
+        nothing("StreamContainers", "/runtime.v1.RuntimeService/StreamContainers"),
+        whole("ListContainers, one pod", CONTAINERS, of_pod.encode_to_vec()),
+        whole(
             "PodSandboxStatus",
             "/runtime.v1.RuntimeService/PodSandboxStatus",
-            pod_status.encode_to_vec().into(),
+            pod_status.encode_to_vec(),
         ),
-        (
+        whole(
             "ContainerStatus",
             "/runtime.v1.RuntimeService/ContainerStatus",
-            status.encode_to_vec().into(),
+            status.encode_to_vec(),
         ),
-        ("ListImages", "/runtime.v1.ImageService/ListImages", nothing()),
-        (
+        nothing("ListImages", "/runtime.v1.ImageService/ListImages"),
+        whole(
             "ImageStatus",
             "/runtime.v1.ImageService/ImageStatus",
-            image.encode_to_vec().into(),
+            image.encode_to_vec(),
         ),
-        ("ImageFsInfo", "/runtime.v1.ImageService/ImageFsInfo", nothing()),
-        (
-            "ListContainerStats",
-            "/runtime.v1.RuntimeService/ListContainerStats",
-            nothing(),
-        ),
-        (
-            "ListPodSandboxStats",
-            "/runtime.v1.RuntimeService/ListPodSandboxStats",
-            nothing(),
-        ),
-        (
+        nothing("ImageFsInfo", "/runtime.v1.ImageService/ImageFsInfo"),
+        nothing("ListContainerStats", "/runtime.v1.RuntimeService/ListContainerStats"),
+        nothing("ListPodSandboxStats", "/runtime.v1.RuntimeService/ListPodSandboxStats"),
+        nothing(
             "ListMetricDescriptors",
             "/runtime.v1.RuntimeService/ListMetricDescriptors",
-            nothing(),
         ),
-        (METRICS, "/runtime.v1.RuntimeService/ListPodSandboxMetrics", nothing()),
+        nothing("ListPodSandboxMetrics", METRICS),
     ])
 }
 
-/// A thread that sends back what it gets.
-struct Echo(UnixStream);
+/// A thread that does with a socket only what a server must.
+struct Floor(UnixStream);
 
-impl Echo {
+impl Floor {
     fn start() -> Result<Self> {
         let (here, mut there) = UnixStream::pair()?;
         std::thread::spawn(move || {
-            let mut byte = [0];
-            while there.read_exact(&mut byte).is_ok() && there.write_all(&byte).is_ok() {}
+            let block = vec![0; 112 << 10];
+            let mut lengths = [0; 16];
+            while there.read_exact(&mut lengths).is_ok() {
+                let length = |at: usize| usize::from_be_bytes(std::array::from_fn(|n| lengths[at + n]));
+                let mut request = vec![0; length(0)];
+                let mut left = length(8);
+                if there.read_exact(&mut request).is_err() {
+                    return;
+                }
+                while left > 0 {
+                    let count = left.min(block.len());
+                    if there.write_all(&block[..count]).is_err() {
+                        return;
+                    }
+                    left -= count;
+                }
+            }
         });
         Ok(Self(here))
     }
 
-    /// Milliseconds of one byte there and back.
-    fn time(&mut self) -> Result<f64> {
+    /// Milliseconds of `there` bytes there and `back` bytes back.
+    fn time(&mut self, there: usize, back: usize) -> Result<f64> {
+        let back = back.max(1);
+        let mut request = [there.to_be_bytes(), back.to_be_bytes()].concat();
+        request.resize(16 + there, 0);
+        let mut buffer = vec![0; 64 << 10];
         let begun = Instant::now();
-        self.0.write_all(b"x")?;
-        self.0.read_exact(&mut [0])?;
+        self.0.write_all(&request)?;
+        let mut left = back;
+        while left > 0 {
+            match self.0.read(&mut buffer)? {
+                0 => return Err("the thread that answers has ended".into()),
+                count => left = left.saturating_sub(count),
+            }
+        }
         Ok(begun.elapsed().as_secs_f64() * 1000.0)
     }
 }
@@ -477,24 +529,31 @@ impl Cpu {
     }
 }
 
-fn table(times: Times) -> String {
-    let mut out = String::from("| call | KiB | p50 ms | p99 ms | max ms | n |\n|---|---|---|---|---|---|\n");
-    for (name, mut times, bytes) in times {
-        times.sort_by(f64::total_cmp);
-        let at = |share: f64| {
-            let last = times.len().saturating_sub(1);
-            times
-                .get(((times.len() as f64 * share) as usize).min(last))
-                .copied()
-                .unwrap_or(f64::NAN)
-        };
+/// A share of sorted times.
+fn share(times: &[f64], share: f64) -> f64 {
+    let last = times.len().saturating_sub(1);
+    let at = ((times.len() as f64 * share) as usize).min(last);
+    times.get(at).copied().unwrap_or(f64::NAN)
+}
+
+fn table(times: Vec<Times>) -> String {
+    let mut out = String::from(
+        "| call | KiB | p50 ms | p99 ms | max ms | machine p50 | machine p99 | n |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for mut times in times {
+        times.calls.sort_by(f64::total_cmp);
+        times.floor.sort_by(f64::total_cmp);
+        let (calls, floor) = (&times.calls, &times.floor);
         out += &format!(
-            "| {name} | {:.1} | {:.2} | {:.2} | {:.2} | {} |\n",
-            bytes as f64 / 1024.0,
-            at(0.5),
-            at(0.99),
-            at(1.0),
-            times.len()
+            "| {} | {:.1} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {} |\n",
+            times.name,
+            times.bytes as f64 / 1024.0,
+            share(calls, 0.5),
+            share(calls, 0.99),
+            share(calls, 1.0),
+            share(floor, 0.5),
+            share(floor, 0.99),
+            calls.len()
         );
     }
     out
