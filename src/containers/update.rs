@@ -6,7 +6,7 @@ use std::{collections::HashMap, io, path::PathBuf, sync::Arc};
 use oci_spec::runtime::{LinuxResources, Spec};
 use wharf_proto::{cri::LinuxContainerResources, record::ContainerState};
 
-use super::{Container, Error, Result, Tools, limits, spec};
+use super::{Container, Error, Result, Tools, cpus, limits, spec};
 use crate::{
     cgroups::{self, Cgroup},
     store,
@@ -23,7 +23,7 @@ const ROUNDS: usize = 4;
 pub async fn update(
     tools: &Arc<Tools>,
     container: &Arc<Container>,
-    wanted: LinuxContainerResources,
+    mut wanted: LinuxContainerResources,
     annotations: HashMap<String, String>,
 ) -> Result<()> {
     // Neither a start nor a removal in between.
@@ -40,6 +40,7 @@ pub async fn update(
             )));
         }
     };
+    cpus::hold(record.isolation.as_ref(), &mut wanted)?;
     let merged = merge(record.resources.clone().unwrap_or_default(), &wanted);
     let whole = spec::resources_to_oci(&merged, &tools.host)?;
     let change = Change {
@@ -154,7 +155,11 @@ impl Change {
     }
 
     fn apply_to(self, applied: &mut Applied, tools: &Tools, container: &Container, running: bool) -> Result<()> {
-        limits::check(&self.wanted)?;
+        let handler = &container.record.get().runtime_handler;
+        limits::check(
+            &self.wanted,
+            tools.mechanisms.config.handler_settings(handler).min_memory,
+        )?;
         if running {
             let path = container.record.get().cgroup_path.clone();
             let failed = |error: cgroups::Error| match error {

@@ -133,7 +133,10 @@ async fn classes_of_block_io_and_the_limit_of_processes_come_from_the_configurat
             "{refused}"
         );
         main.annotations = specs::map("io.kubernetes.cri.rdt-class", "gold");
-        assert_eq!(code(daemon.cri.create(&pod, &main, &config).await), Code::Unimplemented);
+        assert_eq!(
+            code(daemon.cri.create(&pod, &main, &config).await),
+            Code::InvalidArgument
+        );
         daemon.finish().await;
     }
 }

@@ -122,6 +122,9 @@ fn container([pod, namespace]: [String; 2], read: &ReadContainer, space: Option<
         sheet.put_with(&is::HUGETLB_USAGE, &[&pages.size], pages.usage);
         sheet.put_with(&is::HUGETLB_MAX_USAGE, &[&pages.size], pages.peak);
     }
+    for call in read.container.blocked() {
+        sheet.put_with(&is::SECCOMP_BLOCKED, &[&call.name], call.count);
+    }
     processes(&mut sheet, usage, descriptors);
     spec(&mut sheet, &record.resources.clone().unwrap_or_default());
     pressure(&mut sheet, usage);

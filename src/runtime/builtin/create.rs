@@ -3,6 +3,7 @@
 use super::spec::{Bundle, Namespace};
 use super::{attach, devices, hooks, idmap, init, prepare, process, rlimits, sysctl};
 use crate::cgroups::{self, Cgroup};
+use crate::runtime::class;
 use crate::runtime::error::Context;
 use crate::runtime::report::{self, Report};
 use crate::runtime::{CreateRequest, Error, Result, Stdio};
@@ -26,6 +27,7 @@ const KINDS: [(LinuxNamespaceType, i32); 6] = [
 
 /// Runs in the helper. Reports init's pid, and as descriptors the gate and, with a terminal, its master.
 pub fn run(request: &CreateRequest) -> Result<Report> {
+    class::join(request.class)?;
     umask(Mode::empty());
     let bundle = Bundle::load(request.bundle)?;
     let linux = bundle.linux()?;
