@@ -20,7 +20,7 @@ pub use handlers::{ExecCpuAffinity, RuntimeHandler, SECCOMP_NOTIFIER};
 pub use isolation::{CpuIsolation, CpuSet};
 pub use model::{
     BUILTIN_RUNTIME, BlockIoClass, BuiltinNetwork, Cdi, CgroupDriver, Cni, Config, IpPreference, Log, LogFormat,
-    NetworkMode, Pull, Rdt, Registry, SeccompDefault, Streaming, parse_size,
+    NetworkMode, Pull, Rdt, Registry, SeccompDefault, Streaming, TlsVersion, parse_size,
 };
 use source::Layers;
 

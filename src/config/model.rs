@@ -258,10 +258,23 @@ pub struct Streaming {
     pub key: Option<PathBuf>,
     /// PEM file with the authorities one of which must have signed a client's certificate. Absolute.
     pub client_ca: Option<PathBuf>,
+    /// The oldest version of TLS that clients may speak.
+    pub min_tls_version: TlsVersion,
     /// Seconds without a byte in either direction after which a session ends; 1 to 604800.
     pub idle_timeout_secs: u64,
     /// Seconds within which a client must open its streams; 1 to 600.
     pub creation_timeout_secs: u64,
+}
+
+/// A version of TLS; older ones are not spoken at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[serde(rename = "1.2")]
+    V12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    V13,
 }
 
 /// Defaults before [`Config::complete`]: what depends on another setting is still empty.
@@ -388,6 +401,7 @@ impl Default for Streaming {
             cert: None,
             key: None,
             client_ca: None,
+            min_tls_version: TlsVersion::V12,
             idle_timeout_secs: 4 * 3600,
             creation_timeout_secs: 30,
         }

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::{
     containers::{Ulimit, parse_device},
     isolation::CpuSet,
-    model::{CgroupDriver, Config},
+    model::{CgroupDriver, Config, TlsVersion},
 };
 
 /// A value that is not allowed.
@@ -182,6 +182,9 @@ fn streaming(config: &Config) -> Check {
             }
             absolute(&["streaming", key], file)?;
         }
+    }
+    if streaming.min_tls_version != TlsVersion::V12 && !streaming.tls {
+        return fault(&["streaming", "min_tls_version"], "has no meaning without tls = true");
     }
     match (&streaming.cert, &streaming.key) {
         (Some(_), None) => fault(&["streaming", "cert"], "needs its private key: set key as well"),

@@ -42,7 +42,8 @@ pub async fn update(
     };
     cpus::hold(record.isolation.as_ref(), &mut wanted)?;
     let merged = merge(record.resources.clone().unwrap_or_default(), &wanted);
-    let whole = spec::resources_to_oci(&merged, &tools.host)?;
+    let builtin = tools.mechanisms.config.handler(&record.runtime_handler).is_none();
+    let whole = spec::resources_to_oci(&merged, &tools.host, builtin)?;
     let change = Change {
         wanted: wanted.clone(),
         only_new: only_new(whole.clone(), &wanted),
@@ -282,7 +283,7 @@ mod tests {
         };
         let wanted = resources(0, 0, 1024);
         let merged = merge(resources(1 << 30, 0, 512), &wanted);
-        let whole = spec::resources_to_oci(&merged, &host).unwrap();
+        let whole = spec::resources_to_oci(&merged, &host, true).unwrap();
         assert!(whole.memory().is_some());
         let new = only_new(whole, &wanted);
         assert!(new.memory().is_none());
@@ -296,6 +297,6 @@ mod tests {
             ..Default::default()
         };
         let merged = merge(resources(100 << 20, 200 << 20, 0), &resources(300 << 20, 0, 0));
-        assert!(spec::resources_to_oci(&merged, &host).is_err());
+        assert!(spec::resources_to_oci(&merged, &host, true).is_err());
     }
 }

@@ -43,12 +43,20 @@ pub fn usage(root: &Path) -> Result<FsUsage> {
     })
 }
 
-/// Usage of what a container has written; see [`super::mount`].
+/// Usage of what a container has written: into its layer, see [`super::mount`], and into the volumes that its image
+/// declares, which lie in the directory `volumes` beside it.
 ///
 /// # Errors
 /// As [`usage`]; a container that is being removed has no such directory any more.
 pub fn writable_layer(container_dir: &Path) -> Result<FsUsage> {
-    usage(&container_dir.join("upper"))
+    let mut layer = usage(&container_dir.join("upper"))?;
+    let volumes = container_dir.join("volumes");
+    if volumes.is_dir() {
+        let volumes = usage(&volumes)?;
+        layer.used_bytes += volumes.used_bytes;
+        layer.inodes_used += volumes.inodes_used;
+    }
+    Ok(layer)
 }
 
 /// What a filesystem has to offer.
@@ -155,5 +163,27 @@ impl Count {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn declared_volumes_count_as_what_a_container_has_written() {
+        let dir = std::env::temp_dir().join(format!("wharf-usage-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("upper")).unwrap();
+        let before = writable_layer(&dir).unwrap();
+        std::fs::create_dir_all(dir.join("volumes/0")).unwrap();
+        std::fs::write(dir.join("volumes/0/data"), vec![1; 1 << 20]).unwrap();
+        let after = writable_layer(&dir).unwrap();
+        assert!(
+            after.used_bytes >= before.used_bytes + (1 << 20),
+            "{before:?} {after:?}"
+        );
+        // The directory of all volumes, the volume, and its file.
+        assert_eq!(after.inodes_used, before.inodes_used + 3);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -49,7 +49,7 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
         .filter(|path| !path.is_empty())
         .unwrap_or_else(|| format!("/{}", request.id));
     let cgroup = Cgroup::new(&hierarchies, &path).map_err(cgroup_error)?;
-    cgroup.create().map_err(cgroup_error)?;
+    cgroup.create_for(linux.resources().as_ref()).map_err(cgroup_error)?;
     limit_devices(&bundle, &cgroup)?;
 
     set_oom_score(bundle.process()?.oom_score_adj())?;
