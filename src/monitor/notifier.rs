@@ -31,6 +31,9 @@ const MOST: usize = 1024;
 /// After the last blocked call the container may live on for so long, so that its end names all of them.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// After the first one no longer than this, however often it goes on.
+const LIMIT: Duration = Duration::from_secs(30);
+
 /// Time between two reports of counts.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -43,6 +46,8 @@ pub struct Notifier {
     counts: Vec<(u32, u32, u64)>,
     stop: bool,
     stop_at: Option<Instant>,
+    /// When the first call was blocked.
+    since: Option<Instant>,
     /// Counts that were not told, and when the last ones were.
     untold: bool,
     told_at: Option<Instant>,
@@ -86,6 +91,7 @@ impl Notifier {
             counts: Vec::new(),
             stop,
             stop_at: None,
+            since: None,
             untold: false,
             told_at: None,
             stopping: false,
@@ -173,7 +179,9 @@ impl Notifier {
         }
         self.untold = true;
         if self.stop && !self.stopping {
-            self.stop_at = Some(Instant::now() + GRACE);
+            let now = Instant::now();
+            let since = *self.since.get_or_insert(now);
+            self.stop_at = Some((now + GRACE).min(since + LIMIT));
         }
     }
 

@@ -101,10 +101,13 @@ fn config(settings: &Settings) -> Result<Arc<ServerConfig>, String> {
     Ok(Arc::new(config))
 }
 
+/// Those that clients may speak, the best first.
+static VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+
 fn versions(least: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     match least {
-        TlsVersion::V12 => &[&TLS13, &TLS12],
-        TlsVersion::V13 => &[&TLS13],
+        TlsVersion::V12 => &VERSIONS,
+        TlsVersion::V13 => &VERSIONS[..1],
     }
 }
 

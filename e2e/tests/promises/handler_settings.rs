@@ -231,23 +231,29 @@ async fn blocked_calls_are_counted_and_told_by_name() {
         let mut config = daemon.pod("log");
         config.annotations = specs::map("seccomp-notifier-action.crio.io", "log");
         let pod = daemon.cri.run_pod(&config, "").await.unwrap();
-        let line = "swapoff /none; read line; echo ended; exit 3";
+        let line = "hostname x; read line; echo ended; exit 3";
         let mut main = confined("main", &daemon.busybox().await, line);
         main.stdin = true;
         let id = daemon.started(&pod, &config, &main).await;
         wharf_e2e::eventually("the call is counted", async || {
-            counted(&daemon, &id, "swapoff").await == 1
+            counted(&daemon, &id, "sethostname").await == 1
         })
         .await;
         // A command's filter is one of its own; neither needs a daemon to be answered.
-        daemon.cri.shell(&id, "swapoff /none; true").await.unwrap();
-        wharf_e2e::eventually("both are counted", async || counted(&daemon, &id, "swapoff").await == 2).await;
+        daemon.cri.shell(&id, "hostname x; true").await.unwrap();
+        wharf_e2e::eventually("both are counted", async || {
+            counted(&daemon, &id, "sethostname").await == 2
+        })
+        .await;
         daemon.crash().await;
-        assert_eq!(counted(&daemon, &id, "swapoff").await, 2, "{name}");
+        wharf_e2e::eventually("the new daemon knows", async || {
+            counted(&daemon, &id, "sethostname").await == 2
+        })
+        .await;
         daemon.cri.stop(&id, 0).await.unwrap();
         let status = daemon.cri.status(&id).await.unwrap();
         assert_eq!(status.reason, "Error", "{name}");
-        assert_eq!(status.message, "Used forbidden syscalls: swapoff (2x)", "{name}");
+        assert_eq!(status.message, "Used forbidden syscalls: sethostname (2x)", "{name}");
         daemon.finish().await;
     }
 }
@@ -263,7 +269,7 @@ async fn a_container_that_calls_what_is_blocked_is_ended_where_that_is_asked_for
         let good = daemon
             .started(&pod, &config, &confined("good", &image, "sleep 1000"))
             .await;
-        let bad = confined("bad", &image, "swapoff /none; swapoff /none; sleep 1000");
+        let bad = confined("bad", &image, "hostname x; hostname x; sleep 1000");
         let bad = daemon.started(&pod, &config, &bad).await;
         let status = daemon.cri.exited(&bad).await.unwrap();
         assert_eq!(
@@ -271,7 +277,7 @@ async fn a_container_that_calls_what_is_blocked_is_ended_where_that_is_asked_for
             ("seccomp killed", 137),
             "{name}"
         );
-        assert_eq!(status.message, "Used forbidden syscalls: swapoff (2x)", "{name}");
+        assert_eq!(status.message, "Used forbidden syscalls: sethostname (2x)", "{name}");
         assert_eq!(
             daemon.cri.status(&good).await.unwrap().state(),
             pb::ContainerState::ContainerRunning

@@ -204,7 +204,13 @@ pub(super) fn hold(isolation: Option<&record::CpuIsolation>, wanted: &mut LinuxC
         let new = CpuSet::parse(&wanted.cpuset_cpus).map(|new| new.union(&shared));
         let all = own.union(&shared);
         // Whoever asked for no quota alone may have any CPUs.
-        let free = isolation.no_quota && own.is_empty();
+        let asked = [
+            &isolation.no_interrupts,
+            &isolation.idle_latency,
+            &isolation.governor,
+            &isolation.shared,
+        ];
+        let free = !isolation.no_balance && asked.iter().all(|text| text.is_empty());
         if !free && new.as_ref() != Some(&all) {
             return Err(Error::Invalid(format!(
                 "cpuset_cpus {:?}: the node is set up for the container's CPUs {all}, as its pod's annotations ask",
