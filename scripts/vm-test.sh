@@ -16,7 +16,7 @@ trap 'rm -rf "$run"' EXIT
 payload=$run/payload
 mkdir -p "$payload/bin/deps"
 if [ $# = 0 ]; then
-  set -- life:: exits::reasons exec:: update:: checkpoint:: --test-threads=2
+  set -- life:: exits::reasons exec:: update:: checkpoint:: policy::apparmor policy::profiles --test-threads=2
 fi
 cp scripts/vm-guest.sh "$payload/"
 for program in wharf lab; do

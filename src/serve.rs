@@ -10,7 +10,7 @@ use crate::{
     cgroups::{self, Hierarchies},
     config::Config,
     containers::{
-        Tools, cdi,
+        Tools, cdi, cpus,
         host::{self, Host},
     },
     cri::{Face, Server, ServerError, Serving},
@@ -60,6 +60,9 @@ pub enum Error {
     /// The CRI socket.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// What was changed on the node's CPUs.
+    #[error(transparent)]
+    Cpus(#[from] cpus::LedgerError),
     /// The server of exec, attach and port-forward.
     #[error(transparent)]
     Streaming(#[from] streaming::Error),
@@ -170,11 +173,17 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
     });
     let streaming = mechanisms.config.streaming.clone();
     let cdi = cdi::Registry::new(mechanisms.config.cdi.spec_dirs.clone());
+    let cpus = cpus::Ledger::open(
+        &mechanisms.config.state_dir,
+        &mechanisms.boot_id,
+        &mechanisms.config.cpu_isolation,
+    )?;
     let node = Node::open(Tools {
         mechanisms,
         images,
         host,
         cdi,
+        cpus: Arc::new(cpus),
     })
     .await?;
     match streaming::Server::start(&streaming, node.clone()).await {

@@ -287,6 +287,10 @@ pub fn capset(sets: &CapSets) -> io::Result<()> {
 
 /// Install a seccomp filter given as an array of struct sock_filter.
 pub fn seccomp_set_filter(program: &[u8], flags: u64) -> io::Result<()> {
+    seccomp_set(program, flags).map(drop)
+}
+
+fn seccomp_set(program: &[u8], flags: u64) -> io::Result<libc::c_long> {
     const INSTRUCTION: usize = size_of::<libc::sock_filter>();
     let length = u16::try_from(program.len() / INSTRUCTION).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let fprog = libc::sock_fprog {
@@ -301,8 +305,12 @@ pub fn seccomp_set_filter(program: &[u8], flags: u64) -> io::Result<()> {
             flags,
             &raw const fprog,
         )
-    })?;
-    Ok(())
+    })
+}
+
+/// As [`seccomp_set_filter`]; returns the descriptor that tells of calls that the filter wants told.
+pub fn seccomp_set_listening_filter(program: &[u8], flags: u64) -> io::Result<OwnedFd> {
+    owned(seccomp_set(program, flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?)
 }
 
 /// Start a new session keyring, so that the process does not share the caller's keys.

@@ -187,6 +187,7 @@ async fn a_runtime_command_is_driven_as_the_built_in_one() {
         start.handler = Some(wharf_proto::monitor::Handler {
             path: path.display().to_string(),
             root: root.display().to_string(),
+            arguments: Vec::new(),
         });
         if let Err(error) = within(client.start(start)).await {
             // crun refuses machines where cgroup v1 and v2 are mixed.

@@ -55,6 +55,24 @@ impl Cgroup {
         }
     }
 
+    /// As [`Cgroup::create`], with the v2 side of a hybrid machine where the limits need it, so that whoever joins next is in
+    /// it too.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`].
+    pub fn create_for(&self, resources: Option<&LinuxResources>) -> Result<()> {
+        self.create()?;
+        let limits = resources.and_then(|resources| resources.hugepage_limits().as_ref());
+        match &*self.hierarchies.0 {
+            Layout::V1 {
+                unified: Some(root), ..
+            } if limits.is_some_and(|limits| !limits.is_empty()) && self.hierarchies.has_hugetlb_beside() => {
+                v1::create_beside(root, &self.rel)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// True if the cgroup is there in the hierarchy that is made first.
     pub fn exists(&self) -> bool {
         self.dirs().first().is_some_and(|dir| dir.is_dir())
@@ -179,7 +197,20 @@ impl Cgroup {
 
     /// Like [`Cgroup::remove`] with a limit of your own; zero never blocks.
     pub fn remove_within(&self, wait: Duration) -> Result<()> {
-        kill::remove(&self.all_dirs(), wait)
+        let beside = match &*self.hierarchies.0 {
+            Layout::V1 {
+                unified: Some(root), ..
+            } if root.join(&self.rel).is_dir() => Some(root),
+            _ => None,
+        };
+        kill::remove(&self.all_dirs(), wait)?;
+        // The cgroups above were made here as well, and nobody else removes them on this side.
+        if let Some(root) = beside {
+            let above = Path::new(&self.rel).ancestors().skip(1);
+            let mut above = above.take_while(|dir| !dir.as_os_str().is_empty());
+            above.all(|dir| std::fs::remove_dir(root.join(dir)).is_ok());
+        }
+        Ok(())
     }
 
     /// Removes the cgroup itself where nothing is in it, neither processes nor cgroups. True if it is gone everywhere.

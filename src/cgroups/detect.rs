@@ -71,6 +71,13 @@ impl Hierarchies {
         }
     }
 
+    /// True if huge pages can be limited on the v2 side of a hybrid machine, and not on its v1 side.
+    pub fn has_hugetlb_beside(&self) -> bool {
+        matches!(*self.0, Layout::V1 { .. })
+            && !self.has_controller("hugetlb")
+            && self.controllers().iter().any(|c| c == "hugetlb")
+    }
+
     /// True if memory and swap together can be limited. On v2 asks for a `memory.swap.max` somewhere below the root,
     /// because the root itself has no such file.
     pub fn has_swap_limit(&self) -> bool {

@@ -16,6 +16,7 @@ mod detect;
 mod devices;
 mod freeze;
 mod fsutil;
+mod isolate;
 mod kill;
 mod mounts;
 mod path;

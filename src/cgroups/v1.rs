@@ -7,7 +7,7 @@ use std::{
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
 
-use super::{Error, Result, detect::V1Mount, devices, fsutil, v2};
+use super::{Error, Result, detect::V1Mount, devices, fsutil, kill, v2};
 
 pub(super) fn create(mounts: &[V1Mount], rel: &str) -> Result<()> {
     for mount in mounts {
@@ -86,9 +86,14 @@ pub(super) fn apply(mounts: &[V1Mount], unified: Option<&Path>, rel: &str, r: &L
             }
             // A hybrid machine may have bound this controller to its v2 side.
             (Err(_), Some(root)) => {
-                v2::create(root, rel)?;
+                limits.iter().try_for_each(v2::check_page_size)?;
+                create_beside(root, rel)?;
+                let dir = root.join(rel);
                 for limit in limits {
-                    v2::hugepages(&root.join(rel), limit, "max")?;
+                    v2::hugepages(&dir, limit, "max")?;
+                }
+                if let Some(mount) = mounts.first() {
+                    bring_in(&mount.root.join(rel), &dir)?;
                 }
             }
             (Err(e), None) => return Err(e),
@@ -101,6 +106,41 @@ pub(super) fn apply(mounts: &[V1Mount], unified: Option<&Path>, rel: &str, r: &L
         for priority in network.priorities().iter().flatten() {
             let value = format!("{} {}", priority.name(), priority.priority());
             v1.set("net_prio", "net_prio.ifpriomap", &value)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the cgroup on the v2 side. Those above it may be removed meanwhile, by whoever was the last below them.
+pub(super) fn create_beside(root: &Path, rel: &str) -> Result<()> {
+    let mut made = v2::create(root, rel);
+    for _ in 1..ROUNDS {
+        match &made {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => made = v2::create(root, rel),
+            _ => break,
+        }
+    }
+    made
+}
+
+/// Tries against others that change the same at the same time.
+const ROUNDS: usize = 5;
+
+/// Moves processes that have joined the v1 side alone to the v2 side as well.
+fn bring_in(from: &Path, to: &Path) -> Result<()> {
+    for _ in 0..ROUNDS {
+        let there = kill::pids(to);
+        let mut missing = kill::pids(from);
+        missing.retain(|pid| !there.contains(pid));
+        if missing.is_empty() {
+            break;
+        }
+        for pid in missing {
+            match fsutil::write(&to.join("cgroup.procs"), &pid.to_string()) {
+                // It has ended.
+                Err(error) if error.errno() == Some(libc::ESRCH) => {}
+                other => other?,
+            }
         }
     }
     Ok(())

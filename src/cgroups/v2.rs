@@ -280,17 +280,23 @@ fn block_io(dir: &Path, io: &LinuxBlockIo) -> Result<()> {
     Ok(())
 }
 
-/// Sets one huge page limit. `suffix` is the file's end: `max` on v2, `limit_in_bytes` on v1.
-pub(super) fn hugepages(dir: &Path, limit: &LinuxHugepageLimit, suffix: &str) -> Result<()> {
+/// A page size is a part of a file's name.
+pub(super) fn check_page_size(limit: &LinuxHugepageLimit) -> Result<()> {
     let size = limit.page_size();
-    if size.is_empty() || !size.bytes().all(|b| b.is_ascii_alphanumeric()) {
-        let reason = "not a page size such as \"2MB\"";
-        return Err(Error::InvalidValue {
+    match !size.is_empty() && size.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        true => Ok(()),
+        false => Err(Error::InvalidValue {
             key: "hugepage limit".to_owned(),
             value: size.clone(),
-            reason,
-        });
+            reason: "not a page size such as \"2MB\"",
+        }),
     }
+}
+
+/// Sets one huge page limit. `suffix` is the file's end: `max` on v2, `limit_in_bytes` on v1.
+pub(super) fn hugepages(dir: &Path, limit: &LinuxHugepageLimit, suffix: &str) -> Result<()> {
+    check_page_size(limit)?;
+    let size = limit.page_size();
     let value = limit.limit().to_string();
     set(dir, &format!("hugetlb.{size}.{suffix}"), &value)?;
     // Reservations are counted apart since Linux 5.7.

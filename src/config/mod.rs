@@ -8,6 +8,7 @@
 
 mod containers;
 mod handlers;
+mod isolation;
 mod model;
 mod source;
 mod validate;
@@ -15,9 +16,11 @@ mod validate;
 use std::path::{Path, PathBuf};
 
 pub use containers::{Containers, ImageVolumes, MissingHostPaths, Ulimit, parse_device};
+pub use handlers::{ExecCpuAffinity, RuntimeHandler, SECCOMP_NOTIFIER};
+pub use isolation::{CpuIsolation, CpuSet};
 pub use model::{
     BUILTIN_RUNTIME, BlockIoClass, BuiltinNetwork, Cdi, CgroupDriver, Cni, Config, IpPreference, Log, LogFormat,
-    NetworkMode, Pull, Registry, RuntimeHandler, SeccompDefault, Streaming, parse_size,
+    NetworkMode, Pull, Rdt, Registry, SeccompDefault, Streaming, TlsVersion, parse_size,
 };
 use source::Layers;
 

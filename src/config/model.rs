@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::containers::Containers;
+use super::{containers::Containers, handlers::RuntimeHandler, isolation::CpuIsolation};
 
 /// Name of the runtime handler that is always there: Wharf's own OCI runtime.
 pub const BUILTIN_RUNTIME: &str = "builtin";
@@ -55,6 +55,10 @@ pub struct Config {
     pub pids_limit: Option<u32>,
     /// Classes of block I/O, which annotations of pods and containers name.
     pub blockio_classes: BTreeMap<String, BlockIoClass>,
+    /// Classes of cache and memory bandwidth.
+    pub rdt: Rdt,
+    /// How CPUs are kept for single containers, which annotations ask for.
+    pub cpu_isolation: CpuIsolation,
     /// Capabilities of containers before their own additions and drops; unset is the list that Docker made common.
     pub default_capabilities: Option<Vec<String>>,
     /// What a container gets that asks for no seccomp profile.
@@ -126,24 +130,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// An OCI runtime.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RuntimeHandler {
-    /// The runtime's command, for example `/usr/sbin/runc`. Absolute; empty only for the built-in one.
-    pub path: PathBuf,
-    /// The runtime's own state (its `--root`); unset is a directory of Wharf's.
-    pub root: Option<PathBuf>,
-    /// Privileged containers do not get the node's devices.
-    pub privileged_without_host_devices: bool,
-    /// They may use and make any device all the same; only with `privileged_without_host_devices`.
-    pub privileged_without_host_devices_all_devices_allowed: bool,
-    /// Containers that are not privileged may write to their own cgroup.
-    pub cgroup_writable: bool,
-    /// A spec whose environment, resource limits, hooks, annotations and further mounts all its containers get. Absolute.
-    pub base_runtime_spec: Option<PathBuf>,
-}
-
 /// Who makes cgroups, and how their paths are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -172,6 +158,16 @@ pub struct BlockIoClass {
     /// Most writes in a second.
     #[serde(deserialize_with = "rates")]
     pub write_iops: BTreeMap<PathBuf, u64>,
+}
+
+/// Classes of cache and memory bandwidth (Resource Director Technology), which annotations of pods and containers name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rdt {
+    /// Where the kernel's resctrl file system is mounted. Absolute.
+    pub resctrl_dir: PathBuf,
+    /// Lines of a class's `schemata`, by its name; classes that are there already need not be named.
+    pub classes: BTreeMap<String, Vec<String>>,
 }
 
 /// How a registry is reached.
@@ -262,10 +258,23 @@ pub struct Streaming {
     pub key: Option<PathBuf>,
     /// PEM file with the authorities one of which must have signed a client's certificate. Absolute.
     pub client_ca: Option<PathBuf>,
+    /// The oldest version of TLS that clients may speak.
+    pub min_tls_version: TlsVersion,
     /// Seconds without a byte in either direction after which a session ends; 1 to 604800.
     pub idle_timeout_secs: u64,
     /// Seconds within which a client must open its streams; 1 to 600.
     pub creation_timeout_secs: u64,
+}
+
+/// A version of TLS; older ones are not spoken at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[serde(rename = "1.2")]
+    V12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    V13,
 }
 
 /// Defaults before [`Config::complete`]: what depends on another setting is still empty.
@@ -289,6 +298,8 @@ pub(super) fn defaults() -> Config {
         log_to_journald: false,
         pids_limit: None,
         blockio_classes: BTreeMap::new(),
+        rdt: Rdt::default(),
+        cpu_isolation: CpuIsolation::default(),
         default_capabilities: None,
         unset_seccomp: SeccompDefault::Unconfined,
         apparmor: true,
@@ -312,6 +323,16 @@ impl Config {
             self.socket = self.run_dir.join("wharf.sock");
         }
         self.runtimes.entry(BUILTIN_RUNTIME.into()).or_default();
+        self.inherit();
+    }
+}
+
+impl Default for Rdt {
+    fn default() -> Self {
+        Self {
+            resctrl_dir: "/sys/fs/resctrl".into(),
+            classes: BTreeMap::new(),
+        }
     }
 }
 
@@ -380,6 +401,7 @@ impl Default for Streaming {
             cert: None,
             key: None,
             client_ca: None,
+            min_tls_version: TlsVersion::V12,
             idle_timeout_secs: 4 * 3600,
             creation_timeout_secs: 30,
         }
@@ -404,10 +426,14 @@ impl Size {
     }
 }
 
-fn size<'de, D: Deserializer<'de>>(value: D) -> Result<u32, D::Error> {
+/// A number, or text such as `"16KiB"`.
+pub(super) fn bytes<'de, D: Deserializer<'de>>(value: D) -> Result<u64, D::Error> {
     let expected = || serde::de::Error::custom("expected a size such as 16384 or \"16KiB\"");
-    let bytes = Size::deserialize(value).map_err(|_| expected())?.bytes()?;
-    u32::try_from(bytes).map_err(|_| expected())
+    Size::deserialize(value).map_err(|_| expected())?.bytes()
+}
+
+fn size<'de, D: Deserializer<'de>>(value: D) -> Result<u32, D::Error> {
+    u32::try_from(bytes(value)?).map_err(|_| serde::de::Error::custom("expected a size below 4 GiB"))
 }
 
 fn rates<'de, D: Deserializer<'de>>(value: D) -> Result<BTreeMap<PathBuf, u64>, D::Error> {

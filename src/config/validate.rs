@@ -1,11 +1,14 @@
 //! Ranges and relations of values that types alone can't state.
 
+mod runtimes;
+
 use std::net::IpAddr;
 use std::path::Path;
 
 use super::{
     containers::{Ulimit, parse_device},
-    model::{BUILTIN_RUNTIME, CgroupDriver, Config},
+    isolation::CpuSet,
+    model::{CgroupDriver, Config, TlsVersion},
 };
 
 /// A value that is not allowed.
@@ -43,7 +46,7 @@ pub fn check(config: &Config) -> Check {
             format!("\"{}\" is no log level or filter: {error}", config.log.level),
         );
     }
-    runtimes(config)?;
+    runtimes::check(config)?;
     if config.cgroup_driver == CgroupDriver::Systemd {
         return fault(
             &["cgroup_driver"],
@@ -79,6 +82,8 @@ pub fn check(config: &Config) -> Check {
             range(&["blockio_classes", name, "weight"], u64::from(weight), 10, 1000)?;
         }
     }
+    cpu_isolation(config)?;
+    rdt(config)?;
     range(
         &["pull", "max_parallel_layers"],
         config.pull.max_parallel_layers as u64,
@@ -180,6 +185,9 @@ fn streaming(config: &Config) -> Check {
             absolute(&["streaming", key], file)?;
         }
     }
+    if streaming.min_tls_version != TlsVersion::V12 && !streaming.tls {
+        return fault(&["streaming", "min_tls_version"], "has no meaning without tls = true");
+    }
     match (&streaming.cert, &streaming.key) {
         (Some(_), None) => fault(&["streaming", "cert"], "needs its private key: set key as well"),
         (None, Some(_)) => fault(&["streaming", "key"], "needs its certificate: set cert as well"),
@@ -213,55 +221,36 @@ fn socket_length(config: &Config) -> Check {
     Ok(())
 }
 
-fn runtimes(config: &Config) -> Check {
-    for (name, handler) in &config.runtimes {
-        if handler.privileged_without_host_devices_all_devices_allowed && !handler.privileged_without_host_devices {
-            return fault(
-                &["runtimes", name, "privileged_without_host_devices_all_devices_allowed"],
-                "has no meaning without privileged_without_host_devices = true",
-            );
-        }
-        if name.is_empty()
-            || !name
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c))
-        {
-            return fault(
-                &["runtimes", name],
-                "a handler's name has only a-z, 0-9, \"-\" and \".\"",
-            );
-        }
-        if let Some(base) = &handler.base_runtime_spec {
-            absolute(&["runtimes", name, "base_runtime_spec"], base)?;
-        }
-        if name == BUILTIN_RUNTIME {
-            if handler.path.as_os_str().is_empty() && handler.root.is_none() {
-                continue;
-            }
-            return fault(
-                &["runtimes", name],
-                "is Wharf's own runtime and has no path; choose another name",
-            );
-        }
-        if handler.path.as_os_str().is_empty() {
-            return fault(
-                &["runtimes", name, "path"],
-                "is missing: the command of the OCI runtime",
-            );
-        }
-        absolute(&["runtimes", name, "path"], &handler.path)?;
-        if let Some(root) = &handler.root {
-            absolute(&["runtimes", name, "root"], root)?;
-        }
+fn cpu_isolation(config: &Config) -> Check {
+    let settings = &config.cpu_isolation;
+    for (key, path) in [
+        ("irq_affinity_file", &settings.irq_affinity_file),
+        ("irqbalance_config", &settings.irqbalance_config),
+        ("cpu_dir", &settings.cpu_dir),
+    ] {
+        absolute(&["cpu_isolation", key], path)?;
     }
-    let default = &config.default_runtime;
-    if default != BUILTIN_RUNTIME && !config.runtimes.contains_key(default) {
-        let mut known: Vec<_> = config.runtimes.keys().map(String::as_str).collect();
-        known.push(BUILTIN_RUNTIME);
+    if let Some(list) = &settings.shared_cpuset
+        && CpuSet::parse(list).is_none_or(|set| set.is_empty())
+    {
         return fault(
-            &["default_runtime"],
-            format!("no runtime is named \"{default}\"; there are {}", known.join(", ")),
+            &["cpu_isolation", "shared_cpuset"],
+            format!("\"{list}\" is not a list of CPUs such as \"0-1,4\""),
         );
+    }
+    Ok(())
+}
+
+fn rdt(config: &Config) -> Check {
+    absolute(&["rdt", "resctrl_dir"], &config.rdt.resctrl_dir)?;
+    for (name, schemata) in &config.rdt.classes {
+        let key = ["rdt", "classes", name];
+        if name.is_empty() || name.starts_with('.') || name.contains('/') {
+            return fault(&key, "is no name of a class");
+        }
+        if let Some(line) = schemata.iter().find(|line| !line.contains(':') || line.contains('\n')) {
+            return fault(&key, format!("\"{line}\" is not a line such as \"L3:0=ff;1=ff\""));
+        }
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Creating a container: image, root filesystem, spec. Nothing runs yet.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,12 +13,14 @@ use wharf_proto::{
 };
 
 use super::{
-    Container, Error, Result, Tools, access, base, cdi, ending, hooks, host,
+    Container, Error, Result, Tools, access, base, cdi, cpus, ending, hooks, host,
     image_volumes::{self, View},
-    limits, passwd, restore, signals, spec, users, volumes,
+    limits, passwd, restore,
+    seccomp::{self, notify},
+    signals, spec, users, volumes,
 };
 use crate::{
-    config::ImageVolumes,
+    config::{ImageVolumes, SECCOMP_NOTIFIER},
     images::{Image, rootfs::Owners},
     lsm,
     runtime::features::Features,
@@ -45,7 +48,7 @@ pub async fn create(
             container.sandbox.id
         )));
     }
-    let config = container.record.get().config.clone().unwrap_or_default();
+    let mut config = container.record.get().config.clone().unwrap_or_default();
     let on_record = pod.config.clone().unwrap_or_default();
     if let Some(given) = pod_config
         && given.metadata.is_some()
@@ -118,6 +121,17 @@ pub async fn create(
     let mounted_images = mounted_images(&views);
     container.fail_point("create.volumes").await?;
     let cgroup_path = cgroup_path(&on_record, &container.id);
+    let handler = tools.mechanisms.config.handler_settings(&pod.runtime_handler);
+    handler.command(&on_record.annotations).map_err(Error::Invalid)?;
+    let parent = on_record.linux.as_ref().map_or("", |linux| &linux.cgroup_parent);
+    let cpus = cpus::prepare(
+        &tools.mechanisms.config,
+        &handler,
+        &on_record.annotations,
+        parent,
+        &mut config,
+    )?;
+    let isolation = cpus.isolation.clone();
     let resources = config.linux.as_ref().and_then(|linux| linux.resources.clone());
     let bundle = Bundle {
         image: Arc::clone(&image),
@@ -130,11 +144,12 @@ pub async fn create(
         labels,
         cgroup_path: cgroup_path.clone(),
         dumped,
+        cpus,
         runtime: runtime_features(tools, container).await,
     };
     // A volume that does not answer is waited for here.
     container.stage.enter("volumes and spec");
-    let user = write_bundle(tools, container, bundle).await?;
+    let written = write_bundle(tools, container, bundle).await?;
     container.fail_point("create.bundle").await?;
     let reference = image.digests.first().cloned().unwrap_or_else(|| image.id.clone());
     container
@@ -143,11 +158,20 @@ pub async fn create(
             record.image_id.clone_from(&image.id);
             record.image_ref = reference;
             record.log_path = log_path;
-            record.user = Some(user);
+            record.user = Some(written.user);
             record.resources = resources;
             record.stop_signal = stop_signal;
             record.cgroup_path = cgroup_path;
             record.restore = restore;
+            record.isolation = isolation;
+            record.rdt_tasks = written
+                .rdt_tasks
+                .map(|path| path.display().to_string())
+                .unwrap_or_default();
+            record.seccomp_notifier = written
+                .notifier
+                .map(|action| action.name().to_owned())
+                .unwrap_or_default();
             record.mounted_images = mounted_images;
             record.state = ContainerState::ContainerCreated.into();
         })
@@ -189,6 +213,8 @@ struct Bundle {
     cgroup_path: String,
     /// What is restored, if it is not created.
     dumped: Option<Arc<restore::Dumped>>,
+    /// What its pod's annotations ask of the node's CPUs.
+    cpus: cpus::Prepared,
     /// The PID namespace to join, if the config asks for one.
     pid_namespace: Option<PathBuf>,
     /// What the pod's handler can do.
@@ -202,8 +228,18 @@ async fn runtime_features(tools: &Tools, container: &Container) -> Arc<Features>
     mechanisms.runtime_features.current(handler).await
 }
 
-/// Writes config.json and returns the user that the process will run as.
-async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bundle) -> Result<LinuxContainerUser> {
+/// What came of a bundle, for the record.
+struct Written {
+    /// The user that the process will run as.
+    user: LinuxContainerUser,
+    /// Of its RDT class.
+    rdt_tasks: Option<PathBuf>,
+    /// What becomes of blocked system calls.
+    notifier: Option<notify::Action>,
+}
+
+/// Writes config.json.
+async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bundle) -> Result<Written> {
     let (tools, owner) = (Arc::clone(tools), Arc::clone(container));
     container
         .blocking(move || {
@@ -217,13 +253,15 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 labels,
                 cgroup_path,
                 dumped,
+                cpus,
                 pid_namespace,
                 runtime,
             } = &bundle;
-            if let Some(wanted) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
-                limits::check(wanted)?;
-            }
             let daemon = &tools.mechanisms.config;
+            let handler = daemon.handler_settings(&owner.record.get().runtime_handler);
+            if let Some(wanted) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
+                limits::check(wanted, handler.min_memory)?;
+            }
             let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
             let user = users::resolve(rootfs, context, &image.config.user)?;
             let mut facts = host::inspect(config, &daemon.containers)?;
@@ -246,7 +284,6 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
             }
             let devices = tools.cdi.resolve(&cdi::requested(config)?)?;
             let paths = &owner.sandbox.paths;
-            let handler = daemon.handler_settings(&owner.record.get().runtime_handler);
             let policy = spec::Policy {
                 apparmor_profile: daemon.apparmor_profile.clone(),
                 device_ownership: daemon.device_ownership_from_security_context,
@@ -262,6 +299,8 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 false => passwd::Written::default(),
             };
             let base = handler.base_runtime_spec.as_deref().map(base::load).transpose()?;
+            let default_seccomp = handler.seccomp_profile.as_deref().map(seccomp::load).transpose();
+            let default_seccomp = default_seccomp.map_err(|error| Error::State(error.to_string()))?;
             let mut spec = spec::generate(&spec::SpecInput {
                 pod_id: &owner.sandbox.id,
                 pod,
@@ -286,6 +325,7 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 settings: &daemon.containers,
                 default_capabilities: daemon.default_capabilities.as_deref(),
                 unset_seccomp: daemon.unset_seccomp,
+                default_seccomp: default_seccomp.as_ref(),
                 policy: &policy,
             })?;
             if let Some(base) = &base {
@@ -299,17 +339,54 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 lsm::apparmor::ensure(profile).map_err(|error| Error::State(error.to_string()))?;
             }
             cdi::apply(&devices, &mut spec);
+            cpus.add(&mut spec)?;
             let name = config.metadata.clone().unwrap_or_default().name;
-            limits::apply(daemon, &name, &config.annotations, &pod.annotations, &mut spec)?;
+            let rdt_tasks = limits::apply(daemon, &name, &config.annotations, &pod.annotations, &mut spec)?;
+            let passed = handler.passed(&pod.annotations, &config.annotations);
+            spec.annotations_mut().get_or_insert_default().extend(passed);
             add_hooks(&daemon.containers.hooks_dirs, pod, config, &mut spec)?;
             if let Some(dumped) = dumped {
                 dumped.adopt(&mut spec)?;
             }
+            let notifier = tell_blocked(&handler.effective(&pod.annotations), runtime, &owner, &mut spec)?;
             let json = serde_json::to_vec(&spec).map_err(|error| Error::Invalid(error.to_string()))?;
             store::write_file(&owner.dir.join("config.json"), &json, 0o600)?;
-            Ok(user.to_cri())
+            Ok(Written {
+                user: user.to_cri(),
+                rdt_tasks,
+                notifier,
+            })
         })
         .await
+}
+
+/// Has the profile tell of what it blocks, where the pod asks for that and the container has a profile.
+fn tell_blocked(
+    annotations: &HashMap<String, String>,
+    runtime: &Features,
+    container: &Container,
+    spec: &mut Spec,
+) -> Result<Option<notify::Action>> {
+    let Some(action) = notify::Action::read(annotations).map_err(Error::Invalid)? else {
+        return Ok(None);
+    };
+    let Some(linux) = spec.linux_mut() else { return Ok(None) };
+    let Some(profile) = linux.seccomp().clone() else {
+        return Ok(None);
+    };
+    if runtime.lacks_notifier() {
+        return Err(Error::Unsupported(format!(
+            "annotation {}: the pod's runtime can't tell of blocked system calls (SCMP_ACT_NOTIFY)",
+            SECCOMP_NOTIFIER[0]
+        )));
+    }
+    let mut profile = notify::telling(profile);
+    if !notify::tells(&profile) {
+        return Ok(None);
+    }
+    profile.set_listener_path(Some(container.seccomp_socket()));
+    linux.set_seccomp(Some(profile));
+    Ok(Some(action))
 }
 
 /// The hooks that the node's administrator has laid down for such containers.

@@ -10,7 +10,7 @@ use wharf_proto::{
     record::{self, ContainerState, Exit},
 };
 
-use super::{Container, Error, Result, Tools, image_volumes, is_gone, pause, signals, stuck};
+use super::{Container, Error, Result, Tools, cpus, image_volumes, is_gone, pause, signals, stuck};
 use crate::{cgroups, monitor, store};
 
 /// How long a process may take to vanish after SIGKILL before it is reported (it hangs in the kernel).
@@ -115,6 +115,7 @@ pub async fn release(tools: &Tools, container: &Container) -> Result<()> {
     let _one_at_a_time = container.release.lock().await;
     let_go(container).await?;
     container.fail_point("release.let-go").await?;
+    cpus::end(tools, container).await?;
     unmount(tools, container).await
 }
 

@@ -48,6 +48,9 @@ pub struct Host {
     pub swap_limit: bool,
     /// Huge pages can be limited where the other controllers are.
     pub hugetlb: bool,
+    /// Huge pages can be limited on the v2 side of a machine whose other controllers are on v1, which runtimes other than
+    /// the built-in one do not do.
+    pub hugetlb_beside: bool,
     /// What the daemon has, which bounds every container.
     pub capabilities: CapSet,
     /// The lowest OOM score adjustment that the daemon may give.
@@ -180,6 +183,7 @@ pub fn host(hierarchies: &Hierarchies, config: &Config) -> Result<Host, Error> {
         cgroup_v2: hierarchies.is_v2(),
         swap_limit: hierarchies.has_swap_limit(),
         hugetlb: hierarchies.has_controller("hugetlb"),
+        hugetlb_beside: hierarchies.has_hugetlb_beside(),
         capabilities,
         // Going below one's own value takes this capability.
         min_oom_score_adj: if capabilities.has("SYS_RESOURCE") {

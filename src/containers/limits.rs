@@ -1,18 +1,15 @@
 //! Limits that only the machine or the daemon's configuration can judge: CPUs that are there, classes of block I/O,
 //! numbers of processes.
 
-use std::{collections::HashMap, fs, os::unix::fs::MetadataExt as _};
+use std::{collections::HashMap, fs, os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use oci_spec::runtime::{
     LinuxBlockIo, LinuxPids, LinuxResources, LinuxThrottleDevice, LinuxThrottleDeviceBuilder, Spec,
 };
 use wharf_proto::cri::LinuxContainerResources;
 
-use super::{Error, Result};
+use super::{Error, Result, rdt};
 use crate::config::{BlockIoClass, Config};
-
-/// Below this many bytes no process starts.
-const LEAST_MEMORY: i64 = 512 << 10;
 
 /// Keys of a container's own annotation; of its pod's for one container, to which its name is added; and of its pod's
 /// for all, in the order of precedence, as peers read them.
@@ -29,16 +26,18 @@ const CLASS_KEYS: [[&str; 3]; 2] = [
     ],
 ];
 
-/// Refuses limits that this machine can't set, with words that say more than the kernel's "invalid argument" (rows E4
+/// Refuses limits that this machine can't set, or a handler does not allow (no memory limit below `least` bytes), with words that say more than the kernel's "invalid argument" (rows E4
 /// and E5).
 ///
 /// # Errors
 /// [`Error::Invalid`], which names the field.
-pub(super) fn check(limits: &LinuxContainerResources) -> Result<()> {
+pub(super) fn check(limits: &LinuxContainerResources, least: u64) -> Result<()> {
     let invalid = |text: String| Err(Error::Invalid(text));
-    if let memory @ 1..LEAST_MEMORY = limits.memory_limit_in_bytes {
+    if let memory @ 1.. = limits.memory_limit_in_bytes
+        && memory.unsigned_abs() < least
+    {
         return invalid(format!(
-            "memory_limit_in_bytes {memory}: less than {LEAST_MEMORY}, with which no process starts"
+            "memory_limit_in_bytes {memory}: less than {least}, with which no process starts"
         ));
     }
     for (field, list, online, what) in [
@@ -104,16 +103,17 @@ fn text_of(ranges: &[(u32, u32)]) -> String {
 /// Adds to the spec what comes from the configuration: the limit of processes, and the class of block I/O that the
 /// annotations of the container called `name` or of its pod ask for.
 ///
+/// Returns the `tasks` file of the class of cache and memory bandwidth that they ask for, if they do.
+///
 /// # Errors
-/// [`Error::Invalid`] for a class that is not configured or names a device that is not there; [`Error::Unsupported`]
-/// for a class of cache and memory bandwidth (RDT), which nobody here sets.
+/// [`Error::Invalid`] for a class that is not configured or names a device that is not there; see also [`rdt::tasks`].
 pub(super) fn apply(
     config: &Config,
     name: &str,
     own: &HashMap<String, String>,
     of_pod: &HashMap<String, String>,
     spec: &mut Spec,
-) -> Result<()> {
+) -> Result<Option<PathBuf>> {
     let class = |keys: [&str; 3]| {
         own.get(keys[0])
             .or_else(|| of_pod.get(&format!("{}{name}", keys[1])))
@@ -121,12 +121,8 @@ pub(super) fn apply(
             .filter(|class| !class.is_empty())
     };
     let [block_io, rdt] = CLASS_KEYS.map(class);
-    if let Some(class) = rdt {
-        return Err(Error::Unsupported(format!(
-            "RDT class {class:?} of container {name:?}: classes of cache and memory bandwidth are not supported"
-        )));
-    }
-    let Some(linux) = spec.linux_mut() else { return Ok(()) };
+    let rdt = rdt.map(|class| rdt::tasks(config, class, name)).transpose()?;
+    let Some(linux) = spec.linux_mut() else { return Ok(rdt) };
     let resources: &mut LinuxResources = linux.resources_mut().get_or_insert_default();
     if let Some(limit) = config.pids_limit {
         let mut pids = LinuxPids::default();
@@ -147,7 +143,7 @@ pub(super) fn apply(
         };
         resources.set_block_io(Some(block_io_of(class, settings)?));
     }
-    Ok(())
+    Ok(rdt)
 }
 
 fn block_io_of(class: &str, settings: &BlockIoClass) -> Result<LinuxBlockIo> {
@@ -201,6 +197,7 @@ mod tests {
             cpuset_cpus: list.into(),
             ..Default::default()
         };
+        let check = |limits: &LinuxContainerResources| super::check(limits, 512 << 10);
         check(&cpus("0")).unwrap();
         let text = check(&cpus("0,4000-5000")).unwrap_err().to_string();
         assert!(
@@ -258,6 +255,7 @@ mod tests {
                 .to_string()
                 .contains("all, one, own")
         );
-        assert!(matches!(weight(&[], &[(rdt[2], "gold")]), Err(Error::Unsupported(_))));
+        // Neither the class nor, mostly, any.
+        assert!(matches!(weight(&[], &[(rdt[2], "no such")]), Err(Error::Invalid(_))));
     }
 }

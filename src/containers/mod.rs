@@ -9,6 +9,7 @@ pub mod base;
 pub mod caps;
 pub mod cdi;
 mod checkpoint;
+pub mod cpus;
 mod create;
 mod ending;
 mod exec;
@@ -19,6 +20,7 @@ mod limits;
 mod passwd;
 mod pause;
 pub mod process;
+mod rdt;
 mod restore;
 pub mod seccomp;
 pub mod session;
@@ -34,7 +36,7 @@ mod volumes;
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicI32, Ordering},
     },
     time::Duration,
@@ -50,7 +52,7 @@ pub use pause::{pause, resume};
 pub use start::{reopen_log, start};
 pub use update::update;
 use wharf_proto::{
-    monitor::{ErrorKind, LogCountersReply},
+    monitor::{BlockedCall, ErrorKind, LogCountersReply},
     record,
 };
 
@@ -151,6 +153,8 @@ pub struct Tools {
     pub host: host::Host,
     /// Devices that vendors describe.
     pub cdi: cdi::Registry,
+    /// What is changed on the node's CPUs for single containers.
+    pub cpus: Arc<cpus::Ledger>,
 }
 
 /// One container.
@@ -185,6 +189,8 @@ pub struct Container {
     deletion: tokio::sync::Mutex<()>,
     /// Process id of its init as the node sees it; 0 when it does not run.
     pid: AtomicI32,
+    /// System calls that its seccomp profile has blocked.
+    blocked: Mutex<Vec<BlockedCall>>,
     /// The stop signal has been sent; it is sent once (contract rule 17).
     signalled: AtomicBool,
 }
@@ -210,6 +216,7 @@ impl Container {
             release: tokio::sync::Mutex::new(()),
             deletion: tokio::sync::Mutex::new(()),
             pid: AtomicI32::new(0),
+            blocked: Mutex::default(),
             signalled: AtomicBool::new(false),
         }
     }
@@ -236,6 +243,23 @@ impl Container {
     /// Takes over what the monitor says of its init.
     pub fn set_pid(&self, pid: i32) {
         self.pid.store(pid, Ordering::Relaxed);
+    }
+
+    /// Takes over what the monitor says of blocked system calls.
+    pub fn set_blocked(&self, calls: Vec<BlockedCall>) {
+        *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) = calls;
+    }
+
+    /// System calls that its seccomp profile has blocked, where that is told.
+    pub fn blocked(&self) -> Vec<BlockedCall> {
+        self.blocked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where its runtime hands over the seccomp filter that tells of blocked calls. As short as the monitor's own socket:
+    /// the kernel takes 107 bytes.
+    fn seccomp_socket(&self) -> PathBuf {
+        let id = self.id.get(..11).unwrap_or(&self.id);
+        self.sandbox.paths.run.join(format!("n{id}"))
     }
 
     fn exit_file(&self) -> PathBuf {

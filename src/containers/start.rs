@@ -4,7 +4,7 @@
 //! an EXITED container (contract rule 16) with every handler, an update before the start is a change of the spec and
 //! nothing else, and a container that is never started costs no process.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use sha2::Digest as _;
 use wharf_proto::{
@@ -13,7 +13,7 @@ use wharf_proto::{
     record::{self, ContainerState, Exit},
 };
 
-use super::{Container, Error, Result, Tools, checkpoint::program, create, ending, is_gone, restore};
+use super::{Container, Error, Result, Tools, checkpoint::program, cpus, create, ending, is_gone, restore};
 use crate::{runtime::seccomp_compile, store};
 
 /// Exit code of a container that could not be started (feature row B3).
@@ -57,7 +57,17 @@ pub async fn start(tools: &Tools, container: &Container, others: &[Arc<Container
         .change(|record| record.state = ContainerState::ContainerStarting.into())
         .await?;
     container.fail_point("start.noted").await?;
-    let started = monitor.start(request).await;
+    let started = match cpus::begin(tools, container).await {
+        Ok(()) => monitor.start(request).await.map_err(|error| match error {
+            crate::monitor::Error::Refused {
+                kind: ErrorKind::StartFailed,
+                message,
+                ..
+            } => message,
+            other => other.to_string(),
+        }),
+        Err(error) => Err(error.to_string()),
+    };
     if record.restore {
         forget_dump(container).await;
     }
@@ -80,15 +90,7 @@ pub async fn start(tools: &Tools, container: &Container, others: &[Arc<Container
             }
             noted.map(drop)
         }
-        Err(error) => {
-            let message = match error {
-                crate::monitor::Error::Refused {
-                    kind: ErrorKind::StartFailed,
-                    message,
-                    ..
-                } => message,
-                other => other.to_string(),
-            };
+        Err(message) => {
             let exit = Exit {
                 code: START_FAILED_CODE,
                 reason: "StartError".into(),
@@ -118,9 +120,17 @@ async fn forget_dump(container: &Container) {
 
 async fn request(tools: &Tools, container: &Container, record: &record::Container) -> Result<monitor::Start> {
     let config = record.config.clone().unwrap_or_default();
+    let settings = tools.mechanisms.config.handler_settings(&record.runtime_handler);
+    let pod = container.sandbox.record.get();
+    let annotations = pod.config.as_ref().map(|config| &config.annotations);
+    let path = settings
+        .command(annotations.unwrap_or(&HashMap::new()))
+        .map_err(Error::Invalid)?
+        .to_owned();
     let handler = match tools.mechanisms.config.handler(&record.runtime_handler) {
         Some(command) => monitor::Handler {
-            path: command.path.display().to_string(),
+            path: path.display().to_string(),
+            arguments: command.arguments.clone(),
             root: command
                 .root
                 .clone()
@@ -172,6 +182,12 @@ async fn request(tools: &Tools, container: &Container, record: &record::Containe
             Vec::new()
         },
         restore: None,
+        rdt_tasks: record.rdt_tasks.clone(),
+        notifier: (!record.seccomp_notifier.is_empty()).then(|| monitor::Notifier {
+            socket: container.seccomp_socket().display().to_string(),
+            stop: record.seccomp_notifier == "stop",
+        }),
+        time_limit: u32::try_from(settings.create_timeout_secs).unwrap_or(0),
     })
 }
 
@@ -207,13 +223,15 @@ async fn compiled_filter(tools: &Tools, container: &Container) -> Result<Option<
         .blocking(move || {
             let spec =
                 oci_spec::runtime::Spec::load(&spec_path).map_err(|error| failed(std::io::Error::other(error)))?;
-            let Some(profile) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
+            let Some(mut profile) = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()) else {
                 return Ok(None);
             };
-            let json = serde_json::to_vec(profile).map_err(|error| Error::Invalid(error.to_string()))?;
+            // The filter is the same, whoever listens.
+            profile.set_listener_path(None);
+            let json = serde_json::to_vec(&profile).map_err(|error| Error::Invalid(error.to_string()))?;
             let path = directory.join(format!("{}.bpf", hex::encode(sha2::Sha256::digest(&json))));
             if !path.exists() {
-                let filter = seccomp_compile::compile(profile)
+                let filter = seccomp_compile::compile(&profile)
                     .map_err(|error| Error::Invalid(format!("seccomp profile of container {id}: {error}")))?;
                 store::create_dir(&directory)?;
                 store::write_file(&path, &filter, 0o600)?;

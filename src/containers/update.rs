@@ -6,7 +6,7 @@ use std::{collections::HashMap, io, path::PathBuf, sync::Arc};
 use oci_spec::runtime::{LinuxResources, Spec};
 use wharf_proto::{cri::LinuxContainerResources, record::ContainerState};
 
-use super::{Container, Error, Result, Tools, limits, spec};
+use super::{Container, Error, Result, Tools, cpus, limits, spec};
 use crate::{
     cgroups::{self, Cgroup},
     store,
@@ -23,7 +23,7 @@ const ROUNDS: usize = 4;
 pub async fn update(
     tools: &Arc<Tools>,
     container: &Arc<Container>,
-    wanted: LinuxContainerResources,
+    mut wanted: LinuxContainerResources,
     annotations: HashMap<String, String>,
 ) -> Result<()> {
     // Neither a start nor a removal in between.
@@ -40,8 +40,10 @@ pub async fn update(
             )));
         }
     };
+    cpus::hold(record.isolation.as_ref(), &mut wanted)?;
     let merged = merge(record.resources.clone().unwrap_or_default(), &wanted);
-    let whole = spec::resources_to_oci(&merged, &tools.host)?;
+    let builtin = tools.mechanisms.config.handler(&record.runtime_handler).is_none();
+    let whole = spec::resources_to_oci(&merged, &tools.host, builtin)?;
     let change = Change {
         wanted: wanted.clone(),
         only_new: only_new(whole.clone(), &wanted),
@@ -154,7 +156,11 @@ impl Change {
     }
 
     fn apply_to(self, applied: &mut Applied, tools: &Tools, container: &Container, running: bool) -> Result<()> {
-        limits::check(&self.wanted)?;
+        let handler = &container.record.get().runtime_handler;
+        limits::check(
+            &self.wanted,
+            tools.mechanisms.config.handler_settings(handler).min_memory,
+        )?;
         if running {
             let path = container.record.get().cgroup_path.clone();
             let failed = |error: cgroups::Error| match error {
@@ -277,7 +283,7 @@ mod tests {
         };
         let wanted = resources(0, 0, 1024);
         let merged = merge(resources(1 << 30, 0, 512), &wanted);
-        let whole = spec::resources_to_oci(&merged, &host).unwrap();
+        let whole = spec::resources_to_oci(&merged, &host, true).unwrap();
         assert!(whole.memory().is_some());
         let new = only_new(whole, &wanted);
         assert!(new.memory().is_none());
@@ -291,6 +297,6 @@ mod tests {
             ..Default::default()
         };
         let merged = merge(resources(100 << 20, 200 << 20, 0), &resources(300 << 20, 0, 0));
-        assert!(spec::resources_to_oci(&merged, &host).is_err());
+        assert!(spec::resources_to_oci(&merged, &host, true).is_err());
     }
 }

@@ -12,6 +12,7 @@ use wharf_proto::monitor as proto;
 use super::{
     exit::Exit,
     log::{Lines, Log, Stamp},
+    notifier::Notifier,
     sys,
 };
 use crate::{
@@ -76,6 +77,14 @@ pub struct Container {
     pub started_at: i64,
     /// When outputs that outlive init are closed.
     pub drain_until: Option<Instant>,
+    /// Class of cache and memory bandwidth.
+    pub class: Option<PathBuf>,
+    /// What its seccomp profile blocks.
+    pub notifier: Option<Notifier>,
+    /// When a start that has not come to its end is given up.
+    pub start_until: Option<Instant>,
+    /// It was.
+    pub overdue: bool,
     /// The exit file could not be written yet.
     pub exit_unsaved: bool,
 }
@@ -116,6 +125,7 @@ impl Container {
             running: !self.has_exited(),
             started_at: self.started_at,
             exit: self.exited(),
+            blocked: self.notifier.as_ref().map(Notifier::calls).unwrap_or_default(),
         }
     }
 

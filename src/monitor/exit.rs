@@ -12,6 +12,8 @@ pub struct Exit {
     /// 0..255.
     pub code: i32,
     pub oom_killed: bool,
+    /// It was ended because of the system calls that it made.
+    pub seccomp_killed: bool,
     /// For people; empty after an ordinary end.
     pub message: String,
     /// The program never ran.
@@ -38,6 +40,9 @@ impl Exit {
     fn reason(&self) -> &'static str {
         match self {
             Exit { start_failed: true, .. } => "StartError",
+            Exit {
+                seccomp_killed: true, ..
+            } => "seccomp killed",
             Exit { code: 0, .. } => "Completed",
             Exit { oom_killed: true, .. } => "OOMKilled",
             _ => "Error",
@@ -80,6 +85,7 @@ mod tests {
         let exit = |code, oom_killed, start_failed| Exit {
             code,
             oom_killed,
+            seccomp_killed: false,
             message: String::new(),
             start_failed,
             finished_at: 1,
@@ -89,5 +95,10 @@ mod tests {
         assert_eq!(exit(137, true, false).reason(), "OOMKilled");
         assert_eq!(exit(137, false, false).reason(), "Error");
         assert_eq!(exit(128, false, true).reason(), "StartError");
+        let ended = Exit {
+            seccomp_killed: true,
+            ..exit(137, false, false)
+        };
+        assert_eq!(ended.reason(), "seccomp killed");
     }
 }

@@ -16,6 +16,7 @@ mod container;
 mod exit;
 pub mod frame;
 mod log;
+mod notifier;
 mod pod_init;
 mod poll;
 mod server;

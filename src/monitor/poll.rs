@@ -19,6 +19,8 @@ pub enum Source {
     Attach(u32),
     /// A pipe to an attached client that has room again, index as for `Stream`.
     Sink(u32, usize),
+    /// A seccomp filter with a blocked call, or what leads to one.
+    Notice(u32),
 }
 
 impl Source {
@@ -31,6 +33,7 @@ impl Source {
             Source::Job(serial) => (4, 0, serial),
             Source::Attach(serial) => (5, 0, serial),
             Source::Sink(serial, index) => (6, index as u64 & 1, serial),
+            Source::Notice(serial) => (7, 0, serial),
         };
         kind << 40 | index << 32 | u64::from(serial)
     }
@@ -46,6 +49,7 @@ impl Source {
             4 => Source::Job(serial),
             5 => Source::Attach(serial),
             6 => Source::Sink(serial, index),
+            7 => Source::Notice(serial),
             _ => return None,
         })
     }
@@ -116,6 +120,7 @@ mod tests {
             Source::Job(u32::MAX),
             Source::Attach(9),
             Source::Sink(8, 1),
+            Source::Notice(6),
         ] {
             assert_eq!(Source::from_token(source.token()), Some(source));
         }

@@ -3,8 +3,10 @@
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 
 fn check(result: i64) -> io::Result<i64> {
     if result < 0 {
@@ -172,4 +174,69 @@ pub fn file_system(path: &CStr) -> io::Result<i64> {
         #[allow(clippy::unnecessary_cast)]
         Ok(out.f_type as i64)
     }
+}
+
+/// The seccomp filter's descriptor that a runtime hands over on `connection`; other descriptors are closed.
+///
+/// # Errors
+/// `WouldBlock` when nothing has come yet, `InvalidData` when something else comes.
+pub fn receive_seccomp_filter(connection: BorrowedFd) -> io::Result<OwnedFd> {
+    let mut text = [0u8; 4096];
+    let mut control = nix::cmsg_space!([RawFd; 8]);
+    let mut buffers = [io::IoSliceMut::new(&mut text)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<UnixAddr>(connection.as_raw_fd(), &mut buffers, Some(&mut control), flags)?;
+    let mut found = None;
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(received) = part {
+            for fd in received {
+                // SAFETY: the kernel has just put this descriptor into our table.
+                let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+                if found.is_none() && is_seccomp_filter(fd.as_fd()) {
+                    found = Some(fd);
+                }
+            }
+        }
+    }
+    found.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// Only such a descriptor knows the question, and that no call has this number.
+fn is_seccomp_filter(fd: BorrowedFd) -> bool {
+    let number = 0u64;
+    // SAFETY: the kernel reads eight bytes, which are there.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const number) };
+    result == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::ENOENT)
+}
+
+/// Takes a blocked call from a filter's descriptor, which must have one, and answers it with ENOSYS. Returns the call's
+/// architecture and number.
+///
+/// # Errors
+/// ENOENT when the caller was killed meanwhile.
+pub fn refuse_blocked_call(filter: BorrowedFd) -> io::Result<(u32, u32)> {
+    // Larger than any kernel's structure is: it writes as much as it knows.
+    #[repr(C)]
+    struct Roomy {
+        notice: libc::seccomp_notif,
+        more: [u8; 256],
+    }
+    // SAFETY: plain numbers, for which zero is a value; the kernel demands zeros.
+    let mut roomy: Roomy = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes into `roomy`, which has room.
+    let taken = unsafe { libc::ioctl(filter.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut roomy) };
+    if taken < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let call = (roomy.notice.data.arch, roomy.notice.data.nr as u32);
+    let answer = libc::seccomp_notif_resp {
+        id: roomy.notice.id,
+        val: 0,
+        error: -libc::ENOSYS,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads the structure, which it knows by its size, and keeps nothing of it. A caller that is gone
+    // needs no answer.
+    unsafe { libc::ioctl(filter.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw const answer) };
+    Ok(call)
 }

@@ -55,6 +55,14 @@ impl Node {
             .filter_map(|found| Some((found.pod.id.clone(), found.pod.record.get().network.clone()?)))
             .collect();
         self.mechanisms().networks.recover(&live).await?;
+        let runs = |one: &&Arc<Container>| {
+            matches!(
+                one.state(),
+                ContainerState::ContainerStarting | ContainerState::ContainerRunning
+            )
+        };
+        let running = found.iter().flat_map(|found| &found.containers).filter(runs);
+        containers::cpus::end_others(&self.inner.tools, running.map(|one| one.id.clone()).collect()).await?;
         if let Some(selinux) = &self.mechanisms().selinux {
             let records = found.iter().map(|found| found.pod.record.get());
             records
@@ -202,6 +210,7 @@ impl Node {
             match known {
                 Some(known) if known.running => {
                     container.set_pid(known.pid);
+                    container.set_blocked(known.blocked.clone());
                     let edit = |record: &mut record::Container| {
                         if record.state() == ContainerState::ContainerStarting {
                             record.state = ContainerState::ContainerRunning.into();

@@ -37,7 +37,7 @@ impl Node {
             return Err(Error::State(format!("pod sandbox {} is not ready", pod.id)));
         }
         let sum = sum(&asked);
-        let limits = spec::resources_to_oci(&sum, &self.inner.tools.host).map_err(containers::Error::from)?;
+        let limits = spec::resources_to_oci(&sum, &self.inner.tools.host, false).map_err(containers::Error::from)?;
         let cgroup = self.own_cgroup(&pod)?;
         let node = self.clone();
         self.own(async move { Ok(sandbox::update(node.mechanisms(), &pod, cgroup, asked, limits).await?) })

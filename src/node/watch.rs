@@ -27,6 +27,11 @@ impl Node {
                 };
                 match event {
                     Some(Event::ContainerExited(exit)) => node.exited(exit),
+                    Some(Event::CallsBlocked(told)) => {
+                        if let Ok(container) = node.container(&told.container_id) {
+                            container.set_blocked(told.calls);
+                        }
+                    }
                     Some(Event::ExecExited(exec)) => pod.exec_ended(&exec.exec_id, exec.code),
                     None => break,
                 }

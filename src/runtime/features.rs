@@ -35,6 +35,8 @@ pub struct Features {
     namespaces: BTreeSet<String>,
     /// It maps the owners of files in a mount.
     pub idmapped_mounts: bool,
+    /// Actions of seccomp profiles; `None` where it does not say.
+    seccomp_actions: Option<BTreeSet<String>>,
 }
 
 impl Features {
@@ -46,6 +48,7 @@ impl Features {
             mount_options: set(&["rro", "ro", "noexec", "nodev", "nosuid"]),
             namespaces: set(&["cgroup", "ipc", "mount", "network", "pid", "user", "uts"]),
             idmapped_mounts: true,
+            seccomp_actions: None,
         }
     }
 
@@ -64,6 +67,7 @@ impl Features {
                 .and_then(|extensions| extensions.idmap)
                 .and_then(|idmap| idmap.enabled)
                 .unwrap_or(false),
+            seccomp_actions: linux.seccomp.and_then(|seccomp| seccomp.actions),
         })
     }
 
@@ -77,6 +81,13 @@ impl Features {
     #[must_use]
     pub fn recursive_read_only(&self) -> bool {
         self.mount_option("rro")
+    }
+
+    /// Whether it says that it can't hand over blocked system calls. Runtimes without a features document may.
+    #[must_use]
+    pub fn lacks_notifier(&self) -> bool {
+        let actions = self.seccomp_actions.as_ref();
+        actions.is_some_and(|actions| !actions.contains("SCMP_ACT_NOTIFY"))
     }
 
     /// Whether containers can be in a user namespace and see their files as their own.
@@ -99,6 +110,12 @@ struct Document {
 struct Linux {
     namespaces: Option<BTreeSet<String>>,
     mount_extensions: Option<MountExtensions>,
+    seccomp: Option<Seccomp>,
+}
+
+#[derive(Deserialize)]
+struct Seccomp {
+    actions: Option<BTreeSet<String>>,
 }
 
 #[derive(Deserialize)]

@@ -7,8 +7,10 @@
 //! Must never be called from a process with more than one thread, and knows nothing of pods. May ask `cgroups`. Only
 //! [`features`], what a handler can do, is for the daemon.
 
+mod affinity;
 pub mod builtin;
 pub mod checkpoint;
+mod class;
 pub mod command;
 mod error;
 pub mod features;
@@ -38,6 +40,8 @@ pub struct CreateRequest<'a> {
     pub stdio: Stdio<'a>,
     /// Filter made by [`seccomp_compile`] from this spec's profile; `None`: compiled on the spot if the spec has one.
     pub seccomp_filter: Option<&'a Path>,
+    /// Class of cache and memory bandwidth, see [`class`].
+    pub class: Option<&'a Path>,
 }
 
 /// What [`Handler::exec`] needs.
@@ -52,6 +56,8 @@ pub struct ExecRequest<'a> {
     pub stdio: Stdio<'a>,
     /// As for [`CreateRequest`]: the filter of the container's profile.
     pub seccomp_filter: Option<&'a Path>,
+    /// As for [`CreateRequest`].
+    pub class: Option<&'a Path>,
 }
 
 /// What [`Handler::kill`] and [`Handler::delete`] need.
@@ -138,13 +144,14 @@ pub trait Handler {
 }
 
 /// The handler for a monitor request: an empty path is the built-in one.
-pub fn handler(path: &str, root: &str) -> Box<dyn Handler> {
+pub fn handler(path: &str, root: &str, arguments: Vec<String>) -> Box<dyn Handler> {
     if path.is_empty() {
         Box::new(builtin::Builtin::new())
     } else {
         Box::new(command::Command::new(
             PathBuf::from(path),
             (!root.is_empty()).then(|| PathBuf::from(root)),
+            arguments,
         ))
     }
 }

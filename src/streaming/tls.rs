@@ -10,15 +10,16 @@ use std::{
 };
 
 use rustls::{
-    RootCertStore, ServerConfig,
+    RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _},
     server::WebPkiClientVerifier,
+    version::{TLS12, TLS13},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::Error;
-use crate::config::Streaming as Settings;
+use crate::config::{Streaming as Settings, TlsVersion};
 
 /// Makes acceptors of the newest certificate.
 pub struct Tls {
@@ -78,7 +79,7 @@ fn config(settings: &Settings) -> Result<Arc<ServerConfig>, String> {
         _ => self_made(settings.address)?,
     };
     let builder = ServerConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions(settings.min_tls_version))
         .map_err(|error| error.to_string())?;
     let builder = match &settings.client_ca {
         None => builder.with_no_client_auth(),
@@ -98,6 +99,16 @@ fn config(settings: &Settings) -> Result<Arc<ServerConfig>, String> {
         .map_err(|error| format!("use the certificate: {error}"))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Those that clients may speak, the best first.
+static VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+
+fn versions(least: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    match least {
+        TlsVersion::V12 => &VERSIONS,
+        TlsVersion::V13 => &VERSIONS[..1],
+    }
 }
 
 fn about(path: &Path, error: impl std::fmt::Display) -> String {
@@ -128,6 +139,30 @@ fn self_made(address: IpAddr) -> Result<(Vec<CertificateDer<'static>>, PrivateKe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_that_speak_only_an_older_version_are_refused() {
+        for (min_tls_version, accepted) in [(TlsVersion::V12, true), (TlsVersion::V13, false)] {
+            let settings = Settings {
+                tls: true,
+                min_tls_version,
+                ..Settings::default()
+            };
+            let builder = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+            let client = builder
+                .with_protocol_versions(&[&TLS12])
+                .unwrap()
+                .with_root_certificates(RootCertStore::empty())
+                .with_no_client_auth();
+            let name = "localhost".try_into().unwrap();
+            let mut client = rustls::ClientConnection::new(Arc::new(client), name).unwrap();
+            let mut hello = Vec::new();
+            client.write_tls(&mut hello).unwrap();
+            let mut server = rustls::ServerConnection::new(config(&settings).unwrap()).unwrap();
+            server.read_tls(&mut hello.as_slice()).unwrap();
+            assert_eq!(server.process_new_packets().is_ok(), accepted, "{min_tls_version:?}");
+        }
+    }
 
     #[test]
     fn a_certificate_is_made_when_none_is_given() {

@@ -194,6 +194,7 @@ impl<'a> Container<'a> {
             bundle: &bundle.dir,
             stdio,
             seccomp_filter: None,
+            class: None,
         };
         let pending = handler.create(&request)?;
         let created = finish(pending, |pending| handler.finish_create(pending))?;
@@ -226,6 +227,7 @@ impl<'a> Container<'a> {
             process_json: &json,
             stdio,
             seccomp_filter: None,
+            class: None,
         };
         let pending = self.handler.exec(&request)?;
         finish(pending, |pending| self.handler.finish_exec(pending))

@@ -34,11 +34,15 @@ fn main() {
     let state = tempdir();
     let builtin = Subject {
         name: "builtin",
-        handler: handler("", ""),
+        handler: handler("", "", Vec::new()),
     };
     let runc = find("runc").map(|path| Subject {
         name: "runc",
-        handler: handler(&path.to_string_lossy(), &state.join("runc").to_string_lossy()),
+        handler: handler(
+            &path.to_string_lossy(),
+            &state.join("runc").to_string_lossy(),
+            Vec::new(),
+        ),
     });
     let subjects: Vec<&Subject> = std::iter::once(&builtin).chain(&runc).collect();
 

@@ -1,7 +1,7 @@
 //! Limits that a node's machine or configuration decides on: what can't be is refused with the field's name, before
 //! anything runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tonic::Code;
 use wharf_e2e::cri::code;
@@ -133,7 +133,10 @@ async fn classes_of_block_io_and_the_limit_of_processes_come_from_the_configurat
             "{refused}"
         );
         main.annotations = specs::map("io.kubernetes.cri.rdt-class", "gold");
-        assert_eq!(code(daemon.cri.create(&pod, &main, &config).await), Code::Unimplemented);
+        assert_eq!(
+            code(daemon.cri.create(&pod, &main, &config).await),
+            Code::InvalidArgument
+        );
         daemon.finish().await;
     }
 }
@@ -171,5 +174,61 @@ async fn annotations_and_sysctls_of_a_pod_that_make_no_sense_are_invalid() {
     let refused = daemon.cri.run_pod(&config, "").await.expect_err("relative");
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     assert!(daemon.cri.pods(None).await.unwrap().is_empty());
+    daemon.finish().await;
+}
+
+/// Row E7: on a machine whose controllers are on version 1, the one of huge pages may be on version 2.
+#[tokio::test]
+async fn huge_pages_are_limited_in_whichever_hierarchy_can() {
+    const SIZE: &str = "2MB";
+    let daemon = Daemon::start().await;
+    let config = daemon.pod("huge");
+    let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+    let image = daemon.busybox().await;
+    let limit = |bytes| pb::LinuxContainerResources {
+        hugepage_limits: vec![pb::HugepageLimit {
+            page_size: SIZE.into(),
+            limit: bytes,
+        }],
+        ..Default::default()
+    };
+    let mut main = container("main", &image, "sleep 1000");
+    main.linux.get_or_insert_default().resources = Some(limit(4 << 20));
+    let possible = Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists()
+        && std::fs::read_to_string("/proc/cgroups").is_ok_and(|text| {
+            let of = text.lines().find(|line| line.starts_with("hugetlb"));
+            of.is_some_and(|line| line.ends_with('1'))
+        });
+    if !possible {
+        let refused = daemon
+            .cri
+            .create(&pod, &main, &config)
+            .await
+            .expect_err("no such limit");
+        assert!(refused.message().contains("huge page limit"), "{refused}");
+        return daemon.finish().await;
+    }
+    let limited = daemon.started(&pod, &config, &main).await;
+    let later = daemon
+        .started(&pod, &config, &container("later", &image, "sleep 1000"))
+        .await;
+    let mut runtime = daemon.cri.runtime.clone();
+    let request = pb::UpdateContainerResourcesRequest {
+        container_id: later.clone(),
+        linux: Some(limit(6 << 20)),
+        ..Default::default()
+    };
+    runtime.update_container_resources(request).await.unwrap();
+    for (id, bytes) in [(&limited, 4 << 20), (&later, 6 << 20)] {
+        let names = ["hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"];
+        let found = daemon.lab.cgroups_below();
+        let dirs = found.iter().filter(|dir| dir.ends_with(id));
+        let mut files = dirs.flat_map(|dir| names.map(|name| dir.join(name)));
+        let file = files.find(|file| file.exists()).expect("a hierarchy with huge pages");
+        let set: u64 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+        assert_eq!(set, bytes, "{}", file.display());
+        let inside = std::fs::read_to_string(file.with_file_name("cgroup.procs")).unwrap();
+        assert!(!inside.trim().is_empty(), "nobody is where {} holds", file.display());
+    }
     daemon.finish().await;
 }

@@ -189,3 +189,70 @@ async fn profiles_of_a_security_module_that_is_not_there_are_refused() {
     }
     daemon.finish().await;
 }
+
+/// Row C8 on a kernel that has it, as that of `make vm-test`: the default profile holds for a container and what is run in
+/// it, whatever its capabilities. Elsewhere nothing is confined, which is all that can be seen.
+#[tokio::test]
+async fn apparmor_confines_containers_and_commands_where_the_kernel_has_it() {
+    let enforced =
+        std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'));
+    crate::on_each_handler(async |daemon| {
+        let handler = daemon.handler().to_owned();
+        let config = daemon.pod("confined");
+        let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+        let image = daemon.busybox().await;
+        let mut main = container("main", &image, "cat /proc/self/attr/current; mkdir /x; exec sleep 1000");
+        specs::security(&mut main).capabilities = Some(pb::Capability {
+            add_capabilities: vec!["SYS_ADMIN".into()],
+            ..Default::default()
+        });
+        let id = daemon.started(&pod, &config, &main).await;
+        let mut free = main.clone();
+        free.metadata.as_mut().unwrap().name = "free".into();
+        specs::security(&mut free).apparmor = Some(pb::SecurityProfile {
+            profile_type: pb::security_profile::ProfileType::Unconfined.into(),
+            ..Default::default()
+        });
+        let free = daemon.started(&pod, &config, &free).await;
+        let said = |id: String| {
+            let daemon = &daemon;
+            async move {
+                let line = "tr '\\0' '\\n' < /proc/1/attr/current; cat /proc/self/attr/current";
+                daemon
+                    .cri
+                    .shell(&id, line)
+                    .await
+                    .unwrap_or_else(|error| error.to_string())
+            }
+        };
+        let mount = "mount -t tmpfs none /x && umount /x";
+        if enforced {
+            let lines = said(id.clone()).await;
+            let confined = lines
+                .lines()
+                .filter(|line| line.trim() == "wharf-default (enforce)")
+                .count();
+            assert_eq!(confined, 2, "{handler}: init and a command: {lines:?}");
+            for line in [
+                mount,
+                "echo x > /proc/sys/kernel/hostname",
+                "echo 1 > /proc/sys/vm/drop_caches",
+            ] {
+                let refused = daemon.cri.shell(&id, line).await.expect_err(line).to_string();
+                assert!(refused.contains("ermission denied"), "{handler}: {line}: {refused}");
+            }
+            // Its own processes hear its own signals.
+            daemon
+                .cri
+                .shell(&id, "sleep 100 & kill $!; wait $!; test $? = 143")
+                .await
+                .unwrap();
+            let lines = said(free.clone()).await;
+            assert!(!lines.contains("wharf-default"), "{handler}: {lines:?}");
+        }
+        daemon.cri.shell(&free, mount).await.unwrap();
+        daemon.cri.stop(&id, 10).await.unwrap();
+        daemon.finish().await;
+    })
+    .await;
+}

@@ -1,6 +1,7 @@
 //! Seccomp profiles: the default one, and files in OCI's or Docker's JSON form.
 
 mod local;
+pub mod notify;
 mod table;
 
 use oci_spec::runtime::{

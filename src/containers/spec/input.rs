@@ -9,6 +9,7 @@ use crate::{
     config::{Containers, SeccompDefault},
     containers::{
         host::{Facts, Host},
+        seccomp::LocalProfile,
         users::ResolvedUser,
     },
     images::ImageConfig,
@@ -51,6 +52,8 @@ pub struct SpecInput<'a> {
     pub default_capabilities: Option<&'a [String]>,
     /// `unset_seccomp` of the configuration.
     pub unset_seccomp: SeccompDefault,
+    /// The profile RuntimeDefault, where the handler has one of its own.
+    pub default_seccomp: Option<&'a LocalProfile>,
     /// What else the configuration and the pod's handler decide.
     pub policy: &'a Policy,
 }

@@ -281,6 +281,7 @@ fn spec_in(config: &cri::ContainerConfig, users: bool) -> Result<Spec> {
         },
         default_capabilities: None,
         unset_seccomp: SeccompDefault::Unconfined,
+        default_seccomp: None,
         policy: &Policy::default(),
     })
 }

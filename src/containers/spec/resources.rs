@@ -12,18 +12,18 @@ fn requested<'a>(input: &SpecInput<'a>) -> Option<&'a cri::LinuxContainerResourc
 
 pub(super) fn generate(input: &SpecInput) -> Result<LinuxResources> {
     let none = cri::LinuxContainerResources::default();
-    let mut out = to_oci(requested(input).unwrap_or(&none), input.host)?;
+    let mut out = to_oci(requested(input).unwrap_or(&none), input.host, input.policy.builtin)?;
     let rules: Vec<LinuxDeviceCgroup> = devices::rules(input)?;
     out.set_devices(Some(rules));
     Ok(out)
 }
 
 /// CRI's limits as the spec's and the cgroups room's, without device rules. Zero means unset, as CRI says; also serves
-/// UpdateContainerResources.
+/// UpdateContainerResources. `builtin`: for the built-in runtime, which limits huge pages on hybrid machines as well.
 ///
 /// # Errors
 /// A negative value where none can be, or huge page limits on a machine that cannot set them.
-pub fn to_oci(r: &cri::LinuxContainerResources, host: &Host) -> Result<LinuxResources> {
+pub fn to_oci(r: &cri::LinuxContainerResources, host: &Host, builtin: bool) -> Result<LinuxResources> {
     let mut out = LinuxResources::default();
     // The type's default denies every device, which is for `generate` to say.
     out.set_devices(None);
@@ -67,7 +67,7 @@ pub fn to_oci(r: &cri::LinuxContainerResources, host: &Host) -> Result<LinuxReso
         memory.set_limit(limit).set_swap(swap);
         out.set_memory(Some(memory));
     }
-    let hugepages = hugepages(r, host)?;
+    let hugepages = hugepages(r, host.hugetlb || builtin && host.hugetlb_beside)?;
     out.set_hugepage_limits(Some(hugepages).filter(|h| !h.is_empty()));
     if let Some(key) = r.unified.keys().min().filter(|_| !host.cgroup_v2) {
         return invalid(format!("unified resource {key:?} needs cgroup v2, this machine has v1"));
@@ -78,10 +78,10 @@ pub fn to_oci(r: &cri::LinuxContainerResources, host: &Host) -> Result<LinuxReso
 
 /// kubelet names every page size of the machine, mostly with zero: on a machine that cannot limit them that is no reason
 /// to refuse a container, a real limit is (row E7).
-fn hugepages(r: &cri::LinuxContainerResources, host: &Host) -> Result<Vec<LinuxHugepageLimit>> {
+fn hugepages(r: &cri::LinuxContainerResources, possible: bool) -> Result<Vec<LinuxHugepageLimit>> {
     let mut out = Vec::new();
-    for wanted in r.hugepage_limits.iter().filter(|h| host.hugetlb || h.limit != 0) {
-        if !host.hugetlb {
+    for wanted in r.hugepage_limits.iter().filter(|h| possible || h.limit != 0) {
+        if !possible {
             let size = &wanted.page_size;
             return invalid(format!(
                 "huge page limit for {size}: the hugetlb cgroup controller is not available"

@@ -59,7 +59,14 @@ pub(super) fn seccomp(input: &SpecInput) -> Result<Option<LinuxSeccomp>> {
     }
     let requested = input.context().and_then(|c| c.capabilities.as_ref());
     let caps = caps::of_container(false, requested, input.default_capabilities, input.host.capabilities)?.main;
-    let default = || Ok(Some(seccomp::default_profile(caps, input.host.kernel)));
+    let default = || {
+        let own = input
+            .default_seccomp
+            .map(|profile| profile.to_oci(caps, input.host.kernel));
+        Ok(Some(
+            own.unwrap_or_else(|| seccomp::default_profile(caps, input.host.kernel)),
+        ))
+    };
     match input.context().map_or(ProfileChoice::Unset, seccomp_choice) {
         ProfileChoice::Unconfined => Ok(None),
         ProfileChoice::RuntimeDefault => default(),

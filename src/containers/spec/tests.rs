@@ -165,6 +165,7 @@ impl Case {
             settings: &self.settings,
             default_capabilities: None,
             unset_seccomp: self.unset_seccomp,
+            default_seccomp: None,
             policy: &self.policy,
         })
     }

@@ -89,6 +89,9 @@ descriptors! {
     SOCKETS: Gauge "container_sockets" [] "Open sockets of all processes";
     ULIMITS: Gauge "container_ulimits_soft" ["ulimit"] "Soft limits of the container's first process";
 
+    SECCOMP_BLOCKED: Counter "container_seccomp_notifier_count_total" ["syscall"]
+        "Calls that the seccomp profile has blocked, where the pod asks for that to be told";
+
     LAST_SEEN: Gauge "container_last_seen" [] "When the container was last seen, in seconds of Unix time";
     START_TIME: Gauge "container_start_time_seconds" [] "When the container was started, in seconds of Unix time";
 

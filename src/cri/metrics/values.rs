@@ -192,6 +192,9 @@ fn container(pod: PodNames<'_>, read: &ReadContainer, timestamp: i64) -> Vec<u8>
         sheet.put_with(&is::HUGETLB_USAGE, &[&pages.size], pages.usage);
         sheet.put_with(&is::HUGETLB_MAX_USAGE, &[&pages.size], pages.peak);
     }
+    for call in read.container.blocked() {
+        sheet.put_with(&is::SECCOMP_BLOCKED, &[&call.name], call.count);
+    }
     processes(&mut sheet, usage, &figures.descriptors);
     spec(
         &mut sheet,

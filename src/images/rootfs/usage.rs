@@ -20,6 +20,8 @@ const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag
 const BLOCK: u64 = 512;
 /// Below a container's directory: its writable layer.
 const UPPER: &str = "upper";
+/// Below a container's directory: the volumes that its image declares.
+const VOLUMES: &str = "volumes";
 /// Directories held open at once; what is deeper than a sane tree is not counted.
 const MAX_DEPTH: usize = 256;
 
@@ -49,9 +51,9 @@ pub struct Amount {
 /// What a container's directory holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerDisk {
-    /// What the container has written; see [`super::mount`].
+    /// What the container has written: into its layer, see [`super::mount`], and into volumes that its image declares.
     pub layer: FsUsage,
-    /// All else: volumes that its image declares, its record.
+    /// All else, its record for instance.
     pub beside: Amount,
 }
 
@@ -60,10 +62,18 @@ pub struct ContainerDisk {
 /// # Errors
 /// As [`usage`]; a container that is being removed has no writable layer any more.
 pub fn container_disk(container_dir: &Path) -> Result<ContainerDisk> {
-    Ok(ContainerDisk {
-        layer: usage(&container_dir.join(UPPER))?,
-        beside: measure(container_dir, Some((UPPER, Except::Whole)))?,
-    })
+    let mut layer = usage(&container_dir.join(UPPER))?;
+    let mut beside = measure(container_dir, Some((UPPER, Except::Whole)))?;
+    let volumes = container_dir.join(VOLUMES);
+    if volumes.is_dir() {
+        let volumes = measure(&volumes, None)?;
+        layer.used_bytes += volumes.bytes;
+        layer.inodes_used += volumes.inodes;
+        // They may have grown since.
+        beside.bytes = beside.bytes.saturating_sub(volumes.bytes);
+        beside.inodes = beside.inodes.saturating_sub(volumes.inodes);
+    }
+    Ok(ContainerDisk { layer, beside })
 }
 
 /// As [`usage`], without what is in the directory `name` below `root`.
@@ -214,5 +224,27 @@ impl Count {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn declared_volumes_count_as_what_a_container_has_written() {
+        let dir = std::env::temp_dir().join(format!("wharf-usage-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("upper")).unwrap();
+        let before = container_disk(&dir).unwrap().layer;
+        std::fs::create_dir_all(dir.join("volumes/0")).unwrap();
+        std::fs::write(dir.join("volumes/0/data"), vec![1; 1 << 20]).unwrap();
+        let after = container_disk(&dir).unwrap().layer;
+        assert!(
+            after.used_bytes >= before.used_bytes + (1 << 20),
+            "{before:?} {after:?}"
+        );
+        // The directory of all volumes, the volume, and its file.
+        assert_eq!(after.inodes_used, before.inodes_used + 3);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

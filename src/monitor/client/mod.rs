@@ -58,6 +58,8 @@ pub struct SpawnOptions<'a> {
 pub enum Event {
     /// A container's init ended; its exit file is written.
     ContainerExited(proto::ContainerExited),
+    /// A container's seccomp profile has blocked system calls.
+    CallsBlocked(proto::CallsBlocked),
     /// An exec's process ended.
     ExecExited(proto::ExecExited),
 }

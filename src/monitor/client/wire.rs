@@ -93,6 +93,7 @@ fn deliver(reply: Reply, waiting: &Waiting, events: &mpsc::UnboundedSender<Event
     let event = match reply.result {
         Some(Answer::ContainerExited(exited)) => Event::ContainerExited(exited),
         Some(Answer::ExecExited(exited)) => Event::ExecExited(exited),
+        Some(Answer::CallsBlocked(blocked)) => Event::CallsBlocked(blocked),
         Some(answer) => return waiting.answer(reply.id, answer),
         // A newer monitor's answer or event.
         None => return,

@@ -9,6 +9,7 @@ use super::{
         attach,
         container::{Container, Drained, State},
         exit::{self, Exit},
+        notifier::Notifier,
         sys,
     },
     LINGER, Monitor, READ,
@@ -92,12 +93,16 @@ impl Monitor {
         let before = container.oom_before_signal.unwrap_or(0);
         // Asked before anything can remove the cgroup. The count stands before the victim dies.
         let oom_killed = !path.is_empty() && self.roots.oom_kills(&path) > before;
+        let notifier = self.container(serial).and_then(|container| container.notifier.as_ref());
+        let seccomp_killed = notifier.is_some_and(|notifier| notifier.stopping);
+        let message = notifier.map(Notifier::describe).unwrap_or_default();
         self.conclude(
             serial,
             Exit {
                 code: exit::code(status),
                 oom_killed,
-                message: String::new(),
+                seccomp_killed,
+                message,
                 start_failed: false,
                 finished_at,
             },
@@ -124,10 +129,12 @@ impl Monitor {
             }
         }
         let start_failed = exit.start_failed;
+        self.close_notifier(serial);
         let Some(container) = self.container(serial) else {
             return;
         };
         container.slave = None;
+        container.start_until = None;
         container.stdin = None;
         container.created = None;
         container.state = State::Exited(exit);

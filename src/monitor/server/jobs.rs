@@ -37,6 +37,14 @@ impl Job {
         self.pending.helper = None;
     }
 
+    /// The helper that makes or starts the container `serial`, if this is that.
+    pub fn starts(&self, serial: u32) -> Option<i32> {
+        match self.work {
+            Work::Create { serial: of, .. } | Work::Start { serial: of, .. } if of == serial => self.pending.helper,
+            _ => None,
+        }
+    }
+
     /// The helper that makes a checkpoint of the container `serial`, if this is that.
     pub fn checkpoints(&self, serial: u32) -> Option<i32> {
         match self.work {
@@ -221,8 +229,12 @@ impl Monitor {
         let Some(container) = self.container(serial) else {
             return;
         };
-        if let Err(error) = container.handler.finish_start(pending) {
-            return self.start_failed(origin, serial, &error.to_string());
+        let finished = container.handler.finish_start(pending);
+        let overdue = container.overdue;
+        match finished {
+            Err(error) => return self.start_failed(origin, serial, &error.to_string()),
+            Ok(()) if overdue => return self.start_failed(origin, serial, ""),
+            Ok(()) => {}
         }
         self.running(origin, serial);
     }
@@ -232,6 +244,7 @@ impl Monitor {
             return;
         };
         container.created = None;
+        container.start_until = None;
         container.state = State::Running;
         container.started_at = store::now();
         let (pid, started_at) = (container.init_pid, container.started_at);
@@ -244,7 +257,11 @@ impl Monitor {
 
     /// The container's program never ran: what exists of it goes, and that is recorded.
     pub(super) fn start_failed(&mut self, origin: Origin, serial: u32, message: &str) {
+        let mut message = message;
         if let Some(container) = self.container(serial) {
+            if container.overdue {
+                message = "making and starting it took longer than the handler's create_timeout_secs";
+            }
             let pid = std::mem::take(&mut container.init_pid);
             let _ = sys::kill(pid, libc::SIGKILL);
         }
@@ -253,6 +270,7 @@ impl Monitor {
             Exit {
                 code: START_FAILED_CODE,
                 oom_killed: false,
+                seccomp_killed: false,
                 message: message.to_owned(),
                 start_failed: true,
                 finished_at: store::now(),

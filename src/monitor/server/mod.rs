@@ -4,6 +4,7 @@ mod attaches;
 mod checkpoints;
 mod ends;
 mod jobs;
+mod notices;
 mod requests;
 
 use std::{
@@ -28,6 +29,7 @@ use super::{
     cgroup::Roots,
     connection::Connection,
     container::{Container, Drained},
+    notifier::Notifier,
     pod_init,
     poll::{Poll, Source},
     setup::{self, Notes, Options},
@@ -163,6 +165,7 @@ impl Monitor {
                     Source::Job(serial) => self.finish_job(serial),
                     Source::Attach(serial) => self.detach(serial),
                     Source::Sink(serial, index) => self.relieve(serial, index),
+                    Source::Notice(serial) => self.notice(serial),
                 }
             }
             // Last, so that what a job has just named is known.
@@ -176,7 +179,10 @@ impl Monitor {
 
     /// Milliseconds to wait for events.
     fn patience(&self) -> Option<u16> {
-        let waiting = |c: &Container| c.drain_until.is_some() || c.exit_unsaved;
+        let waiting = |c: &Container| {
+            let notices = c.notifier.as_ref().is_some_and(Notifier::waits);
+            c.drain_until.is_some() || c.exit_unsaved || c.start_until.is_some() || notices
+        };
         if self.greeting.is_some()
             || self.containers.iter().any(waiting)
             || self.attaches.iter().any(Attach::is_stalled)
@@ -328,6 +334,7 @@ impl Monitor {
         let now = Instant::now();
         self.greet_late(now);
         self.keep_attaches(now);
+        self.keep_notices(now);
         for at in 0..self.containers.len() {
             let container = &mut self.containers[at];
             if container.exit_unsaved {

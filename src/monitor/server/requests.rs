@@ -15,6 +15,7 @@ use super::{
         PROTOCOL_VERSION,
         container::{Container, Output, State},
         log::{Journal, Lines, Log, line_limit},
+        notifier::Notifier,
         poll::Source,
         sys,
     },
@@ -121,7 +122,7 @@ impl Monitor {
             serial,
             id: start.container_id,
             bundle: start.bundle.into(),
-            handler: runtime::handler(&handler.path, &handler.root),
+            handler: runtime::handler(&handler.path, &handler.root, handler.arguments),
             seccomp_filter: (!start.seccomp_filter.is_empty()).then(|| start.seccomp_filter.into()),
             cgroup_path: start.cgroup_path,
             restore: start.restore,
@@ -142,8 +143,14 @@ impl Monitor {
             oom_before_signal: None,
             started_at: 0,
             drain_until: None,
+            class: (!start.rdt_tasks.is_empty()).then(|| start.rdt_tasks.into()),
+            notifier: None,
+            start_until: (start.time_limit > 0)
+                .then(|| Instant::now() + Duration::from_secs(u64::from(start.time_limit))),
+            overdue: false,
             exit_unsaved: false,
         });
+        let trouble = trouble.or_else(|| self.open_notifier(serial, &start.notifier?).err());
         self.adopt_early(serial);
         let began = match trouble {
             Some(trouble) => Err(trouble),
@@ -157,6 +164,17 @@ impl Monitor {
         Ok(None)
     }
 
+    fn open_notifier(&mut self, serial: u32, wanted: &proto::Notifier) -> Result<(), String> {
+        let own = self.serial();
+        let path = Path::new(&wanted.socket);
+        let notifier = Notifier::open(path, wanted.stop, own, &self.poll)
+            .map_err(|failure| format!("wait for the seccomp filter at {}: {failure}", path.display()))?;
+        if let Some(container) = self.container(serial) {
+            container.notifier = Some(notifier);
+        }
+        Ok(())
+    }
+
     fn create(&mut self, serial: u32, stdio: Stdio) -> Result<runtime::Pending, String> {
         let container = self.container(serial).ok_or("the container is gone")?;
         let request = CreateRequest {
@@ -164,6 +182,7 @@ impl Monitor {
             bundle: &container.bundle,
             stdio,
             seccomp_filter: container.seccomp_filter.as_deref(),
+            class: container.class.as_deref(),
         };
         let begun = match &container.restore {
             None => container.handler.create(&request),
@@ -267,6 +286,7 @@ impl Monitor {
             process_json: &exec.process,
             stdio,
             seccomp_filter: container.seccomp_filter.as_deref(),
+            class: container.class.as_deref(),
         };
         let pending = match container.handler.exec(&request) {
             Ok(pending) => pending,

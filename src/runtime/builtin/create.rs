@@ -3,6 +3,7 @@
 use super::spec::{Bundle, Namespace};
 use super::{attach, devices, hooks, idmap, init, prepare, process, rlimits, sysctl};
 use crate::cgroups::{self, Cgroup};
+use crate::runtime::class;
 use crate::runtime::error::Context;
 use crate::runtime::report::{self, Report};
 use crate::runtime::{CreateRequest, Error, Result, Stdio};
@@ -26,6 +27,7 @@ const KINDS: [(LinuxNamespaceType, i32); 6] = [
 
 /// Runs in the helper. Reports init's pid, and as descriptors the gate and, with a terminal, its master.
 pub fn run(request: &CreateRequest) -> Result<Report> {
+    class::join(request.class)?;
     umask(Mode::empty());
     let bundle = Bundle::load(request.bundle)?;
     let linux = bundle.linux()?;
@@ -47,7 +49,7 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
         .filter(|path| !path.is_empty())
         .unwrap_or_else(|| format!("/{}", request.id));
     let cgroup = Cgroup::new(&hierarchies, &path).map_err(cgroup_error)?;
-    cgroup.create().map_err(cgroup_error)?;
+    cgroup.create_for(linux.resources().as_ref()).map_err(cgroup_error)?;
     limit_devices(&bundle, &cgroup)?;
 
     set_oom_score(bundle.process()?.oom_score_adj())?;

@@ -4,6 +4,8 @@ use super::paths::Root;
 use super::spec::{self, Bundle};
 use super::{console, create, init, process};
 use crate::cgroups::{self, Cgroup, Joiner};
+use crate::runtime::affinity::Affinity;
+use crate::runtime::class;
 use crate::runtime::error::Context;
 use crate::runtime::report::{self, Report};
 use crate::runtime::{Error, ExecRequest, Result, Stdio};
@@ -18,6 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 /// What the child needs, opened and parsed on the host.
 struct Plan {
     setup: process::Setup,
+    affinity: Affinity,
     process: Process,
     procfs: OwnedFd,
     init: OwnedFd,
@@ -34,6 +37,7 @@ const NAMESPACES: i32 =
 
 /// Runs in the helper. `pidfd` is the container's init.
 pub fn run(request: &ExecRequest, pidfd: OwnedFd) -> Result<Report> {
+    class::join(request.class)?;
     umask(Mode::empty());
     let bundle = Bundle::load(request.bundle)?;
     let linux = bundle.linux()?;
@@ -55,9 +59,12 @@ pub fn run(request: &ExecRequest, pidfd: OwnedFd) -> Result<Report> {
         .and_then(|cgroup| cgroup.joiner())
         .map_err(cgroup_error)?;
 
+    let affinity = Affinity::of(&process)?;
+    affinity.begin()?;
     create::set_oom_score(process.oom_score_adj().or(bundle.process()?.oom_score_adj()))?;
     let plan = Plan {
         setup,
+        affinity,
         procfs: File::open("/proc").context(|| "open /proc".into())?.into(),
         init: pidfd,
         cgroup,
@@ -96,6 +103,9 @@ fn read_process(json: &[u8], init: &Process) -> Result<Process> {
     spec::check_process(&process)?;
     if process.capabilities().is_none() {
         process.set_capabilities(init.capabilities().clone());
+    }
+    if process.exec_cpu_affinity().is_none() {
+        process.set_exec_cpu_affinity(init.exec_cpu_affinity().clone());
     }
     if process.rlimits().is_none() {
         process.set_rlimits(init.rlimits().clone());
@@ -151,6 +161,7 @@ fn child(plan: Plan, gate: &OwnedFd) -> ! {
 fn enter(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)> {
     let Plan {
         mut setup,
+        affinity,
         process,
         procfs,
         init,
@@ -165,6 +176,7 @@ fn enter(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)
     }
     cgroup.join().map_err(|e| Error::Cgroup(e.to_string()))?;
     drop(cgroup);
+    affinity.settle()?;
     setup.open_labels(procfs.as_fd())?;
     drop(procfs);
     let kinds = NAMESPACES | if userns { libc::CLONE_NEWUSER } else { 0 };

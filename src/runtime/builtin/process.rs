@@ -6,13 +6,15 @@ use super::{caps, labels};
 use crate::runtime::error::Context;
 use crate::runtime::{Error, Result, seccomp_compile};
 use crate::sys;
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::sys::stat::{Mode, SFlag, fstat, umask};
 use nix::unistd::{Gid, Uid, fchown, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{LinuxSeccomp, Process};
 use std::ffi::CString;
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::io::{IoSlice, Read};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// A process with everything parsed and checked.
@@ -29,6 +31,8 @@ pub struct Setup {
     limits: Limits,
     labels: labels::Labels,
     filter: Option<(Vec<u8>, u64)>,
+    /// Where the filter's descriptor goes that tells of blocked calls.
+    listener: Option<UnixStream>,
     /// Whether the limits are set by this process itself.
     pub own_limits: bool,
 }
@@ -51,8 +55,13 @@ impl Setup {
             (Some(profile), Some(file)) => Some((seccomp_compile::load(file)?, seccomp_compile::flags(profile)?)),
             (Some(profile), None) => Some((seccomp_compile::compile(profile)?, seccomp_compile::flags(profile)?)),
         };
+        let path = seccomp.and_then(|profile| profile.listener_path().as_ref());
+        let connect = |path: &PathBuf| {
+            UnixStream::connect(path).context(|| format!("connect to seccomp listener {}", path.display()))
+        };
         let user = process.user();
         Ok(Setup {
+            listener: path.map(connect).transpose()?,
             args: strings(process.args().as_ref())?,
             env: strings(process.env().as_ref())?,
             cwd: process.cwd().clone(),
@@ -175,7 +184,7 @@ impl Setup {
             return Error::os("mark descriptors to be closed", e);
         }
         if let Some((program, flags)) = &self.filter {
-            if let Err(e) = sys::seccomp_set_filter(program, *flags) {
+            if let Err(e) = self.install(program, *flags) {
                 return Error::os("install the seccomp filter", e);
             }
             let kept = self.kept_for_filter();
@@ -208,6 +217,20 @@ impl Setup {
             Some(error) => failed(error),
             None => Error::StartFailed(format!("exec {name:?}: executable file not found in $PATH")),
         }
+    }
+
+    /// With a listener the filter is in force when its descriptor is handed over: the profile must allow `sendmsg`.
+    fn install(&self, program: &[u8], flags: u64) -> std::io::Result<()> {
+        let Some(listener) = &self.listener else {
+            return sys::seccomp_set_filter(program, flags);
+        };
+        let filter = sys::seccomp_set_listening_filter(program, flags)?;
+        let fds = [filter.as_raw_fd()];
+        // The part of the specification's container process state that says what the descriptor is.
+        let text = [IoSlice::new(br#"{"fds":["seccompFd"]}"#)];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        sendmsg::<UnixAddr>(listener.as_raw_fd(), &text, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(())
     }
 
     fn search_path(&self) -> String {

@@ -2,7 +2,7 @@
 
 use crate::runtime::error::Context;
 use crate::runtime::{Error, Result};
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Process, Spec};
 use std::path::{Path, PathBuf};
 
 /// A spec that has been found complete enough to run.
@@ -103,9 +103,17 @@ fn check_linux(linux: &Linux) -> Result<()> {
         ),
     ];
     let seccomp = linux.seccomp().as_ref();
+    let notify = |s: &LinuxSeccomp| {
+        let notifies = |action| action == LinuxSeccompAction::ScmpActNotify;
+        notifies(s.default_action()) || s.syscalls().iter().flatten().any(|rule| notifies(rule.action()))
+    };
     refused.push((
-        seccomp.is_some_and(|s| s.listener_path().is_some()),
-        "linux.seccomp.listenerPath",
+        seccomp.is_some_and(|s| notify(s) && s.listener_path().is_none()),
+        "SCMP_ACT_NOTIFY without linux.seccomp.listenerPath",
+    ));
+    refused.push((
+        seccomp.is_some_and(|s| !notify(s) && s.listener_path().is_some()),
+        "linux.seccomp.listenerPath without SCMP_ACT_NOTIFY",
     ));
     let namespaces: Vec<_> = linux.namespaces().iter().flatten().collect();
     refused.push((
@@ -145,7 +153,6 @@ pub fn check_process(process: &Process) -> Result<()> {
     let refused = [
         (process.io_priority().is_some(), "process.ioPriority"),
         (process.scheduler().is_some(), "process.scheduler"),
-        (process.exec_cpu_affinity().is_some(), "process.execCPUAffinity"),
     ];
     match refused.iter().find(|(found, _)| *found) {
         Some((_, what)) => Err(Error::Unsupported((*what).into())),

@@ -16,7 +16,9 @@ use program::Invocation;
 
 use super::{
     ContainerRef, CreateRequest, Created, Error, ExecRequest, Executed, Handler, Pending, Result, Stdio,
+    affinity::Affinity,
     checkpoint::{self, CheckpointRequest, DUMP_LOG, RestoreRequest},
+    class,
     error::Context as _,
     report::{self, Report, spawn_helper},
 };
@@ -27,17 +29,19 @@ use crate::cgroups;
 pub struct Command {
     path: PathBuf,
     root: Option<PathBuf>,
+    arguments: Vec<String>,
 }
 
 impl Command {
-    /// The program at `path`, which keeps its state below `root` (its own default if `None`).
+    /// The program at `path`, which keeps its state below `root` (its own default if `None`) and gets `arguments` before
+    /// all others.
     #[must_use]
-    pub fn new(path: PathBuf, root: Option<PathBuf>) -> Command {
-        Command { path, root }
+    pub fn new(path: PathBuf, root: Option<PathBuf>, arguments: Vec<String>) -> Command {
+        Command { path, root, arguments }
     }
 
     fn invocation(&self, bundle: &std::path::Path) -> Invocation {
-        Invocation::new(&self.path, self.root.as_deref(), bundle)
+        Invocation::new(&self.path, self.root.as_deref(), &self.arguments, bundle)
     }
 }
 
@@ -51,6 +55,7 @@ fn kept(stdio: &Stdio) -> Vec<RawFd> {
 impl Handler for Command {
     fn create(&self, request: &CreateRequest) -> Result<Pending> {
         spawn_helper(&kept(&request.stdio), || {
+            class::join(request.class)?;
             let mut invocation = self.invocation(request.bundle);
             invocation.arguments(["create", "--bundle", ".", "--pid-file", program::PID_FILE]);
             let (pid, console) = invocation.run_detached(&request.stdio, request.id)?;
@@ -74,7 +79,7 @@ impl Handler for Command {
 
     fn start(&self, container: &ContainerRef, _created: &mut Created) -> Result<Pending> {
         spawn_helper(&[], || {
-            let mut invocation = Invocation::without_bundle(&self.path, self.root.as_deref());
+            let mut invocation = Invocation::without_bundle(&self.path, self.root.as_deref(), &self.arguments);
             invocation.arguments(["start", container.id]);
             invocation
                 .run()
@@ -89,6 +94,11 @@ impl Handler for Command {
 
     fn exec(&self, request: &ExecRequest) -> Result<Pending> {
         spawn_helper(&kept(&request.stdio), || {
+            class::join(request.class)?;
+            // What the program starts inherits it, whether it knows of such a wish or not.
+            let process = serde_json::from_slice(request.process_json);
+            let process = process.map_err(|error| Error::InvalidSpec(format!("process to execute: {error}")))?;
+            Affinity::of(&process)?.begin()?;
             let process = request.bundle.join(format!("exec-{}.json", std::process::id()));
             fs::write(&process, request.process_json)
                 .context(|| format!("write the process of an exec to {}", process.display()))?;

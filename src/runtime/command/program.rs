@@ -28,21 +28,21 @@ pub(super) struct Invocation {
 }
 
 impl Invocation {
-    pub(super) fn new(program: &Path, root: Option<&Path>, bundle: &Path) -> Self {
+    pub(super) fn new(program: &Path, root: Option<&Path>, first: &[String], bundle: &Path) -> Self {
         let _ = fs::remove_file(bundle.join(LOG_FILE));
-        let mut invocation = Self::in_directory(program, root, bundle);
+        let mut invocation = Self::in_directory(program, root, first, bundle);
         invocation.arguments(["--log", LOG_FILE, "--log-format", "json"]);
         invocation
     }
 
     /// For an operation that is told no bundle: what fails is on stderr.
-    pub(super) fn without_bundle(program: &Path, root: Option<&Path>) -> Self {
-        Self::in_directory(program, root, Path::new("/"))
+    pub(super) fn without_bundle(program: &Path, root: Option<&Path>, first: &[String]) -> Self {
+        Self::in_directory(program, root, first, Path::new("/"))
     }
 
-    fn in_directory(program: &Path, root: Option<&Path>, bundle: &Path) -> Self {
+    fn in_directory(program: &Path, root: Option<&Path>, first: &[String], bundle: &Path) -> Self {
         let mut command = Command::new(program);
-        command.current_dir(bundle);
+        command.current_dir(bundle).args(first);
         if let Some(root) = root {
             command.arg("--root").arg(root);
         }
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn a_program_that_does_not_exist_is_named() {
         let dir = std::env::temp_dir();
-        let error = Invocation::new(Path::new("/no/such/runtime"), None, &dir)
+        let error = Invocation::new(Path::new("/no/such/runtime"), None, &[], &dir)
             .run()
             .unwrap_err();
         assert!(error.to_string().contains("/no/such/runtime"), "{error}");

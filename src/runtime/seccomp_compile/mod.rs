@@ -22,7 +22,7 @@ const MAX_INSTRUCTIONS: usize = 4096;
 /// Compile a profile to an array of `struct sock_filter` in native byte order.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for the notify action and [`Error::InvalidSpec`] for values out of range.
+/// [`Error::InvalidSpec`] for values out of range.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut sections = Vec::new();
@@ -57,6 +57,21 @@ pub fn flags(profile: &LinuxSeccomp) -> Result<u64> {
         };
     }
     Ok(flags)
+}
+
+/// Name of a system call, by the architecture and number that a filter is given. The kernel's tables are in order, and
+/// few are asked for: they are searched.
+pub fn name(arch: u32, number: u32) -> Option<&'static str> {
+    let known = [Abi::X86_64, Abi::X32, Abi::X86, Abi::Aarch64, Abi::Arm];
+    let abi = known
+        .into_iter()
+        .find(|abi| abi.token() == arch && (number & tables::X32_BIT) == abi.base())?;
+    abi.lines().find_map(|(name, known)| (known == number).then_some(name))
+}
+
+/// Names of all system calls of this machine's programs.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    Abi::NATIVE.lines().map(|(name, _)| name)
 }
 
 /// Put a compiled program where [`load`] finds it; a reader sees all of it or nothing.
@@ -97,7 +112,7 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32> {
         LinuxSeccompAction::ScmpActTrace => libc::SECCOMP_RET_TRACE | u32::from(data(libc::EPERM)?),
         LinuxSeccompAction::ScmpActLog => libc::SECCOMP_RET_LOG,
         LinuxSeccompAction::ScmpActAllow => libc::SECCOMP_RET_ALLOW,
-        LinuxSeccompAction::ScmpActNotify => return Err(Error::Unsupported("seccomp action SCMP_ACT_NOTIFY".into())),
+        LinuxSeccompAction::ScmpActNotify => libc::SECCOMP_RET_USER_NOTIF,
     })
 }
 

@@ -42,6 +42,11 @@ impl Abi {
     }
 
     pub fn table(self) -> HashMap<&'static str, u32> {
+        self.lines().collect()
+    }
+
+    /// Names and numbers.
+    pub fn lines(self) -> impl Iterator<Item = (&'static str, u32)> {
         let text = match self {
             Abi::X86_64 => include_str!("syscalls/x86_64"),
             Abi::X86 => include_str!("syscalls/x86"),
@@ -49,12 +54,10 @@ impl Abi {
             Abi::Aarch64 => include_str!("syscalls/aarch64"),
             Abi::Arm => include_str!("syscalls/arm"),
         };
-        text.lines()
-            .filter_map(|line| {
-                let (name, number) = line.split_once(' ')?;
-                Some((name, number.parse::<u32>().ok()? + self.base()))
-            })
-            .collect()
+        text.lines().filter_map(move |line| {
+            let (name, number) = line.split_once(' ')?;
+            Some((name, number.parse::<u32>().ok()? + self.base()))
+        })
     }
 }
 
