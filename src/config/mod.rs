@@ -9,6 +9,7 @@
 mod containers;
 mod handlers;
 mod model;
+mod network;
 mod source;
 mod validate;
 
@@ -16,9 +17,10 @@ use std::path::{Path, PathBuf};
 
 pub use containers::{Containers, ImageVolumes, MissingHostPaths, Ulimit, parse_device};
 pub use model::{
-    BUILTIN_RUNTIME, BlockIoClass, BuiltinNetwork, Cdi, CgroupDriver, Cni, Config, IpPreference, Log, LogFormat,
-    NetworkMode, Pull, Registry, RuntimeHandler, SeccompDefault, Streaming, parse_size,
+    BUILTIN_RUNTIME, BlockIoClass, Cdi, CgroupDriver, Config, IpPreference, Log, LogFormat, NetworkMode, Pull,
+    Registry, RuntimeHandler, SeccompDefault, Streaming, parse_size,
 };
+pub use network::{BuiltinNetwork, Cni};
 use source::Layers;
 
 /// Where the configuration is looked for when no path is given; it may be absent.

@@ -30,6 +30,7 @@ mod tests;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub use bandwidth::Bandwidth;
 pub use connect::connect;
@@ -80,6 +81,12 @@ pub struct PodNetwork {
     pub labels: HashMap<String, String>,
     /// Cgroup of the pod, for plugins with the `cgroupPath` capability.
     pub cgroup_parent: String,
+    /// The pod's runtime handler, which may have networks of its own.
+    pub handler: String,
+    /// Addresses that it shall have, where they are asked for.
+    pub ips: Vec<String>,
+    /// Hardware address that it shall have, where one is asked for.
+    pub mac: Option<String>,
 }
 
 /// Whether pods can be attached.
@@ -93,6 +100,20 @@ pub struct NetworkStatus {
     pub message: String,
 }
 
+impl NetworkStatus {
+    fn ready() -> Self {
+        Self {
+            ready: true,
+            reason: String::new(),
+            message: String::new(),
+        }
+    }
+}
+
+/// The network that a pod will be attached to, found ready.
+#[derive(Debug)]
+pub struct Ready(Option<cni::Lists>);
+
 /// The networks of this node; a clone is another handle to the same ones.
 #[derive(Debug, Clone)]
 pub struct Networks(Arc<Kinds>);
@@ -102,6 +123,9 @@ pub struct Networks(Arc<Kinds>);
 struct Kinds {
     mode: NetworkMode,
     preference: IpPreference,
+    default_handler: String,
+    /// For so long a pod waits at most for a network that is not ready.
+    patience: Duration,
     builtin: Builtin,
     cni: Cni,
 }
@@ -113,10 +137,12 @@ impl Networks {
     /// When a setting can't be used or the state directory can't be read.
     pub async fn open(cfg: &Config) -> Result<Self> {
         let builtin = Builtin::open(&cfg.builtin_network, &cfg.state_dir).await?;
-        let cni = Cni::open(&cfg.cni, cfg.network == NetworkMode::Cni).await?;
+        let cni = Cni::open(cfg, cfg.network == NetworkMode::Cni).await?;
         Ok(Self(Arc::new(Kinds {
             mode: cfg.network,
             preference: cfg.ip_preference,
+            default_handler: cfg.default_runtime.clone(),
+            patience: Duration::from_secs(cfg.cni.ready_wait_secs),
             builtin,
             cni,
         })))
@@ -144,23 +170,72 @@ impl Networks {
         namespaces::remove(dir).await
     }
 
+    /// Whether a pod can be attached without waiting; reads memory only.
+    #[must_use]
+    pub fn is_usable(&self, pod: &PodNetwork) -> bool {
+        match self.0.mode {
+            NetworkMode::Builtin => true,
+            NetworkMode::Cni => self.0.cni.is_usable(&pod.handler),
+        }
+    }
+
+    /// Waits until the configured network is ready, at most until `deadline` and for as long as the configuration says.
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] when it is not by then.
+    pub async fn ready(&self, pod: &PodNetwork, deadline: Option<Instant>) -> Result<Ready> {
+        match self.0.mode {
+            NetworkMode::Builtin => Ok(Ready(None)),
+            NetworkMode::Cni => {
+                let last = Instant::now() + self.0.patience;
+                let deadline = deadline.map_or(last, |deadline| deadline.min(last));
+                self.0.cni.ready(&pod.handler, deadline).await.map(Some).map(Ready)
+            }
+        }
+    }
+
     /// Attaches the pod to the configured network. `note` gets the record to store before the first operation that
     /// needs undoing; the record that is returned replaces it. After an error what was done is undone as far as that
     /// works, and a detach with the noted record stays allowed.
     ///
     /// # Errors
-    /// When the network is not ready, addresses or ports are taken, the kernel or a plugin refuses.
+    /// When addresses or ports are taken, the kernel or a plugin refuses.
     pub async fn attach<N: Future<Output = ()> + Send>(
         &self,
         pod: &PodNetwork,
+        ready: Ready,
         note: impl FnOnce(record::Network) -> N + Send,
     ) -> Result<record::Network> {
-        let mut network = match self.0.mode {
-            NetworkMode::Builtin => self.0.builtin.attach(pod, note).await,
-            NetworkMode::Cni => self.0.cni.attach(pod, note).await,
+        let mut network = match ready.0 {
+            None => self.0.builtin.attach(pod, note).await,
+            Some(lists) => {
+                let answered = |_| std::future::ready(Ok(()));
+                self.0.cni.attach(pod, &lists, note, answered).await
+            }
         }?;
         order(&mut network.ips, self.0.preference);
         Ok(network)
+    }
+
+    /// Takes the pod CIDR that kubelet tells, a list of ranges separated by commas: where CNI has a template and no
+    /// configuration, one is made.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when it is not a list of ranges; when the template can't be used.
+    pub async fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
+        let ranges = cni::ranges(cidr).map_err(|reason| Error::Setting {
+            setting: "pod_cidr",
+            reason,
+        })?;
+        if self.0.mode == NetworkMode::Cni && self.0.cni.render(&ranges).await? {
+            tracing::info!(cidr, "made a CNI configuration for kubelet's pod CIDR");
+        } else {
+            tracing::info!(
+                cidr,
+                "kubelet's pod CIDR: pods get their addresses from the configured network instead"
+            );
+        }
+        Ok(())
     }
 
     /// Detaches the pod: any number of times, after a partial attach, when its namespace is gone, and by what the
@@ -185,15 +260,12 @@ impl Networks {
         counters::read(netns).await
     }
 
-    /// Whether pods can be attached; reads memory only.
+    /// Whether pods of the default handler can be attached; reads memory only.
+    #[must_use]
     pub fn status(&self) -> NetworkStatus {
         match self.0.mode {
-            NetworkMode::Builtin => NetworkStatus {
-                ready: true,
-                reason: String::new(),
-                message: String::new(),
-            },
-            NetworkMode::Cni => self.0.cni.status(),
+            NetworkMode::Builtin => NetworkStatus::ready(),
+            NetworkMode::Cni => self.0.cni.status(&self.0.default_handler),
         }
     }
 
@@ -202,7 +274,8 @@ impl Networks {
     ///
     /// # Errors
     /// When the state directory can't be read or the kernel refuses.
-    pub async fn recover(&self, live: &[(String, record::Network)]) -> Result<()> {
+    pub async fn recover(&self, live: &[(PodNetwork, record::Network)]) -> Result<()> {
+        self.0.cni.recover(live);
         self.0.builtin.recover(live, self.0.mode == NetworkMode::Builtin).await
     }
 

@@ -87,7 +87,10 @@ impl Builtin {
                 reason,
             });
         }
-        let mut subnets = vec![Subnet::parse("builtin_network.subnet", &config.subnet, false)?];
+        let mut subnets = Vec::new();
+        if !config.subnet.is_empty() {
+            subnets.push(Subnet::parse("builtin_network.subnet", &config.subnet, false)?);
+        }
         if let Some(v6) = &config.subnet_v6 {
             subnets.push(Subnet::parse("builtin_network.subnet_v6", v6, true)?);
         }
@@ -193,11 +196,11 @@ impl Builtin {
     }
 
     /// See [`super::Networks::recover`]. A network that is not `configured` is left alone unless it is in use.
-    pub(super) async fn recover(&self, live: &[(String, record::Network)], configured: bool) -> Result<()> {
+    pub(super) async fn recover(&self, live: &[(PodNetwork, record::Network)], configured: bool) -> Result<()> {
         let live: Vec<(String, Vec<String>)> = live
             .iter()
             .filter(|(_, network)| network.kind == KIND)
-            .map(|(id, network)| (id.clone(), network.ips.clone()))
+            .map(|(pod, network)| (pod.pod_id.clone(), network.ips.clone()))
             .collect();
         let pods: HashSet<String> = live.iter().map(|(id, _)| id.clone()).collect();
         let mut held = self.held.lock().await;

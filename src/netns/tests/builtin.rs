@@ -61,7 +61,7 @@ fn pods_reach_each_other_and_the_outside_behind_the_nodes_address() {
             noted = Some(network);
             ready(())
         };
-        let at = networks.attach(&a, note).await.unwrap();
+        let at = try_attach(&networks, &a, note).await.unwrap();
         let bt = attach(&networks, &b).await;
         assert_eq!(noted.as_ref(), Some(&at));
         assert_eq!((at.kind.as_str(), at.attempted, at.ips.len()), ("builtin", true, 2));
@@ -133,7 +133,10 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
 
         let mut rival = node.pod(&networks, "rival").await;
         rival.port_mappings = vec![mapping(9999, 1, ""), mapping(8080, 1, "")];
-        let error = networks.attach(&rival, |_| ready(())).await.unwrap_err().to_string();
+        let error = try_attach(&networks, &rival, |_| ready(()))
+            .await
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, format!("host port tcp/8080 is held by pod {}", a.pod_id));
         assert!(
             !node.leases().iter().any(|name| name.contains("9999")),
@@ -243,7 +246,7 @@ fn recovery_keeps_the_living_and_releases_the_rest() {
         // Someone flushed the rules meanwhile.
         crate::netns::nft::Table::new("wharf0", vec![]).remove().unwrap();
         let networks = node.networks().await;
-        networks.recover(&[(a.pod_id.clone(), at.clone())]).await.unwrap();
+        networks.recover(&[(a.clone(), at.clone())]).await.unwrap();
         assert_eq!(
             node.leases(),
             [
@@ -278,7 +281,10 @@ fn a_small_subnet_runs_out_and_recovers() {
             pods.push((pod, network));
         }
         let late = node.pod(&networks, "late").await;
-        let error = networks.attach(&late, |_| ready(())).await.unwrap_err().to_string();
+        let error = try_attach(&networks, &late, |_| ready(()))
+            .await
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, "no free address in 10.77.0.0/29");
         networks.detach(&pods[2].0, &pods[2].1).await.unwrap();
         assert_eq!(attach(&networks, &late).await.ips, pods[2].1.ips);

@@ -95,7 +95,10 @@ fn a_plugin_that_hangs_is_killed_with_what_it_started() {
         configure(&node, "a.conf", &of_type("slow"));
         let networks = node.networks().await;
         let pod = node.pod(&networks, "a").await;
-        let error = networks.attach(&pod, |_| ready(())).await.unwrap_err().to_string();
+        let error = try_attach(&networks, &pod, |_| ready(()))
+            .await
+            .unwrap_err()
+            .to_string();
         for word in ["slow", "ADD", "2s", "thinking", &pod.netns.display().to_string()] {
             assert!(error.contains(word), "{error}");
         }
@@ -142,14 +145,13 @@ fn garbage_and_errors_name_the_plugin() {
         ] {
             configure(&node, "a.conf", &of_type(kind));
             let mut noted = None;
-            let error = networks
-                .attach(&pod, |network| {
-                    noted = Some(network);
-                    ready(())
-                })
-                .await
-                .unwrap_err()
-                .to_string();
+            let error = try_attach(&networks, &pod, |network| {
+                noted = Some(network);
+                ready(())
+            })
+            .await
+            .unwrap_err()
+            .to_string();
             assert!(
                 error.contains(words) && error.contains(&format!("plugin {kind}")),
                 "{error}"
