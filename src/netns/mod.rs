@@ -11,13 +11,16 @@ mod cni;
 mod connect;
 mod counters;
 mod error;
+mod knob;
 mod link;
 mod namespaces;
 mod nft;
+mod ports;
 mod shape;
 mod socket;
 mod subnet;
 mod sysctl;
+mod task;
 mod thread;
 mod users;
 
@@ -28,8 +31,9 @@ pub use cni::fuzzing;
 mod tests;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use bandwidth::Bandwidth;
@@ -42,6 +46,9 @@ use wharf_proto::{cri, record};
 use crate::config::{Config, IpPreference, NetworkMode};
 use builtin::Builtin;
 use cni::Cni;
+use nft::Monitor;
+use ports::HostPorts;
+use task::Task;
 
 /// Which namespaces a pod gets of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -126,8 +133,10 @@ struct Kinds {
     default_handler: String,
     /// For so long a pod waits at most for a network that is not ready.
     patience: Duration,
-    builtin: Builtin,
+    builtin: Arc<Builtin>,
     cni: Cni,
+    ports: HostPorts,
+    guard: Mutex<Option<Task>>,
 }
 
 impl Networks {
@@ -136,7 +145,8 @@ impl Networks {
     /// # Errors
     /// When a setting can't be used or the state directory can't be read.
     pub async fn open(cfg: &Config) -> Result<Self> {
-        let builtin = Builtin::open(&cfg.builtin_network, &cfg.state_dir).await?;
+        let builtin = Arc::new(Builtin::open(&cfg.builtin_network, &cfg.state_dir).await?);
+        let ports = HostPorts::open(&cfg.builtin_network.bridge, &cfg.state_dir).await?;
         let cni = Cni::open(cfg, cfg.network == NetworkMode::Cni).await?;
         Ok(Self(Arc::new(Kinds {
             mode: cfg.network,
@@ -145,6 +155,8 @@ impl Networks {
             patience: Duration::from_secs(cfg.cni.ready_wait_secs),
             builtin,
             cni,
+            ports,
+            guard: Mutex::default(),
         })))
     }
 
@@ -206,15 +218,41 @@ impl Networks {
         ready: Ready,
         note: impl FnOnce(record::Network) -> N + Send,
     ) -> Result<record::Network> {
-        let mut network = match ready.0 {
-            None => self.0.builtin.attach(pod, note).await,
-            Some(lists) => {
-                let answered = |_| std::future::ready(Ok(()));
-                self.0.cni.attach(pod, &lists, note, answered).await
+        let mut noted = None;
+        let note = |network: record::Network| {
+            noted = Some(network.clone());
+            note(network)
+        };
+        match self.attach_with_ports(pod, ready, note).await {
+            Ok(mut network) => {
+                order(&mut network.ips, self.0.preference);
+                Ok(network)
             }
-        }?;
-        order(&mut network.ips, self.0.preference);
-        Ok(network)
+            Err(error) => {
+                if let Err(second) = self.detach(pod, &noted.unwrap_or_default()).await {
+                    tracing::warn!(pod = pod.pod_id, error = %second, "could not undo a failed attach; a detach is due");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn attach_with_ports<N: Future<Output = ()> + Send>(
+        &self,
+        pod: &PodNetwork,
+        ready: Ready,
+        note: impl FnOnce(record::Network) -> N + Send,
+    ) -> Result<record::Network> {
+        let ports = &self.0.ports;
+        // A plugin that makes host ports knows which are taken.
+        if ready.0.as_ref().is_none_or(|lists| Cni::lacks_host_ports(lists)) {
+            ports.take(&pod.pod_id, &pod.port_mappings).await?;
+        }
+        let answered = async |addresses: Vec<(IpAddr, u8)>| ports.lead(&pod.pod_id, &addresses).await;
+        match ready.0 {
+            None => self.0.builtin.attach(pod, note, answered).await,
+            Some(lists) => self.0.cni.attach(pod, &lists, note, answered).await,
+        }
     }
 
     /// Takes the pod CIDR that kubelet tells, a list of ranges separated by commas: where CNI has a template and no
@@ -244,12 +282,15 @@ impl Networks {
     /// # Errors
     /// When something could not be released; call again.
     pub async fn detach(&self, pod: &PodNetwork, network: &record::Network) -> Result<()> {
-        match network.kind.as_str() {
+        // No port may lead to an address that is somebody else's by then.
+        let ports = self.0.ports.give_back(&pod.pod_id).await;
+        let detached = match network.kind.as_str() {
             builtin::KIND => self.0.builtin.detach(pod, network).await,
             cni::KIND => self.0.cni.detach(pod, network).await,
             // Nothing was noted, so nothing was done.
             _ => Ok(()),
-        }
+        };
+        ports.and(detached)
     }
 
     /// Counters of the devices in a pod's pinned network namespace, without the loopback device.
@@ -276,7 +317,19 @@ impl Networks {
     /// When the state directory can't be read or the kernel refuses.
     pub async fn recover(&self, live: &[(PodNetwork, record::Network)]) -> Result<()> {
         self.0.cni.recover(live);
-        self.0.builtin.recover(live, self.0.mode == NetworkMode::Builtin).await
+        self.0
+            .builtin
+            .recover(live, self.0.mode == NetworkMode::Builtin)
+            .await?;
+        let pods = live.iter().map(|(pod, _)| pod.pod_id.clone());
+        self.0.ports.recover(pods.collect()).await?;
+        let guard = Task::spawn(guard(
+            Monitor::open()?,
+            Arc::clone(&self.0.builtin),
+            self.0.ports.clone(),
+        ));
+        *self.0.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+        Ok(())
     }
 
     /// Takes down what pods share (bridge, rules) when no pod is attached; to be called when the daemon ends.
@@ -284,7 +337,24 @@ impl Networks {
     /// # Errors
     /// When the kernel refuses; the next start finds it.
     pub async fn release_unused(&self) -> Result<()> {
-        self.0.builtin.release_unused().await
+        let ports = self.0.ports.release_unused().await;
+        self.0.builtin.release_unused().await.and(ports)
+    }
+}
+
+/// Makes rules anew when somebody else takes them away.
+async fn guard(monitor: Monitor, builtin: Arc<Builtin>, ports: HostPorts) {
+    loop {
+        let ours = |table: &str| table == ports.table() || builtin.has_table(table);
+        if let Err(error) = monitor.lost(ours).await {
+            tracing::error!(%error, "rules that somebody takes away will not be made anew");
+            return;
+        }
+        let made = builtin.rebuild().await.and(ports.rebuild().await);
+        match made {
+            Ok(()) => tracing::warn!("somebody took away rules of Wharf's nftables tables; they are made anew"),
+            Err(error) => tracing::error!(%error, "make nftables rules anew that somebody took away"),
+        }
     }
 }
 

@@ -7,27 +7,17 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use tokio::time::{sleep_until, timeout_at};
 
 use super::config::NetworkList;
 use super::health::Health;
 use super::plugin::{Call, Runner};
 use super::watch::Watch;
+use crate::netns::task::Task;
 use crate::netns::{Error, Result, thread};
 
 /// STATUS came with this version.
 const STATUS_SINCE: &str = "1.1.0";
-
-/// A task that ends with its owner.
-#[derive(Debug)]
-pub(super) struct Task(pub(super) AbortHandle);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
 
 /// What is known of a directory.
 #[derive(Debug, Clone, Default)]
@@ -94,9 +84,7 @@ impl Directory {
             // Watching begins before looking, so that no change falls in between.
             let first = Watch::new(path)?;
             shared.look().await;
-            Some(Task(
-                tokio::spawn(Arc::clone(&shared).keep_looking(first)).abort_handle(),
-            ))
+            Some(Task::spawn(Arc::clone(&shared).keep_looking(first)))
         } else {
             None
         };

@@ -25,11 +25,12 @@ use nix::sys::statfs::{FsType, statfs};
 use serde_json::{Map, Value};
 use wharf_proto::record;
 
+use super::task::Task;
 use super::{Error, NetworkStatus, PodNetwork, Result, thread};
 use crate::config::Config;
 use cache::{Cache, Entry};
 use config::NetworkList;
-use dir::{Directory, Habits, Task};
+use dir::{Directory, Habits};
 use plugin::{Call, Runner};
 pub(super) use result::Address;
 pub(super) use template::ranges;
@@ -178,13 +179,12 @@ impl Cni {
         *self.inner.attached.lock().unwrap_or_else(PoisonError::into_inner) = attached;
         if self.watched && !self.upkeep.is_zero() {
             let rounds = upkeep::rounds(Arc::clone(&self.inner), Arc::clone(&self.directories), self.upkeep);
-            let task = Task(tokio::spawn(rounds).abort_handle());
-            *self.upkeeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+            *self.upkeeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(Task::spawn(rounds));
         }
     }
 
     /// Attaches a pod to `lists`. `answered` gets its addresses on the first network before the attach counts as done; if it
-    /// fails, so does the attach. See [`super::Networks::attach`].
+    /// fails, so does the attach. What was done before an error is for [`Cni::detach`]. See [`super::Networks::attach`].
     pub(super) async fn attach<N: Future<Output = ()> + Send, A: Future<Output = Result<()>> + Send>(
         &self,
         pod: &PodNetwork,
@@ -214,7 +214,7 @@ impl Cni {
         // Before anything is done: GC must spare it from now on.
         self.inner.remember(pod, &network);
         note(network.clone()).await;
-        let added = async {
+        {
             let _turn = self.inner.turns.read().await;
             let (answer, addresses) = self.inner.add(pod, first, &format!("{DEVICE}0")).await?;
             network.cni_result = answer.to_string().into_bytes();
@@ -223,21 +223,10 @@ impl Cni {
                 let (answer, _) = self.inner.add(pod, list, &part.device).await?;
                 part.result = answer.to_string().into_bytes();
             }
-            answered(addresses).await
+            answered(addresses).await?;
         }
-        .await;
-        match added {
-            Ok(()) => {
-                self.inner.remember(pod, &network);
-                Ok(network)
-            }
-            Err(error) => {
-                if let Err(second) = self.detach(pod, &network).await {
-                    tracing::warn!(pod = pod.pod_id, error = %second, "CNI DEL after a failed ADD; a detach is due");
-                }
-                Err(error)
-            }
-        }
+        self.inner.remember(pod, &network);
+        Ok(network)
     }
 
     /// See [`super::Networks::detach`]. Every plugin gets its turn; the first error is returned.

@@ -137,6 +137,15 @@ impl Node {
         names.sort();
         names
     }
+
+    /// Pods with host ports, by what is on disk.
+    fn ports(&self) -> Vec<String> {
+        let dir = self.config.state_dir.join("ipam/ports");
+        let entries = std::fs::read_dir(dir).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
 }
 
 /// Runs `work` on a thread in the namespace pinned at `netns`.
