@@ -62,6 +62,10 @@ pub struct RuntimeHandler {
     pub seccomp_profile: Option<PathBuf>,
     /// Seconds after which a container that is being made and started is given up; 0 is never.
     pub create_timeout_secs: u64,
+    /// Where the CNI configurations of its pods lie; unset is `cni.conf_dir`. Absolute.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// How many networks its pods are attached to at most; unset is `cni.max_networks`.
+    pub cni_max_networks: Option<usize>,
 }
 
 /// The annotation that has blocked system calls told, and its older name.
@@ -93,6 +97,8 @@ impl Default for RuntimeHandler {
             min_memory: LEAST_MEMORY,
             seccomp_profile: None,
             create_timeout_secs: 240,
+            cni_conf_dir: None,
+            cni_max_networks: None,
         }
     }
 }

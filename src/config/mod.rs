@@ -10,6 +10,7 @@ mod containers;
 mod handlers;
 mod isolation;
 mod model;
+mod network;
 mod source;
 mod validate;
 
@@ -19,9 +20,10 @@ pub use containers::{Containers, ImageVolumes, MissingHostPaths, Ulimit, parse_d
 pub use handlers::{ExecCpuAffinity, RuntimeHandler, SECCOMP_NOTIFIER};
 pub use isolation::{CpuIsolation, CpuSet};
 pub use model::{
-    BUILTIN_RUNTIME, BlockIoClass, BuiltinNetwork, Cdi, CgroupDriver, Cni, Config, IpPreference, Log, LogFormat,
-    NetworkMode, Pull, Rdt, Registry, SeccompDefault, Streaming, TlsVersion, parse_size,
+    BUILTIN_RUNTIME, BlockIoClass, Cdi, CgroupDriver, Config, IpPreference, Log, LogFormat, NetworkMode, Pull, Rdt,
+    Registry, SeccompDefault, Streaming, TlsVersion, parse_size,
 };
+pub use network::{BuiltinNetwork, Cni};
 use source::Layers;
 
 /// Where the configuration is looked for when no path is given; it may be absent.

@@ -6,7 +6,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{containers::Containers, handlers::RuntimeHandler, isolation::CpuIsolation};
+use super::{
+    containers::Containers,
+    handlers::RuntimeHandler,
+    isolation::CpuIsolation,
+    network::{BuiltinNetwork, Cni},
+};
 
 /// Name of the runtime handler that is always there: Wharf's own OCI runtime.
 pub const BUILTIN_RUNTIME: &str = "builtin";
@@ -184,32 +189,6 @@ pub struct Registry {
     pub mirrors: Vec<String>,
 }
 
-/// The Container Network Interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Cni {
-    /// Where network configurations lie; the first by name is used.
-    pub conf_dir: PathBuf,
-    /// Where plugins are looked for, in this order.
-    pub bin_dirs: Vec<PathBuf>,
-    /// Seconds after which a plugin is killed; 1 to 600.
-    pub timeout_secs: u64,
-}
-
-/// Wharf's own network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BuiltinNetwork {
-    /// Name of the bridge device; made when absent.
-    pub bridge: String,
-    /// IPv4 addresses of pods in CIDR notation; the first is the bridge's.
-    pub subnet: String,
-    /// IPv6 addresses of pods in CIDR notation; unset is IPv4 only.
-    pub subnet_v6: Option<String>,
-    /// Largest packet in bytes; unset follows the device of the default route.
-    pub mtu: Option<u32>,
-}
-
 /// What a container gets that asks for no seccomp profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -341,27 +320,6 @@ impl Default for Log {
         Self {
             level: "info".into(),
             format: LogFormat::Text,
-        }
-    }
-}
-
-impl Default for Cni {
-    fn default() -> Self {
-        Self {
-            conf_dir: "/etc/cni/net.d".into(),
-            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
-            timeout_secs: 60,
-        }
-    }
-}
-
-impl Default for BuiltinNetwork {
-    fn default() -> Self {
-        Self {
-            bridge: "wharf0".into(),
-            subnet: "10.121.0.0/16".into(),
-            subnet_v6: None,
-            mtu: None,
         }
     }
 }

@@ -19,9 +19,9 @@ pub struct Fault {
     pub message: String,
 }
 
-type Check = Result<(), Fault>;
+pub(super) type Check = Result<(), Fault>;
 
-fn fault(key: &[&str], message: impl Into<String>) -> Check {
+pub(super) fn fault(key: &[&str], message: impl Into<String>) -> Check {
     Err(Fault {
         key: key.iter().map(|part| (*part).to_owned()).collect(),
         message: message.into(),
@@ -55,11 +55,7 @@ pub fn check(config: &Config) -> Check {
     }
     pinned_images(config)?;
     registries(config)?;
-    if config.cni.bin_dirs.is_empty() {
-        return fault(&["cni", "bin_dirs"], "needs at least one directory");
-    }
-    range(&["cni", "timeout_secs"], config.cni.timeout_secs, 1, 600)?;
-    builtin_network(config)?;
+    super::network::check(config)?;
     range(&["max_log_line"], u64::from(config.max_log_line), 256, 1 << 20)?;
     if config.log_rate_limit > 0 {
         range(
@@ -195,14 +191,14 @@ fn streaming(config: &Config) -> Check {
     }
 }
 
-fn absolute(key: &[&str], path: &Path) -> Check {
+pub(super) fn absolute(key: &[&str], path: &Path) -> Check {
     if path.is_absolute() {
         return Ok(());
     }
     fault(key, format!("\"{}\" is not an absolute path", path.display()))
 }
 
-fn range(key: &[&str], value: u64, low: u64, high: u64) -> Check {
+pub(super) fn range(key: &[&str], value: u64, low: u64, high: u64) -> Check {
     if (low..=high).contains(&value) {
         return Ok(());
     }
@@ -286,57 +282,6 @@ fn is_host(text: &str) -> bool {
         .and_then(|h| h.strip_suffix(']'))
         .is_some_and(|h| h.parse::<IpAddr>().is_ok());
     !host.is_empty() && (named || v6) && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
-}
-
-fn builtin_network(config: &Config) -> Check {
-    let network = &config.builtin_network;
-    let bridge = &network.bridge;
-    if bridge.is_empty() || bridge.len() > 15 || bridge.contains(['/', ' ', ':']) || bridge.starts_with('.') {
-        return fault(
-            &["builtin_network", "bridge"],
-            format!("\"{bridge}\" is no device name (1 to 15 characters)"),
-        );
-    }
-    subnet(&["builtin_network", "subnet"], &network.subnet, false)?;
-    if let Some(v6) = &network.subnet_v6 {
-        subnet(&["builtin_network", "subnet_v6"], v6, true)?;
-    }
-    match network.mtu {
-        Some(mtu) => range(&["builtin_network", "mtu"], u64::from(mtu), 1280, 65535),
-        None => Ok(()),
-    }
-}
-
-fn subnet(key: &[&str], text: &str, v6: bool) -> Check {
-    let (low, high, example) = if v6 {
-        (48, 124, "fd57:1::/64")
-    } else {
-        (8, 29, "10.121.0.0/16")
-    };
-    let parsed = text
-        .split_once('/')
-        .and_then(|(address, prefix)| Some((address.parse::<IpAddr>().ok()?, prefix.parse::<u64>().ok()?)));
-    let Some((address, prefix)) = parsed.filter(|(address, _)| address.is_ipv6() == v6) else {
-        let family = if v6 { "IPv6" } else { "IPv4" };
-        return fault(
-            key,
-            format!("\"{text}\" is not an {family} network such as \"{example}\""),
-        );
-    };
-    if !(low..=high).contains(&prefix) {
-        return fault(key, format!("the prefix /{prefix} is not between /{low} and /{high}"));
-    }
-    let (bits, width) = match address {
-        IpAddr::V4(v4) => (u128::from(v4.to_bits()), 32),
-        IpAddr::V6(v6) => (v6.to_bits(), 128),
-    };
-    if bits & ((1u128 << (width - prefix)) - 1) != 0 {
-        return fault(
-            key,
-            format!("\"{text}\" has bits set beyond its prefix; name the network's first address"),
-        );
-    }
-    Ok(())
 }
 
 fn apparmor(config: &Config) -> Check {

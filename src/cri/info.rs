@@ -104,9 +104,8 @@ impl Face {
         })
     }
 
-    /// Kubelet tells the node's pod CIDR. Wharf's networks take their ranges from the configuration (built-in) or from
-    /// the CNI configuration; the CIDR is noted in the log, as an address outside of it will not be routed.
-    pub(super) fn update_runtime_config(&self, request: UpdateRuntimeConfigRequest) -> Result<(), Status> {
+    /// Kubelet tells the node's pod CIDR.
+    pub(super) async fn update_runtime_config(&self, request: UpdateRuntimeConfigRequest) -> Result<(), Status> {
         let node = self.node()?;
         let cidr = request
             .runtime_config
@@ -114,8 +113,8 @@ impl Face {
             .map(|network| network.pod_cidr)
             .unwrap_or_default();
         if !cidr.is_empty() {
-            node.set_pod_cidr(&cidr)
-                .map_err(|error| super::status::status(&error))?;
+            let set = node.set_pod_cidr(&cidr).await;
+            set.map_err(|error| super::status::status(&error))?;
         }
         Ok(())
     }

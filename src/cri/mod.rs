@@ -25,7 +25,10 @@ mod streaming;
 mod streams;
 mod update;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 pub use server::{Error as ServerError, Server, Serving};
 use tonic::{Request, Status};
@@ -91,6 +94,31 @@ fn owner<T>(request: &Request<T>) -> Owner {
     }
 }
 
+/// When an answer must have been found to reach its caller in time; none if the caller waits for ever.
+fn deadline<T>(request: &Request<T>) -> Option<Instant> {
+    let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
+    let limit = timeout(text)?;
+    // The answer has a way to go as well.
+    let margin = (limit / 10).min(Duration::from_secs(1));
+    Instant::now().checked_add(limit - margin)
+}
+
+/// Reads gRPC's `grpc-timeout`: at most eight digits and a unit.
+fn timeout(text: &str) -> Option<Duration> {
+    let unit = text.len().checked_sub(1)?;
+    let number: u32 = text.get(..unit).filter(|digits| digits.len() <= 8)?.parse().ok()?;
+    let number = u64::from(number);
+    Some(match text.get(unit..)? {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
 /// Whose pods a list shows.
 fn owners<T>(request: &Request<T>) -> &'static [Owner] {
     match header(request) {
@@ -102,4 +130,33 @@ fn owners<T>(request: &Request<T>) -> &'static [Owner] {
 
 fn header<T>(request: &Request<T>) -> Option<&str> {
     request.metadata().get(OWNER_KEY).and_then(|value| value.to_str().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        for (text, millis) in [
+            ("2S", 2000),
+            ("240000m", 240_000),
+            ("1H", 3_600_000),
+            ("3M", 180_000),
+            ("5000u", 5),
+        ] {
+            assert_eq!(timeout(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "S", "1", "1x", "123456789S", "-1S", "1\u{e9}"] {
+            assert_eq!(timeout(text), None, "{text}");
+        }
+        let mut request = Request::new(());
+        assert_eq!(deadline(&request), None);
+        request.set_timeout(Duration::from_secs(10));
+        let left = deadline(&request).unwrap() - Instant::now();
+        assert!(
+            left > Duration::from_secs(8) && left <= Duration::from_secs(9),
+            "{left:?}"
+        );
+    }
 }

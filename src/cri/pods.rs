@@ -15,7 +15,7 @@ use wharf_proto::{
 };
 
 use super::{
-    Face, containers,
+    Face, containers, deadline,
     filters::{id_matches, labels_match},
     owner, owners,
     status::status,
@@ -27,13 +27,13 @@ type Listed = (Arc<Sandbox>, Arc<record::Pod>);
 
 impl Face {
     pub(super) async fn run_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Result<String, Status> {
-        let owner = owner(&request);
+        let (owner, deadline) = (owner(&request), deadline(&request));
         let request = request.into_inner();
         let config = request
             .config
             .ok_or_else(|| Status::invalid_argument("the request has no pod sandbox config"))?;
         self.node()?
-            .run_sandbox(config, request.runtime_handler, owner)
+            .run_sandbox(config, request.runtime_handler, owner, deadline)
             .await
             .map_err(|error| status(&error))
     }

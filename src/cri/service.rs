@@ -268,7 +268,7 @@ impl RuntimeService for Face {
         &self,
         request: Request<UpdateRuntimeConfigRequest>,
     ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
-        self.update_runtime_config(request.into_inner())?;
+        self.update_runtime_config(request.into_inner()).await?;
         Ok(Response::new(UpdateRuntimeConfigResponse {}))
     }
 

@@ -84,26 +84,26 @@ pub enum Error {
         reason: String,
     },
     /// A CNI plugin could not be started or answered with an error or with garbage.
-    #[error("CNI {command} by plugin {plugin} in {netns}: {reason}")]
+    #[error("CNI {command} by plugin {plugin}{}: {reason}", inside(netns))]
     CniPlugin {
-        /// `ADD` or `DEL`.
+        /// `ADD`, `DEL`, `CHECK`, `STATUS`, `GC` or `VERSION`.
         command: &'static str,
         /// The plugin's type.
         plugin: String,
-        /// Path of the network namespace.
+        /// Path of the network namespace; empty where there is none.
         netns: String,
         /// The plugin's own message, its standard error, or what was wrong with its answer.
         reason: String,
     },
     /// A CNI plugin did not answer in time and was killed.
-    #[error("CNI {command} by plugin {plugin} in {netns} did not end within {limit:?} and was killed{}",
+    #[error("CNI {command} by plugin {plugin}{} did not end within {limit:?} and was killed{}", inside(netns),
         if stderr.is_empty() { String::new() } else { format!(", it wrote: {stderr}") })]
     CniTimeout {
-        /// `ADD` or `DEL`.
+        /// `ADD`, `DEL`, `CHECK`, `STATUS`, `GC` or `VERSION`.
         command: &'static str,
         /// The plugin's type.
         plugin: String,
-        /// Path of the network namespace.
+        /// Path of the network namespace; empty where there is none.
         netns: String,
         /// The time that it had.
         limit: Duration,
@@ -121,6 +121,13 @@ pub enum Error {
     /// A thread of this room could not be started, or ended without an answer.
     #[error("{0}")]
     Thread(String),
+}
+
+fn inside(netns: &str) -> String {
+    match netns {
+        "" => String::new(),
+        netns => format!(" in {netns}"),
+    }
 }
 
 /// What the functions of this room return.

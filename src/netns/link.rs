@@ -158,8 +158,8 @@ impl Links {
             .map_err(|refusal| refusal.during(format!("add default route by {gateway}")))
     }
 
-    /// Largest packet of the device by which `destination` is reached, if it is reached at all. Sends nothing.
-    pub(super) fn mtu_towards(&mut self, destination: IpAddr) -> Result<Option<u32>> {
+    /// The device by which `destination` is reached, if it is reached at all. Sends nothing.
+    pub(super) fn device_towards(&mut self, destination: IpAddr) -> Result<Option<Link>> {
         let attempt = || format!("look up route to {destination}");
         let mut message = route(destination);
         message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
@@ -183,10 +183,8 @@ impl Links {
         let Some(index) = device else { return Ok(None) };
         let mut message = LinkMessage::default();
         message.header.index = index;
-        Ok(self
-            .get(message, Vec::new())
-            .map_err(|refusal| refusal.during(attempt()))?
-            .map(|link| link.mtu))
+        self.get(message, Vec::new())
+            .map_err(|refusal| refusal.during(attempt()))
     }
 
     fn get(

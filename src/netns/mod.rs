@@ -11,13 +11,16 @@ mod cni;
 mod connect;
 mod counters;
 mod error;
+mod knob;
 mod link;
 mod namespaces;
 mod nft;
+mod ports;
 mod shape;
 mod socket;
 mod subnet;
 mod sysctl;
+mod task;
 mod thread;
 mod users;
 
@@ -28,8 +31,10 @@ pub use cni::fuzzing;
 mod tests;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 pub use bandwidth::Bandwidth;
 pub use connect::connect;
@@ -41,6 +46,9 @@ use wharf_proto::{cri, record};
 use crate::config::{Config, IpPreference, NetworkMode};
 use builtin::Builtin;
 use cni::Cni;
+use nft::Monitor;
+use ports::HostPorts;
+use task::Task;
 
 /// Which namespaces a pod gets of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -80,6 +88,12 @@ pub struct PodNetwork {
     pub labels: HashMap<String, String>,
     /// Cgroup of the pod, for plugins with the `cgroupPath` capability.
     pub cgroup_parent: String,
+    /// The pod's runtime handler, which may have networks of its own.
+    pub handler: String,
+    /// Addresses that it shall have, where they are asked for.
+    pub ips: Vec<String>,
+    /// Hardware address that it shall have, where one is asked for.
+    pub mac: Option<String>,
 }
 
 /// Whether pods can be attached.
@@ -93,6 +107,20 @@ pub struct NetworkStatus {
     pub message: String,
 }
 
+impl NetworkStatus {
+    fn ready() -> Self {
+        Self {
+            ready: true,
+            reason: String::new(),
+            message: String::new(),
+        }
+    }
+}
+
+/// The network that a pod will be attached to, found ready.
+#[derive(Debug)]
+pub struct Ready(Option<cni::Lists>);
+
 /// The networks of this node; a clone is another handle to the same ones.
 #[derive(Debug, Clone)]
 pub struct Networks(Arc<Kinds>);
@@ -102,8 +130,13 @@ pub struct Networks(Arc<Kinds>);
 struct Kinds {
     mode: NetworkMode,
     preference: IpPreference,
-    builtin: Builtin,
+    default_handler: String,
+    /// For so long a pod waits at most for a network that is not ready.
+    patience: Duration,
+    builtin: Arc<Builtin>,
     cni: Cni,
+    ports: HostPorts,
+    guard: Mutex<Option<Task>>,
 }
 
 impl Networks {
@@ -112,13 +145,18 @@ impl Networks {
     /// # Errors
     /// When a setting can't be used or the state directory can't be read.
     pub async fn open(cfg: &Config) -> Result<Self> {
-        let builtin = Builtin::open(&cfg.builtin_network, &cfg.state_dir).await?;
-        let cni = Cni::open(&cfg.cni, cfg.network == NetworkMode::Cni).await?;
+        let builtin = Arc::new(Builtin::open(&cfg.builtin_network, &cfg.state_dir).await?);
+        let ports = HostPorts::open(&cfg.builtin_network.bridge, &cfg.state_dir).await?;
+        let cni = Cni::open(cfg, cfg.network == NetworkMode::Cni).await?;
         Ok(Self(Arc::new(Kinds {
             mode: cfg.network,
             preference: cfg.ip_preference,
+            default_handler: cfg.default_runtime.clone(),
+            patience: Duration::from_secs(cfg.cni.ready_wait_secs),
             builtin,
             cni,
+            ports,
+            guard: Mutex::default(),
         })))
     }
 
@@ -144,23 +182,98 @@ impl Networks {
         namespaces::remove(dir).await
     }
 
+    /// Whether a pod can be attached without waiting; reads memory only.
+    #[must_use]
+    pub fn is_usable(&self, pod: &PodNetwork) -> bool {
+        match self.0.mode {
+            NetworkMode::Builtin => true,
+            NetworkMode::Cni => self.0.cni.is_usable(&pod.handler),
+        }
+    }
+
+    /// Waits until the configured network is ready, at most until `deadline` and for as long as the configuration says.
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] when it is not by then.
+    pub async fn ready(&self, pod: &PodNetwork, deadline: Option<Instant>) -> Result<Ready> {
+        match self.0.mode {
+            NetworkMode::Builtin => Ok(Ready(None)),
+            NetworkMode::Cni => {
+                let last = Instant::now() + self.0.patience;
+                let deadline = deadline.map_or(last, |deadline| deadline.min(last));
+                self.0.cni.ready(&pod.handler, deadline).await.map(Some).map(Ready)
+            }
+        }
+    }
+
     /// Attaches the pod to the configured network. `note` gets the record to store before the first operation that
     /// needs undoing; the record that is returned replaces it. After an error what was done is undone as far as that
     /// works, and a detach with the noted record stays allowed.
     ///
     /// # Errors
-    /// When the network is not ready, addresses or ports are taken, the kernel or a plugin refuses.
+    /// When addresses or ports are taken, the kernel or a plugin refuses.
     pub async fn attach<N: Future<Output = ()> + Send>(
         &self,
         pod: &PodNetwork,
+        ready: Ready,
         note: impl FnOnce(record::Network) -> N + Send,
     ) -> Result<record::Network> {
-        let mut network = match self.0.mode {
-            NetworkMode::Builtin => self.0.builtin.attach(pod, note).await,
-            NetworkMode::Cni => self.0.cni.attach(pod, note).await,
-        }?;
-        order(&mut network.ips, self.0.preference);
-        Ok(network)
+        let mut noted = None;
+        let note = |network: record::Network| {
+            noted = Some(network.clone());
+            note(network)
+        };
+        match self.attach_with_ports(pod, ready, note).await {
+            Ok(mut network) => {
+                order(&mut network.ips, self.0.preference);
+                Ok(network)
+            }
+            Err(error) => {
+                if let Err(second) = self.detach(pod, &noted.unwrap_or_default()).await {
+                    tracing::warn!(pod = pod.pod_id, error = %second, "could not undo a failed attach; a detach is due");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn attach_with_ports<N: Future<Output = ()> + Send>(
+        &self,
+        pod: &PodNetwork,
+        ready: Ready,
+        note: impl FnOnce(record::Network) -> N + Send,
+    ) -> Result<record::Network> {
+        let ports = &self.0.ports;
+        // A plugin that makes host ports knows which are taken.
+        if ready.0.as_ref().is_none_or(|lists| Cni::lacks_host_ports(lists)) {
+            ports.take(&pod.pod_id, &pod.port_mappings).await?;
+        }
+        let answered = async |addresses: Vec<(IpAddr, u8)>| ports.lead(&pod.pod_id, &addresses).await;
+        match ready.0 {
+            None => self.0.builtin.attach(pod, note, answered).await,
+            Some(lists) => self.0.cni.attach(pod, &lists, note, answered).await,
+        }
+    }
+
+    /// Takes the pod CIDR that kubelet tells, a list of ranges separated by commas: where CNI has a template and no
+    /// configuration, one is made.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when it is not a list of ranges; when the template can't be used.
+    pub async fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
+        let ranges = cni::ranges(cidr).map_err(|reason| Error::Setting {
+            setting: "pod_cidr",
+            reason,
+        })?;
+        if self.0.mode == NetworkMode::Cni && self.0.cni.render(&ranges).await? {
+            tracing::info!(cidr, "made a CNI configuration for kubelet's pod CIDR");
+        } else {
+            tracing::info!(
+                cidr,
+                "kubelet's pod CIDR: pods get their addresses from the configured network instead"
+            );
+        }
+        Ok(())
     }
 
     /// Detaches the pod: any number of times, after a partial attach, when its namespace is gone, and by what the
@@ -169,12 +282,15 @@ impl Networks {
     /// # Errors
     /// When something could not be released; call again.
     pub async fn detach(&self, pod: &PodNetwork, network: &record::Network) -> Result<()> {
-        match network.kind.as_str() {
+        // No port may lead to an address that is somebody else's by then.
+        let ports = self.0.ports.give_back(&pod.pod_id).await;
+        let detached = match network.kind.as_str() {
             builtin::KIND => self.0.builtin.detach(pod, network).await,
             cni::KIND => self.0.cni.detach(pod, network).await,
             // Nothing was noted, so nothing was done.
             _ => Ok(()),
-        }
+        };
+        ports.and(detached)
     }
 
     /// Counters of the devices in a pod's pinned network namespace, without the loopback device.
@@ -185,15 +301,12 @@ impl Networks {
         counters::read(netns).await
     }
 
-    /// Whether pods can be attached; reads memory only.
+    /// Whether pods of the default handler can be attached; reads memory only.
+    #[must_use]
     pub fn status(&self) -> NetworkStatus {
         match self.0.mode {
-            NetworkMode::Builtin => NetworkStatus {
-                ready: true,
-                reason: String::new(),
-                message: String::new(),
-            },
-            NetworkMode::Cni => self.0.cni.status(),
+            NetworkMode::Builtin => NetworkStatus::ready(),
+            NetworkMode::Cni => self.0.cni.status(&self.0.default_handler),
         }
     }
 
@@ -202,8 +315,21 @@ impl Networks {
     ///
     /// # Errors
     /// When the state directory can't be read or the kernel refuses.
-    pub async fn recover(&self, live: &[(String, record::Network)]) -> Result<()> {
-        self.0.builtin.recover(live, self.0.mode == NetworkMode::Builtin).await
+    pub async fn recover(&self, live: &[(PodNetwork, record::Network)]) -> Result<()> {
+        self.0.cni.recover(live);
+        self.0
+            .builtin
+            .recover(live, self.0.mode == NetworkMode::Builtin)
+            .await?;
+        let pods = live.iter().map(|(pod, _)| pod.pod_id.clone());
+        self.0.ports.recover(pods.collect()).await?;
+        let guard = Task::spawn(guard(
+            Monitor::open()?,
+            Arc::clone(&self.0.builtin),
+            self.0.ports.clone(),
+        ));
+        *self.0.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+        Ok(())
     }
 
     /// Takes down what pods share (bridge, rules) when no pod is attached; to be called when the daemon ends.
@@ -211,7 +337,24 @@ impl Networks {
     /// # Errors
     /// When the kernel refuses; the next start finds it.
     pub async fn release_unused(&self) -> Result<()> {
-        self.0.builtin.release_unused().await
+        let ports = self.0.ports.release_unused().await;
+        self.0.builtin.release_unused().await.and(ports)
+    }
+}
+
+/// Makes rules anew when somebody else takes them away.
+async fn guard(monitor: Monitor, builtin: Arc<Builtin>, ports: HostPorts) {
+    loop {
+        let ours = |table: &str| table == ports.table() || builtin.has_table(table);
+        if let Err(error) = monitor.lost(ours).await {
+            tracing::error!(%error, "rules that somebody takes away will not be made anew");
+            return;
+        }
+        let made = builtin.rebuild().await.and(ports.rebuild().await);
+        match made {
+            Ok(()) => tracing::warn!("somebody took away rules of Wharf's nftables tables; they are made anew"),
+            Err(error) => tracing::error!(%error, "make nftables rules anew that somebody took away"),
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! A netlink socket that asks and waits: requests out, replies and errors in. Blocking; for threads, not for tasks.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -63,6 +66,20 @@ enum Part<'a> {
     Data(&'a [u8]),
 }
 
+/// How many addresses [`Conversation::open_as_ours`] has used.
+static PORTS_USED: AtomicU32 = AtomicU32::new(0);
+
+/// Where they begin: at random, in the half of the numbers that no process id is in.
+fn first_port() -> u32 {
+    static FIRST: OnceLock<u32> = OnceLock::new();
+    *FIRST.get_or_init(|| RandomState::new().build_hasher().finish() as u32 & 0x3fff_ffff | 0x8000_0000)
+}
+
+/// Whether a change that the kernel tells of was made by [`Conversation::open_as_ours`] of this process.
+pub(super) fn is_ours(port: u32) -> bool {
+    port.wrapping_sub(first_port()) < PORTS_USED.load(Ordering::Relaxed)
+}
+
 /// A connection to one of the kernel's netlink families, in the namespace of the thread that opened it.
 pub(super) struct Conversation {
     socket: Socket,
@@ -75,9 +92,30 @@ impl Conversation {
     /// # Errors
     /// When the kernel gives no such socket.
     pub(super) fn open(family: isize) -> Result<Self> {
+        Self::bound(family, |socket| socket.bind_auto().map(drop))
+    }
+
+    /// As [`Conversation::open`], with an address by which [`is_ours`] knows the changes that are made by it.
+    ///
+    /// # Errors
+    /// When the kernel gives no such socket.
+    pub(super) fn open_as_ours(family: isize) -> Result<Self> {
+        Self::bound(family, |socket| {
+            loop {
+                let port = first_port().wrapping_add(PORTS_USED.fetch_add(1, Ordering::Relaxed));
+                match socket.bind(&SocketAddr::new(port, 0)) {
+                    // Somebody else's: the next one.
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                    other => return other,
+                }
+            }
+        })
+    }
+
+    fn bound(family: isize, bind: impl FnOnce(&mut Socket) -> io::Result<()>) -> Result<Self> {
         let open = || -> io::Result<Socket> {
             let mut socket = Socket::new(family)?;
-            socket.bind_auto()?;
+            bind(&mut socket)?;
             socket.connect(&SocketAddr::new(0, 0))?;
             socket.set_cap_ack(true)?;
             socket.set_ext_ack(true)?;

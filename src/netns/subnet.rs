@@ -8,7 +8,7 @@ use super::{Error, Result};
 const MOST: u128 = 1 << 20;
 
 /// A network address and the length of its prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Subnet {
     network: IpAddr,
     prefix: u8,

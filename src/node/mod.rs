@@ -249,27 +249,14 @@ impl Node {
         )
     }
 
-    /// Takes the node's pod CIDR from kubelet. Wharf's networks have their ranges from the configuration (built-in) or
-    /// from the CNI files, so a CIDR that says otherwise is worth a warning: such pods may not be reachable.
+    /// Takes the node's pod CIDR from kubelet: a CNI configuration is made of it if there is a template and no
+    /// configuration.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when it is not a list of ranges.
-    pub fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
-        for range in cidr.split(',') {
-            let address = range.split_once('/').and_then(|(address, length)| {
-                let address = address.parse::<std::net::IpAddr>().ok()?;
-                let longest = if address.is_ipv4() { 32 } else { 128 };
-                (length.parse::<u8>().ok()? <= longest).then_some(address)
-            });
-            if address.is_none() {
-                return Err(Error::Invalid(format!("pod CIDR {range:?} is not an address range")));
-            }
-        }
-        tracing::warn!(
-            cidr,
-            "kubelet gave a pod CIDR; pods get their addresses from the configured network instead"
-        );
-        Ok(())
+    /// [`Error::Invalid`] when it is not a list of ranges, or the template can't be used.
+    pub async fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
+        let set = self.mechanisms().networks.set_pod_cidr(cidr).await;
+        set.map_err(|error| Error::Invalid(error.to_string()))
     }
 
     fn mechanisms(&self) -> &Mechanisms {

@@ -1,6 +1,9 @@
 //! A pod's life: run, stop, remove.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use prost::Message;
@@ -36,11 +39,18 @@ impl PodKey {
 
 impl Node {
     /// Runs a pod sandbox and returns its id once it is ready and has its address. A request for a pod that is being
-    /// made joins that work; for one that is ready, it gets its id (contract rules 6 and 7).
+    /// made joins that work; for one that is ready, it gets its id (contract rules 6 and 7). A network that is not ready is
+    /// waited for until `deadline`.
     ///
     /// # Errors
     /// When the config is invalid, the handler is unknown, or a step fails; what was made is then taken down.
-    pub async fn run_sandbox(&self, config: PodSandboxConfig, handler: String, owner: Owner) -> Result<String> {
+    pub async fn run_sandbox(
+        &self,
+        config: PodSandboxConfig,
+        handler: String,
+        owner: Owner,
+        deadline: Option<Instant>,
+    ) -> Result<String> {
         if config.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty()) {
             return Err(Error::Invalid(
                 "the pod sandbox config has no metadata with a name".into(),
@@ -68,7 +78,7 @@ impl Node {
             .run(
                 key,
                 move || finder.finished_pod(&wanted),
-                move || async move { node.create_sandbox(record).await },
+                move || async move { node.create_sandbox(record, deadline).await },
                 |why| Err(Error::Internal(format!("run pod sandbox: {why}"))),
             )
             .await
@@ -125,10 +135,10 @@ impl Node {
         })
     }
 
-    async fn create_sandbox(&self, record: record::Pod) -> Result<String> {
+    async fn create_sandbox(&self, record: record::Pod, deadline: Option<Instant>) -> Result<String> {
         self.finish_unseen(&PodKey::of(&record)).await?;
         let pod = Arc::new(Sandbox::new(&self.mechanisms().roots, record));
-        let work = sandbox::bring_up(self.mechanisms(), &pod);
+        let work = sandbox::bring_up(self.mechanisms(), &pod, deadline);
         let name = PodKey::of(&pod.record.get()).name;
         let creations = &self.inner.creations;
         match creations.follow("pod sandbox", &pod.id, &name, &pod.stage, work).await {

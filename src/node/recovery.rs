@@ -52,7 +52,10 @@ impl Node {
         let live: Vec<_> = found
             .iter()
             .filter(|found| !found.pod.record.get().teardown_done)
-            .filter_map(|found| Some((found.pod.id.clone(), found.pod.record.get().network.clone()?)))
+            .filter_map(|found| {
+                let network = found.pod.record.get().network.clone()?;
+                Some((found.pod.pod_network(self.config()), network))
+            })
             .collect();
         self.mechanisms().networks.recover(&live).await?;
         let runs = |one: &&Arc<Container>| {

@@ -285,7 +285,9 @@ impl Sandbox {
     }
 
     /// What the network room needs to know of the pod.
-    fn pod_network(&self) -> netns::PodNetwork {
+    #[must_use]
+    pub fn pod_network(&self, config: &Config) -> netns::PodNetwork {
+        let handler = config.resolve_handler(&self.record.get().runtime_handler).to_owned();
         let record = self.record.get();
         let config = record.config.clone().unwrap_or_default();
         let metadata = config.metadata.unwrap_or_default();
@@ -301,6 +303,9 @@ impl Sandbox {
             annotations: config.annotations,
             labels: config.labels,
             cgroup_parent: config.linux.map(|linux| linux.cgroup_parent).unwrap_or_default(),
+            handler,
+            ips: Vec::new(),
+            mac: None,
         }
     }
 }

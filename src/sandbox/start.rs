@@ -1,6 +1,6 @@
 //! Bringing a pod up: directories and files, then namespaces with network beside the monitor, then READY.
 
-use std::{collections::HashMap, io, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Instant};
 
 use nix::mount::{MsFlags, mount};
 use wharf_proto::{
@@ -130,11 +130,11 @@ fn sysctls(config: &PodSandboxConfig, users: Option<&Users>, settings: &[String]
 }
 
 /// Brings up the pod whose record (state CREATING) has just been published, and whose config passed [`check`]. Returns
-/// its monitor's events.
+/// its monitor's events. `deadline` is when whoever asked for it will not wait any more.
 ///
 /// # Errors
 /// At any step; what has been made by then is for [`super::tear_down`] to find.
-pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Result<Events> {
+pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, deadline: Option<Instant>) -> Result<Events> {
     let record = sandbox.record.get();
     let config = record.config.clone().unwrap_or_default();
     sandbox.fail_point("run.begin").await?;
@@ -158,7 +158,7 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Result
         // The monitor makes the namespace of processes in the pod's user namespace, which must be there.
         make_namespaces(mechanisms, sandbox, &config).await?;
         tokio::join!(
-            attach(mechanisms, sandbox, &config),
+            attach(mechanisms, sandbox, &config, deadline),
             start_monitor(
                 mechanisms,
                 sandbox,
@@ -169,7 +169,7 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Result
     } else {
         let network = async {
             let network = match make_namespaces(mechanisms, sandbox, &config).await {
-                Ok(()) => attach(mechanisms, sandbox, &config).await,
+                Ok(()) => attach(mechanisms, sandbox, &config, deadline).await,
                 Err(error) => Err(error),
             };
             // What is waited for then, if anything.
@@ -344,10 +344,20 @@ async fn attach(
     mechanisms: &Mechanisms,
     sandbox: &Arc<Sandbox>,
     config: &PodSandboxConfig,
+    deadline: Option<Instant>,
 ) -> Result<Option<record::Network>> {
     if host_network(config) {
         return Ok(None);
     }
+    let pod = sandbox.pod_network(&mechanisms.config);
+    if !mechanisms.networks.is_usable(&pod) {
+        sandbox.stage.enter("wait for the network to be ready");
+    }
+    let ready = mechanisms
+        .networks
+        .ready(&pod, deadline)
+        .await
+        .map_err(sandbox.network_error())?;
     sandbox.stage.enter("network");
     // A detach is due from the moment an attach was begun, whatever happens to this process in between.
     let note = |pending: record::Network| async move {
@@ -356,7 +366,7 @@ async fn attach(
     };
     let network = mechanisms
         .networks
-        .attach(&sandbox.pod_network(), note)
+        .attach(&pod, ready, note)
         .await
         .map_err(sandbox.network_error())?;
     sandbox.fail_point("run.attached").await?;

@@ -179,7 +179,10 @@ async fn addresses_are_given_back_and_not_given_twice_after_a_restart() {
 fn cni(dir: &str, bin: &str, timeout: u32) -> Options {
     Options {
         settings: "network = 'cni'".into(),
-        tables: format!("[cni]\nconf_dir = '{dir}'\nbin_dirs = ['{bin}', '/usr/lib/cni']\ntimeout_secs = {timeout}\n"),
+        tables: format!(
+            "[cni]\nconf_dir = '{dir}'\nbin_dirs = ['{bin}', '/usr/lib/cni']\ntimeout_secs = {timeout}\n\
+             cache_dir = '{dir}/cache'\nready_wait_secs = 1\n"
+        ),
         ..Options::default()
     }
 }
@@ -210,6 +213,8 @@ async fn a_pod_gets_its_address_from_cni_plugins() {
     assert!(lease.exists());
     daemon.cri.stop_pod(&pod).await.unwrap();
     assert!(!lease.exists(), "the address was not given back");
+    let results = std::fs::read_dir(dir.path().join("cache/results")).unwrap();
+    assert_eq!(results.count(), 0, "the kept result is gone with the pod");
     daemon.finish().await;
 }
 
@@ -347,6 +352,36 @@ echo '{{"cniVersion":"1.0.0","interfaces":[{{"name":"eth0","sandbox":"x"}}],"ips
     });
     assert_eq!(joined.unwrap(), id.as_str().unwrap());
     assert_eq!(creations().await, serde_json::json!([]));
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn a_pod_waits_for_its_network_within_the_callers_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = cni(&dir.path().to_string_lossy(), "/opt/cni/bin", 30);
+    options.tables = options.tables.replace("ready_wait_secs = 1", "ready_wait_secs = 300");
+    let daemon = Daemon::with(options).await;
+    let run = async |name: &str, limit: u64| {
+        let mut request = tonic::Request::new(pb::RunPodSandboxRequest {
+            config: Some(daemon.pod(name)),
+            runtime_handler: String::new(),
+        });
+        request.set_timeout(Duration::from_secs(limit));
+        daemon.cri.runtime.clone().run_pod_sandbox(request).await
+    };
+    let error = run("hurried", 1).await.expect_err("there is no network");
+    assert!(error.message().contains("no CNI network configuration"), "{error}");
+    let (patient, ()) = tokio::join!(run("patient", 60), async {
+        eventually("the pod is seen to wait", async || {
+            let request = pb::StatusRequest { verbose: true };
+            let answer = daemon.cri.runtime.clone().status(request).await.unwrap();
+            answer.into_inner().info["creations"].contains("wait for the network to be ready")
+        })
+        .await;
+        let conf = BRIDGE.replace("DIR", &dir.path().join("ipam").to_string_lossy());
+        std::fs::write(dir.path().join("10-e2e.conflist"), conf).unwrap();
+    });
+    patient.unwrap();
     daemon.finish().await;
 }
 

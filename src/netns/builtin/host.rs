@@ -5,8 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use super::Settings;
-use super::leases::Leases;
-use super::ports;
+use crate::netns::knob::{get, set};
 use crate::netns::link::{Link, Links};
 use crate::netns::nft::Table;
 use crate::netns::{Error, Result};
@@ -18,11 +17,11 @@ const OUTSIDE: [IpAddr; 2] = [
 ];
 const ETHERNET_MTU: u32 = 1500;
 
-/// Makes or completes the bridge and makes the table anew from the leases. Any number of times.
+/// Makes or completes the bridge and makes the table anew. Any number of times.
 ///
 /// # Errors
 /// When the kernel refuses a step, or a device of the bridge's name is no bridge.
-pub(super) fn build(settings: &Settings, leases: &Leases, links: &mut Links) -> Result<Link> {
+pub(super) fn build(settings: &Settings, links: &mut Links) -> Result<Link> {
     let name = &settings.bridge;
     if links.find(name)?.is_none() {
         let mtu = mtu(settings, links)?;
@@ -41,13 +40,11 @@ pub(super) fn build(settings: &Settings, leases: &Leases, links: &mut Links) -> 
             set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
             forward_v6()?;
         } else {
-            set(&format!("ipv4/conf/{name}/route_localnet"), "1")?;
             set("ipv4/ip_forward", "1")?;
         }
         links.add_address(bridge.index, subnet.gateway(), subnet.prefix())?;
     }
-    let ports: Vec<_> = leases.all()?.iter().filter_map(ports::from_lease).collect();
-    settings.table().install(&ports)?;
+    settings.table().install()?;
     Ok(bridge)
 }
 
@@ -87,8 +84,8 @@ fn mtu(settings: &Settings, links: &mut Links) -> Result<u32> {
         return Ok(mtu);
     }
     for destination in OUTSIDE {
-        if let Some(mtu) = links.mtu_towards(destination)? {
-            return Ok(mtu);
+        if let Some(device) = links.device_towards(destination)? {
+            return Ok(device.mtu);
         }
     }
     Ok(ETHERNET_MTU)
@@ -117,18 +114,4 @@ fn forward_v6() -> Result<()> {
         }
     }
     set("ipv6/conf/all/forwarding", "1")
-}
-
-fn get(name: &str) -> Result<String> {
-    let path = Path::new("/proc/sys/net").join(name);
-    std::fs::read_to_string(&path).map_err(|source| Error::io("read", &path, source))
-}
-
-/// Writes only what differs: a file system that is read-only is fine where all is set up.
-fn set(name: &str, value: &str) -> Result<()> {
-    if get(name)?.trim() == value {
-        return Ok(());
-    }
-    let path = Path::new("/proc/sys/net").join(name);
-    std::fs::write(&path, value).map_err(|source| Error::io("write", &path, source))
 }

@@ -1,4 +1,4 @@
-//! Who holds what: one file per address and host port, named after it, with the holder inside.
+//! Who holds what: one file per address, named after it, with the holder inside.
 //!
 //! The file system is the lock: a file is created or it exists. Nothing is scanned to take or release one, and a kill
 //! at any moment leaves either a file with a pod's id or an empty one, both of which recovery understands.
@@ -15,8 +15,6 @@ pub(super) struct Lease {
     pub(super) name: String,
     /// Empty if the daemon was killed between creating and writing.
     pub(super) holder: String,
-    /// What else the holder wrote.
-    pub(super) note: String,
 }
 
 /// The directory of leases of one network.
@@ -37,19 +35,18 @@ impl Leases {
     ///
     /// # Errors
     /// When the file can't be written.
-    pub(super) fn take(&self, name: &str, holder: &str, note: &str) -> Result<bool> {
+    pub(super) fn take(&self, name: &str, holder: &str) -> Result<bool> {
         let path = self.0.join(name);
         let mut file: File = match OpenOptions::new().write(true).create_new(true).open(&path) {
             Ok(file) => file,
             Err(source) if source.kind() == ErrorKind::AlreadyExists => return Ok(false),
             Err(source) => return Err(Error::io("create lease", &path, source)),
         };
-        file.write_all(format!("{holder} {note}").as_bytes())
-            .map_err(|source| {
-                // Without a holder it would be in nobody's way for ever.
-                let _ = std::fs::remove_file(&path);
-                Error::io("write lease", &path, source)
-            })?;
+        file.write_all(format!("{holder} ").as_bytes()).map_err(|source| {
+            // Without a holder it would be in nobody's way for ever.
+            let _ = std::fs::remove_file(&path);
+            Error::io("write lease", &path, source)
+        })?;
         Ok(true)
     }
 
@@ -62,11 +59,11 @@ impl Leases {
         match std::fs::read(&path) {
             Ok(bytes) => {
                 let text = String::from_utf8_lossy(&bytes);
-                let (holder, note) = text.split_once(' ').unwrap_or_default();
+                // A holder that was not written to its end is none.
+                let (holder, _) = text.split_once(' ').unwrap_or_default();
                 Ok(Some(Lease {
                     name: name.to_owned(),
                     holder: holder.to_owned(),
-                    note: note.to_owned(),
                 }))
             }
             Err(source) if source.kind() == ErrorKind::NotFound => Ok(None),
@@ -89,7 +86,7 @@ impl Leases {
         }
     }
 
-    /// All leases; for the start of the daemon and for making the rules anew.
+    /// All leases; for the start of the daemon.
     ///
     /// # Errors
     /// When the directory can't be read.

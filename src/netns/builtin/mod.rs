@@ -1,4 +1,4 @@
-//! The built-in network: a bridge, addresses from a subnet, masquerading, host ports; over netlink, without programs.
+//! The built-in network: a bridge, addresses from a subnet, masquerading; over netlink, without programs.
 //!
 //! What exists is derived from the leases on disk. The bridge and the table come with the first pod and stay until the
 //! daemon ends without pods: taking them down costs three RCU grace periods, which the last pod's stop must not wait for.
@@ -6,7 +6,6 @@
 mod host;
 mod leases;
 mod pod;
-mod ports;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -18,7 +17,7 @@ use tokio::sync::Mutex;
 use wharf_proto::record;
 
 use super::link::Links;
-use super::nft::{HostPort, Table};
+use super::nft::Table;
 use super::subnet::Subnet;
 use super::{Bandwidth, Error, PodNetwork, Result, thread};
 use crate::config::BuiltinNetwork;
@@ -67,13 +66,6 @@ pub(super) struct Builtin {
     held: Mutex<Held>,
 }
 
-/// What a pod was given.
-#[derive(Debug, Clone)]
-struct Claim {
-    addresses: Vec<IpAddr>,
-    ports: Vec<HostPort>,
-}
-
 impl Builtin {
     /// Reads the leases; changes nothing on the machine.
     ///
@@ -87,7 +79,10 @@ impl Builtin {
                 reason,
             });
         }
-        let mut subnets = vec![Subnet::parse("builtin_network.subnet", &config.subnet, false)?];
+        let mut subnets = Vec::new();
+        if !config.subnet.is_empty() {
+            subnets.push(Subnet::parse("builtin_network.subnet", &config.subnet, false)?);
+        }
         if let Some(v6) = &config.subnet_v6 {
             subnets.push(Subnet::parse("builtin_network.subnet_v6", v6, true)?);
         }
@@ -123,59 +118,71 @@ impl Builtin {
         .await
     }
 
-    /// See [`super::Networks::attach`].
-    pub(super) async fn attach<N: Future<Output = ()> + Send>(
+    /// See [`super::Networks::attach`]. `answered` gets the pod's addresses before the attach counts as done. What was done
+    /// before an error is for [`Builtin::detach`].
+    pub(super) async fn attach<N: Future<Output = ()> + Send, A: Future<Output = Result<()>> + Send>(
         &self,
         pod: &PodNetwork,
         note: impl FnOnce(record::Network) -> N + Send,
+        answered: impl FnOnce(Vec<(IpAddr, u8)>) -> A + Send,
     ) -> Result<record::Network> {
-        let (inner, id, mappings) = (self.inner.clone(), pod.pod_id.clone(), pod.port_mappings.clone());
-        let claim = thread::run("wharf-net", move || inner.claim(&id, &mappings)).await?;
+        let (inner, id) = (self.inner.clone(), pod.pod_id.clone());
+        let addresses = thread::run("wharf-net", move || inner.claim(&id)).await?;
         let network = record::Network {
             kind: KIND.to_owned(),
-            ips: claim.addresses.iter().map(IpAddr::to_string).collect(),
+            ips: addresses.iter().map(IpAddr::to_string).collect(),
             netns: pod.netns.to_string_lossy().into_owned(),
             attempted: true,
             host_device: pod::device_name(&pod.pod_id),
             ..Default::default()
         };
         note(network.clone()).await;
-        match self.connect(pod, claim).await {
-            Ok(()) => Ok(network),
-            Err(error) => {
-                if let Err(second) = self.detach(pod, &network).await {
-                    tracing::warn!(pod = pod.pod_id, error = %second, "could not undo a failed attach; a detach is due");
-                }
-                Err(error)
-            }
-        }
+        let prefixes = self.inner.settings.subnets.iter().map(Subnet::prefix);
+        let targets = addresses.iter().copied().zip(prefixes).collect();
+        self.connect(pod, addresses).await?;
+        answered(targets).await?;
+        Ok(network)
     }
 
-    async fn connect(&self, pod: &PodNetwork, claim: Claim) -> Result<()> {
+    async fn connect(&self, pod: &PodNetwork, addresses: Vec<IpAddr>) -> Result<()> {
         {
             let mut held = self.held.lock().await;
             held.pods.insert(pod.pod_id.clone());
             if !held.built {
                 let inner = self.inner.clone();
-                thread::run("wharf-net", move || {
-                    host::build(&inner.settings, &inner.leases, &mut Links::open()?)
-                })
-                .await?;
+                thread::run("wharf-net", move || host::build(&inner.settings, &mut Links::open()?)).await?;
                 held.built = true;
             }
         }
         let (inner, id, netns) = (self.inner.clone(), pod.pod_id.clone(), pod.netns.clone());
         let bandwidth = Bandwidth::of(&pod.annotations)?;
-        thread::run("wharf-net", move || inner.connect(&id, &netns, &claim, bandwidth)).await
+        thread::run("wharf-net", move || inner.connect(&id, &netns, &addresses, bandwidth)).await
     }
 
     /// See [`super::Networks::detach`].
     pub(super) async fn detach(&self, pod: &PodNetwork, network: &record::Network) -> Result<()> {
-        let (inner, id, mappings) = (self.inner.clone(), pod.pod_id.clone(), pod.port_mappings.clone());
-        let ips = network.ips.clone();
-        thread::run("wharf-net", move || inner.release(&id, &ips, &mappings)).await?;
+        let (inner, id, ips) = (self.inner.clone(), pod.pod_id.clone(), network.ips.clone());
+        thread::run("wharf-net", move || inner.release(&id, &ips)).await?;
         self.held.lock().await.pods.remove(&pod.pod_id);
         Ok(())
+    }
+
+    /// Makes the rules anew, for somebody has taken them away.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) async fn rebuild(&self) -> Result<()> {
+        let held = self.held.lock().await;
+        if held.built {
+            let inner = self.inner.clone();
+            thread::run("wharf-net", move || inner.settings.table().install()).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether this is the name of the network's table.
+    pub(super) fn has_table(&self, name: &str) -> bool {
+        self.inner.settings.table().name() == name
     }
 
     /// See [`super::Networks::release_unused`].
@@ -193,11 +200,11 @@ impl Builtin {
     }
 
     /// See [`super::Networks::recover`]. A network that is not `configured` is left alone unless it is in use.
-    pub(super) async fn recover(&self, live: &[(String, record::Network)], configured: bool) -> Result<()> {
+    pub(super) async fn recover(&self, live: &[(PodNetwork, record::Network)], configured: bool) -> Result<()> {
         let live: Vec<(String, Vec<String>)> = live
             .iter()
             .filter(|(_, network)| network.kind == KIND)
-            .map(|(id, network)| (id.clone(), network.ips.clone()))
+            .map(|(pod, network)| (pod.pod_id.clone(), network.ips.clone()))
             .collect();
         let pods: HashSet<String> = live.iter().map(|(id, _)| id.clone()).collect();
         let mut held = self.held.lock().await;
@@ -212,25 +219,19 @@ impl Builtin {
 }
 
 impl Inner {
-    /// Takes an address of each subnet and all ports, or nothing.
-    fn claim(&self, pod_id: &str, mappings: &[wharf_proto::cri::PortMapping]) -> Result<Claim> {
+    /// Takes an address of each subnet, or nothing.
+    fn claim(&self, pod_id: &str) -> Result<Vec<IpAddr>> {
         let mut taken = Vec::new();
-        let claimed = self.claim_into(pod_id, mappings, &mut taken);
+        let claimed = self.claim_into(pod_id, &mut taken);
         if claimed.is_err() {
-            for name in &taken {
-                self.leases.release(name, pod_id)?;
+            for address in &taken {
+                self.leases.release(&address.to_string(), pod_id)?;
             }
         }
-        claimed
+        claimed.map(|()| taken)
     }
 
-    fn claim_into(
-        &self,
-        pod_id: &str,
-        mappings: &[wharf_proto::cri::PortMapping],
-        taken: &mut Vec<String>,
-    ) -> Result<Claim> {
-        let mut addresses = Vec::new();
+    fn claim_into(&self, pod_id: &str, taken: &mut Vec<IpAddr>) -> Result<()> {
         for (subnet, next) in self.settings.subnets.iter().zip(&self.next) {
             let mut places = (0..subnet.size()).map(|_| next.fetch_add(1, Ordering::Relaxed) % subnet.size());
             let address = loop {
@@ -238,25 +239,12 @@ impl Inner {
                     subnet: subnet.to_string(),
                 })?;
                 let address = subnet.pod_address(place);
-                if self.leases.take(&address.to_string(), pod_id, "")? {
+                if self.leases.take(&address.to_string(), pod_id)? {
                     break address;
                 }
             };
-            taken.push(address.to_string());
-            addresses.push(address);
+            taken.push(address);
         }
-        let ports = ports::wanted(mappings, &addresses)?;
-        for port in &ports {
-            let name = ports::lease_name(port);
-            if !self.leases.take(&name, pod_id, &ports::lease_note(port))? {
-                let holder = self.leases.get(&name)?.map(|lease| lease.holder).unwrap_or_default();
-                return Err(Error::PortTaken {
-                    port: ports::display(port),
-                    holder,
-                });
-            }
-            taken.push(name);
-        }
-        Ok(Claim { addresses, ports })
+        Ok(())
     }
 }

@@ -1,17 +1,15 @@
-//! One pod on the built-in network: its veth pair, its addresses, its ports. Blocking, on a thread of its own.
+//! One pod on the built-in network: its veth pair and its addresses. Blocking, on a thread of its own.
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
-use wharf_proto::cri;
 
-use super::{Claim, Inner, host, ports};
+use super::{Inner, host};
 use crate::netns::link::{Links, Veth};
-use crate::netns::nft::HostPort;
 use crate::netns::{Bandwidth, Error, Result};
 
 /// Begins the names of host ends; what does not begin so is not ours.
@@ -28,24 +26,21 @@ pub(super) fn device_name(pod_id: &str) -> String {
 impl Inner {
     /// Makes the pair and configures both ends, each of which limits what it sends: the host's what comes to the pod, the
     /// pod's what goes out. Leaves the calling thread in the pod's namespace.
-    pub(super) fn connect(&self, pod_id: &str, netns: &Path, claim: &Claim, bandwidth: Bandwidth) -> Result<()> {
+    pub(super) fn connect(&self, pod_id: &str, netns: &Path, addresses: &[IpAddr], bandwidth: Bandwidth) -> Result<()> {
         let handle = File::open(netns).map_err(|source| Error::io("open network namespace", netns, source))?;
         let mut links = Links::open()?;
         let bridge = match links.find(&self.settings.bridge)? {
             Some(bridge) => bridge,
             // Someone took it away.
-            None => host::build(&self.settings, &self.leases, &mut links)?,
+            None => host::build(&self.settings, &mut links)?,
         };
-        if !claim.ports.is_empty() && !self.settings.table().add_ports(&claim.ports)? {
-            host::build(&self.settings, &self.leases, &mut links)?;
-        }
         let host_name = device_name(pod_id);
         let veth = Veth {
             host_name: &host_name,
             bridge: bridge.index,
             mtu: bridge.mtu,
             peer_name: POD_DEVICE,
-            peer_mac: host::mac(claim.addresses[0]),
+            peer_mac: host::mac(addresses[0]),
             peer_netns: handle.as_fd(),
         };
         match links.add_veth(&veth) {
@@ -71,7 +66,7 @@ impl Inner {
         if let Some(bits) = bandwidth.egress {
             links.limit_rate(device.index, bits)?;
         }
-        for (address, subnet) in claim.addresses.iter().zip(&self.settings.subnets) {
+        for (address, subnet) in addresses.iter().zip(&self.settings.subnets) {
             links.add_address(device.index, *address, subnet.prefix())?;
             links.add_default_route(device.index, subnet.gateway())?;
         }
@@ -79,27 +74,10 @@ impl Inner {
     }
 
     /// Gives back what the pod holds, in an order in which nothing is free before it is unused.
-    pub(super) fn release(&self, pod_id: &str, ips: &[String], mappings: &[cri::PortMapping]) -> Result<()> {
+    pub(super) fn release(&self, pod_id: &str, ips: &[String]) -> Result<()> {
         Links::open()?.delete(&device_name(pod_id))?;
-        // Whatever families the pod had: what it does not hold is not released.
-        let families = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-        let names: HashSet<String> = mappings
-            .iter()
-            .filter_map(|mapping| ports::wanted(std::slice::from_ref(mapping), &families).ok())
-            .flatten()
-            .map(|port| ports::lease_name(&port))
-            .collect();
-        let mut held: Vec<(String, HostPort)> = Vec::new();
-        for name in names {
-            if let Some(lease) = self.leases.get(&name)?.filter(|lease| lease.holder == pod_id) {
-                held.extend(ports::from_lease(&lease).map(|port| (name, port)));
-            }
-        }
-        self.settings
-            .table()
-            .remove_ports(&held.iter().map(|(_, port)| port.clone()).collect::<Vec<_>>())?;
-        for name in held.iter().map(|(name, _)| name).chain(ips) {
-            self.leases.release(name, pod_id)?;
+        for ip in ips {
+            self.leases.release(ip, pod_id)?;
         }
         Ok(())
     }
@@ -117,9 +95,6 @@ impl Inner {
             if !lease.holder.is_empty() {
                 links.delete(&device_name(&lease.holder))?;
             }
-            if let Some(port) = ports::from_lease(lease) {
-                self.settings.table().remove_ports(&[port])?;
-            }
             self.leases.release(&lease.name, &lease.holder)?;
         }
         let devices: HashSet<String> = known.iter().map(|id| device_name(id)).collect();
@@ -135,9 +110,9 @@ impl Inner {
         }
         for (id, ips) in live {
             for ip in ips {
-                self.leases.take(ip, id, "")?;
+                self.leases.take(ip, id)?;
             }
         }
-        host::build(&self.settings, &self.leases, &mut links).map(drop)
+        host::build(&self.settings, &mut links).map(drop)
     }
 }

@@ -9,8 +9,8 @@ use crate::netns::{Bandwidth, PodNetwork, Result};
 /// No limit of its own on bursts; the largest that plugins take.
 const BURST: i32 = i32::MAX;
 
-/// `CNI_ARGS`.
-pub(super) fn environment(pod: &PodNetwork) -> String {
+/// What goes into `CNI_ARGS`.
+pub(super) fn environment(pod: &PodNetwork) -> Vec<[String; 2]> {
     [
         ("IgnoreUnknown", "1"),
         ("K8S_POD_NAMESPACE", &pod.namespace),
@@ -19,24 +19,24 @@ pub(super) fn environment(pod: &PodNetwork) -> String {
         ("K8S_POD_UID", &pod.uid),
     ]
     .into_iter()
-    // A separator in a value would be taken for the next argument.
-    .map(|(key, value)| format!("{key}={}", value.replace([';', '='], "_")))
-    .collect::<Vec<_>>()
-    .join(";")
+    .map(|(key, value)| [key.to_owned(), value.to_owned()])
+    .collect()
 }
 
-/// The `runtimeConfig` for `plugin`: what it is configured to be told of, and there is.
+/// The arguments as one text. A separator in a value would be taken for the next argument.
+pub(super) fn join(arguments: &[[String; 2]]) -> String {
+    let one = |[key, value]: &[String; 2]| format!("{key}={}", value.replace([';', '='], "_"));
+    arguments.iter().map(one).collect::<Vec<_>>().join(";")
+}
+
+/// Everything that a plugin can ask to be told, and there is.
 ///
 /// # Errors
 /// When a bandwidth annotation is not a bandwidth.
-pub(super) fn runtime_config(plugin: &Plugin, pod: &PodNetwork) -> Result<Map<String, Value>> {
-    let mut config = Map::new();
+pub(super) fn capabilities(pod: &PodNetwork) -> Result<Map<String, Value>> {
+    let mut all = Map::new();
     let mut offer = |capability: &str, value: Option<Value>| {
-        config.extend(
-            value
-                .filter(|_| plugin.wants(capability))
-                .map(|value| (capability.to_owned(), value)),
-        );
+        all.extend(value.map(|value| (capability.to_owned(), value)));
     };
     offer("portMappings", ports(&pod.port_mappings));
     offer("bandwidth", bandwidth(pod)?);
@@ -46,6 +46,8 @@ pub(super) fn runtime_config(plugin: &Plugin, pod: &PodNetwork) -> Result<Map<St
             .as_ref()
             .map(|dns| json!({"servers": dns.servers, "searches": dns.searches, "options": dns.options})),
     );
+    offer("ips", (!pod.ips.is_empty()).then(|| json!(pod.ips)));
+    offer("mac", pod.mac.clone().map(Value::String));
     offer(
         "cgroupPath",
         (!pod.cgroup_parent.is_empty()).then(|| pod.cgroup_parent.clone().into()),
@@ -54,7 +56,15 @@ pub(super) fn runtime_config(plugin: &Plugin, pod: &PodNetwork) -> Result<Map<St
         "io.kubernetes.cri.pod-annotations",
         (!pod.annotations.is_empty()).then(|| json!(pod.annotations)),
     );
-    Ok(config)
+    Ok(all)
+}
+
+/// The `runtimeConfig` for `plugin`: of `capabilities` what it is configured to be told of.
+pub(super) fn runtime_config(plugin: &Plugin, capabilities: &Map<String, Value>) -> Map<String, Value> {
+    let wanted = capabilities.iter().filter(|(capability, _)| plugin.wants(capability));
+    wanted
+        .map(|(capability, value)| (capability.clone(), value.clone()))
+        .collect()
 }
 
 fn ports(mappings: &[cri::PortMapping]) -> Option<Value> {
@@ -114,6 +124,8 @@ mod tests {
                 servers: vec!["1.1.1.1".into()],
                 ..Default::default()
             }),
+            ips: vec!["10.1.2.3".into()],
+            mac: Some("02:00:00:00:00:01".into()),
             annotations: [("kubernetes.io/ingress-bandwidth".to_owned(), "10M".to_owned())].into(),
             ..Default::default()
         }
@@ -121,24 +133,24 @@ mod tests {
 
     #[test]
     fn a_plugin_is_told_what_it_is_configured_to_be_told() {
-        let all = runtime_config(
-            &plugin(r#"{"portMappings":true,"bandwidth":true,"dns":true,"cgroupPath":true}"#),
-            &pod(),
-        );
+        let all = capabilities(&pod()).unwrap();
+        let wanted = r#"{"portMappings":true,"bandwidth":true,"dns":true,"cgroupPath":true,"ips":true,"mac":true}"#;
         assert_eq!(
-            Value::Object(all.unwrap()),
+            Value::Object(runtime_config(&plugin(wanted), &all)),
             json!({
                 "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": ""}],
                 "bandwidth": {"ingressRate": 10_000_000, "ingressBurst": i32::MAX},
                 "dns": {"servers": ["1.1.1.1"], "searches": [], "options": []},
+                "ips": ["10.1.2.3"],
+                "mac": "02:00:00:00:00:01",
             })
         );
-        assert!(runtime_config(&plugin("{}"), &pod()).unwrap().is_empty());
+        assert!(runtime_config(&plugin("{}"), &all).is_empty());
     }
 
     #[test]
     fn no_value_becomes_two_arguments() {
-        let text = environment(&pod());
+        let text = join(&environment(&pod()));
         assert!(
             text.starts_with("IgnoreUnknown=1;K8S_POD_NAMESPACE=;K8S_POD_NAME=a_b_c;"),
             "{text}"

@@ -135,7 +135,7 @@ impl Batch {
         if attempts.is_empty() {
             return Ok(true);
         }
-        match Conversation::open(NETLINK_NETFILTER)?.ask(&bytes, 1..=attempts.len() as u32) {
+        match Conversation::open_as_ours(NETLINK_NETFILTER)?.ask(&bytes, 1..=attempts.len() as u32) {
             Ok(_) => Ok(true),
             Err((_, refusal)) if fine(&refusal) => Ok(false),
             Err((seq, refusal)) => Err(refusal.during(attempts.swap_remove(seq as usize - 1))),

@@ -91,14 +91,11 @@ impl Steps<'_, '_> {
         self.meta(key, REG_1).compare(equal, &value)
     }
 
-    /// Goes on if the packet came in by this device.
-    pub(super) fn came_by(&mut self, device: &str) -> &mut Self {
-        self.device(6, true, device)
-    }
-
-    /// Goes on if the packet leaves by this device.
-    pub(super) fn leaves_by(&mut self, device: &str) -> &mut Self {
-        self.device(7, true, device)
+    /// Goes on if the packet came in by one of the devices in the set.
+    pub(super) fn came_by_one_of(&mut self, set: &str) -> &mut Self {
+        self.meta(6, REG_1).step("lookup", |a| {
+            a.text(1, set).number(2, REG_1);
+        })
     }
 
     /// Goes on if the packet leaves by another device.
@@ -158,6 +155,24 @@ impl Steps<'_, '_> {
         }
         self.meta(16, piece(next))
             .payload(Base::Transport, 2, 2, piece(next + 1))
+    }
+
+    /// As [`Steps::load_destination`], of the destination that the connection's first packet had when it came.
+    pub(super) fn load_first_destination(&mut self, v6: bool, with_address: bool) -> &mut Self {
+        let mut next = 0;
+        if with_address {
+            let (key, length) = if v6 { (22, 16) } else { (20, 4) };
+            self.connection(key, REG_1);
+            next = length / 4;
+        }
+        self.meta(16, piece(next)).connection(12, piece(next + 1))
+    }
+
+    /// A fact about the connection in its first direction.
+    fn connection(&mut self, key: u32, register: u32) -> &mut Self {
+        self.step("ct", |a| {
+            a.number(2, key).number(1, register).bytes(3, &[0]);
+        })
     }
 
     /// Replaces what lies from register 1 on by the map's value for it; goes on if there is one.

@@ -1,13 +1,16 @@
-//! Enough of nftables, spoken over nfnetlink, for one table: batches, tables, chains, maps, rules and their elements.
+//! Enough of nftables, spoken over nfnetlink, for Wharf's tables: batches, tables, chains, maps, rules and their elements.
 //!
 //! Numbers are those of the kernel's `linux/netfilter/nf_tables.h`. [`batch`] writes messages and attributes, [`expr`]
-//! the expressions of rules, [`table`] is the one table that Wharf has.
+//! the expressions of rules, [`writer`] the commands about a table; [`table`] is a network's table and [`ports`] that of
+//! host ports; [`monitor`] sees when somebody else changes them.
 
 mod batch;
 mod expr;
-pub(super) mod table;
+mod monitor;
+mod ports;
+mod table;
+mod writer;
 
-pub(super) use table::{HostPort, Table};
-
-#[cfg(test)]
-mod tests;
+pub(super) use monitor::Monitor;
+pub(super) use ports::{HostPort, PortTable};
+pub(super) use table::Table;

@@ -61,7 +61,7 @@ fn pods_reach_each_other_and_the_outside_behind_the_nodes_address() {
             noted = Some(network);
             ready(())
         };
-        let at = networks.attach(&a, note).await.unwrap();
+        let at = try_attach(&networks, &a, note).await.unwrap();
         let bt = attach(&networks, &b).await;
         assert_eq!(noted.as_ref(), Some(&at));
         assert_eq!((at.kind.as_str(), at.attempted, at.ips.len()), ("builtin", true, 2));
@@ -121,8 +121,12 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
         call(v4("127.0.0.1"), 8082).unwrap();
         assert!(call(v4("127.0.0.1"), 8081).is_err(), "bound to the uplink");
         call("fd77::1".parse::<IpAddr>().unwrap(), 8080).unwrap();
-        // From another pod. (From the pod itself comes with the networking issue.)
-        inside(&b.netns, || call(v4("192.0.2.1"), 8080)).unwrap();
+        call("::1".parse::<IpAddr>().unwrap(), 8080).unwrap();
+        // From another pod and from the pod itself: the answer must come back by the node.
+        for caller in [&b, &a] {
+            inside(&caller.netns, || call(v4("192.0.2.1"), 8080)).unwrap();
+            inside(&caller.netns, || call("fd77::1".parse::<IpAddr>().unwrap(), 8080)).unwrap();
+        }
         // Pods must not reach the node's own localhost by the way that host ports need.
         let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
         inside(&b.netns, || {
@@ -133,18 +137,31 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
 
         let mut rival = node.pod(&networks, "rival").await;
         rival.port_mappings = vec![mapping(9999, 1, ""), mapping(8080, 1, "")];
-        let error = networks.attach(&rival, |_| ready(())).await.unwrap_err().to_string();
+        let error = try_attach(&networks, &rival, |_| ready(()))
+            .await
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, format!("host port tcp/8080 is held by pod {}", a.pod_id));
-        assert!(
-            !node.leases().iter().any(|name| name.contains("9999")),
-            "{:?}",
+        assert_eq!(
+            node.leases().len(),
+            4,
+            "the rival holds no address: {:?}",
             node.leases()
+        );
+        rival.port_mappings = vec![mapping(8080, 1, "192.0.2.1")];
+        let error = try_attach(&networks, &rival, |_| ready(()))
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("tcp/8080 on 192.0.2.1") && error.contains(&a.pod_id),
+            "{error}"
         );
         call(v4("127.0.0.1"), 8080).expect("the rival took nothing away");
 
         networks.detach(&a, &at).await.unwrap();
         assert!(call(v4("127.0.0.1"), 8080).is_err(), "the port went with the pod");
-        rival.port_mappings.truncate(2);
+        rival.port_mappings = vec![mapping(9999, 1, ""), mapping(8080, 1, "")];
         let rt = attach(&networks, &rival).await;
         for (pod, network) in [(&b, &bt), (&rival, &rt)] {
             networks.detach(pod, network).await.unwrap();
@@ -154,11 +171,11 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
 }
 
 #[test]
-fn fifty_at_once_come_and_go_and_leave_nothing() {
+fn two_hundred_at_once_come_and_go_and_leave_nothing() {
     on_a_node(|node| async move {
         let networks = node.networks().await;
         let mut pods = Vec::new();
-        for number in 0..50 {
+        for number in 0..200 {
             let mut pod = node.pod(&networks, &format!("p{number}")).await;
             pod.port_mappings = vec![mapping(20_000 + number, 80, "")];
             pods.push(pod);
@@ -168,8 +185,8 @@ fn fifty_at_once_come_and_go_and_leave_nothing() {
             let attached = futures_util::future::join_all(pods.iter().map(|pod| attach(&networks, pod))).await;
             let up = start.elapsed();
             let addresses: std::collections::HashSet<_> = attached.iter().flat_map(|network| &network.ips).collect();
-            assert_eq!(addresses.len(), 100);
-            assert_eq!(node.devices().len(), 51);
+            assert_eq!(addresses.len(), 400);
+            assert_eq!(node.devices().len(), 201);
             let start = Instant::now();
             let gone = pods
                 .iter()
@@ -178,7 +195,7 @@ fn fifty_at_once_come_and_go_and_leave_nothing() {
             for result in futures_util::future::join_all(gone).await {
                 result.unwrap();
             }
-            println!("50 attached in {up:?}, detached in {:?}", start.elapsed());
+            println!("200 attached in {up:?}, detached in {:?}", start.elapsed());
             networks.release_unused().await.unwrap();
             assert_eq!((node.devices(), node.leases()), (vec![], vec![]));
         }
@@ -242,17 +259,11 @@ fn recovery_keeps_the_living_and_releases_the_rest() {
         drop(networks);
         // Someone flushed the rules meanwhile.
         crate::netns::nft::Table::new("wharf0", vec![]).remove().unwrap();
+        crate::netns::nft::PortTable::new("wharf0").remove().unwrap();
         let networks = node.networks().await;
-        networks.recover(&[(a.pod_id.clone(), at.clone())]).await.unwrap();
-        assert_eq!(
-            node.leases(),
-            [
-                at.ips[0].as_str(),
-                at.ips[1].as_str(),
-                "port-6-8080-0.0.0.0",
-                "port-6-8080-::"
-            ]
-        );
+        networks.recover(&[(a.clone(), at.clone())]).await.unwrap();
+        assert_eq!(node.leases(), at.ips);
+        assert_eq!(node.ports(), [a.pod_id.clone()]);
         assert_eq!(node.devices().len(), 2);
         call(v4("127.0.0.1"), 8080).unwrap();
         // Late, and by a record of a pod that was reclaimed.
@@ -278,9 +289,115 @@ fn a_small_subnet_runs_out_and_recovers() {
             pods.push((pod, network));
         }
         let late = node.pod(&networks, "late").await;
-        let error = networks.attach(&late, |_| ready(())).await.unwrap_err().to_string();
+        let error = try_attach(&networks, &late, |_| ready(()))
+            .await
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, "no free address in 10.77.0.0/29");
         networks.detach(&pods[2].0, &pods[2].1).await.unwrap();
         assert_eq!(attach(&networks, &late).await.ips, pods[2].1.ips);
+    });
+}
+
+#[test]
+fn rules_that_somebody_flushes_are_made_anew() {
+    on_a_node(|node| async move {
+        let networks = node.networks().await;
+        networks.recover(&[]).await.unwrap();
+        let mut a = node.pod(&networks, "a").await;
+        a.port_mappings = vec![mapping(8080, 80, "")];
+        let at = attach(&networks, &a).await;
+        tell_callers_who_they_are(&a.netns, 80);
+        call(v4("127.0.0.1"), 8080).unwrap();
+        for order in [
+            "flush ruleset",
+            "delete table inet wharf-wharf0",
+            "flush chain inet wharf-ports-wharf0 output",
+            "delete element inet wharf-ports-wharf0 ports4 { tcp . 8080 }",
+        ] {
+            let words: Vec<&str> = order.split(' ').collect();
+            let status = std::process::Command::new("nft").args(&words).status().unwrap();
+            assert!(status.success(), "{order}");
+            let deadline = Instant::now() + std::time::Duration::from_secs(20);
+            while call(v4("127.0.0.1"), 8080).is_err() || !has_table("wharf-wharf0") {
+                assert!(Instant::now() < deadline, "not repaired after {order}");
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        }
+        networks.detach(&a, &at).await.unwrap();
+        networks.release_unused().await.unwrap();
+        assert!(!has_table("wharf-wharf0") && !has_table("wharf-ports-wharf0"));
+    });
+}
+
+fn has_table(name: &str) -> bool {
+    let list = std::process::Command::new("nft")
+        .args(["list", "tables"])
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&list.stdout).contains(&format!("inet {name}\n"))
+}
+
+#[test]
+fn host_ports_of_udp_lead_to_the_pod_and_sctp_ones_are_in_the_map() {
+    on_a_node(|node| async move {
+        let networks = node.networks().await;
+        let mut a = node.pod(&networks, "a").await;
+        let with = |protocol: cri::Protocol, port: i32| cri::PortMapping {
+            protocol: protocol.into(),
+            ..mapping(port, 80, "")
+        };
+        a.port_mappings = vec![with(cri::Protocol::Udp, 8080), with(cri::Protocol::Sctp, 8081)];
+        let at = attach(&networks, &a).await;
+        inside(&a.netns, || {
+            let socket = std::net::UdpSocket::bind("[::]:80").unwrap();
+            thread::spawn(move || {
+                let mut buffer = [0; 16];
+                while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                    let _ = socket.send_to(&buffer[..length], from);
+                }
+            });
+        });
+        for (own, address) in [
+            ("0.0.0.0:0", "127.0.0.1"),
+            ("0.0.0.0:0", "10.77.0.1"),
+            ("[::]:0", "fd77::1"),
+        ] {
+            let socket = std::net::UdpSocket::bind(own).unwrap();
+            socket
+                .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+                .unwrap();
+            socket.connect((address, 8080)).unwrap();
+            socket.send(b"hello").unwrap();
+            let mut buffer = [0; 16];
+            assert_eq!(socket.recv(&mut buffer).unwrap(), 5, "{address}");
+        }
+        let list = std::process::Command::new("nft")
+            .args(["list", "map", "inet", "wharf-ports-wharf0", "ports4"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&list.stdout).into_owned();
+        assert!(text.contains("sctp . 8081") || text.contains("132 . 8081"), "{text}");
+        networks.detach(&a, &at).await.unwrap();
+    });
+}
+
+#[test]
+fn a_network_of_ipv6_alone_works() {
+    on_a_node(|mut node| async move {
+        node.config.builtin_network.subnet = String::new();
+        let networks = node.networks().await;
+        let (mut a, b) = (node.pod(&networks, "a").await, node.pod(&networks, "b").await);
+        a.port_mappings = vec![mapping(8080, 80, "")];
+        let (at, bt) = (attach(&networks, &a).await, attach(&networks, &b).await);
+        assert!(at.ips.len() == 1 && at.ips[0].contains(':'), "{:?}", at.ips);
+        tell_callers_who_they_are(&a.netns, 80);
+        let to = ip(&at, 0);
+        assert_eq!(inside(&b.netns, move || call(to, 80)).unwrap(), bt.ips[0]);
+        call("::1".parse::<IpAddr>().unwrap(), 8080).unwrap();
+        for (pod, network) in [(&a, &at), (&b, &bt)] {
+            networks.detach(pod, network).await.unwrap();
+        }
+        assert_eq!((node.leases(), node.ports()), (vec![], vec![]));
     });
 }

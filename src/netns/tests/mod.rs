@@ -137,6 +137,15 @@ impl Node {
         names.sort();
         names
     }
+
+    /// Pods with host ports, by what is on disk.
+    fn ports(&self) -> Vec<String> {
+        let dir = self.config.state_dir.join("ipam/ports");
+        let entries = std::fs::read_dir(dir).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
 }
 
 /// Runs `work` on a thread in the namespace pinned at `netns`.
@@ -182,9 +191,19 @@ fn v4(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
 }
 
+/// Attaches to the network once it is ready.
+async fn try_attach<N: Future<Output = ()> + Send>(
+    networks: &Networks,
+    pod: &PodNetwork,
+    note: impl FnOnce(record::Network) -> N + Send,
+) -> super::Result<record::Network> {
+    let ready = networks.ready(pod, None).await?;
+    networks.attach(pod, ready, note).await
+}
+
 /// Attaches and forgets what was noted.
 async fn attach(networks: &Networks, pod: &PodNetwork) -> record::Network {
-    networks.attach(pod, |_| ready(())).await.unwrap()
+    try_attach(networks, pod, |_| ready(())).await.unwrap()
 }
 
 fn cni_mode(node: &mut Node) {
@@ -192,6 +211,8 @@ fn cni_mode(node: &mut Node) {
     node.config.cni.conf_dir = node.scratch.0.join("net.d");
     node.config.cni.bin_dirs = vec![node.scratch.0.join("bin"), "/usr/lib/cni".into()];
     node.config.cni.timeout_secs = 20;
+    node.config.cni.cache_dir = node.scratch.0.join("cache");
+    node.config.cni.ready_wait_secs = 5;
     std::fs::create_dir_all(node.scratch.0.join("bin")).unwrap();
     std::fs::create_dir_all(node.scratch.0.join("net.d")).unwrap();
 }
