@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use bandwidth::Bandwidth;
+pub use builtin::{Reserved, reserved};
 pub use connect::connect;
 pub use counters::{Counters, Traffic};
 pub use error::{Error, Result};

@@ -25,7 +25,7 @@ pub use overlay::mount;
 pub use overlay::{mount_labelled, mount_read_only, mounted, unmount, view};
 pub use remove::{remove_at, remove_tree};
 pub use usage::{Space, mountpoint, space, usage, writable_layer};
-pub use xattrs::xattrs_at;
+pub use xattrs::{all as xattrs, xattrs_at};
 
 /// Usage of a filesystem or of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]

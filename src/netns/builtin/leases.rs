@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::netns::{Error, Result};
 
@@ -17,6 +17,50 @@ pub(super) struct Lease {
     pub(super) holder: String,
     /// What else the holder wrote.
     pub(super) note: String,
+}
+
+/// A lease, for who checks them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reserved {
+    /// The file.
+    pub path: PathBuf,
+    /// The address or port.
+    pub name: String,
+    /// Id of the pod that has it; empty if the daemon was killed between creating and writing.
+    pub holder: String,
+    /// The name is one that a lease can have.
+    pub is_usable: bool,
+}
+
+/// The leases of all built-in networks below `state_dir`, also of bridges that are not configured any more.
+///
+/// # Errors
+/// When a directory or file can't be read.
+pub fn reserved(state_dir: &Path) -> Result<Vec<Reserved>> {
+    let root = state_dir.join("ipam");
+    let networks = match std::fs::read_dir(&root) {
+        Err(source) if source.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        networks => networks.map_err(|source| Error::io("list networks in", &root, source))?,
+    };
+    let mut all = Vec::new();
+    for network in networks {
+        let dir = network
+            .map_err(|source| Error::io("list networks in", &root, source))?
+            .path();
+        if !dir.is_dir() {
+            continue;
+        }
+        for lease in Leases(dir.clone()).all()? {
+            let is_address = lease.name.parse::<std::net::IpAddr>().is_ok();
+            all.push(Reserved {
+                path: dir.join(&lease.name),
+                is_usable: is_address || lease.name.starts_with(super::ports::PREFIX),
+                name: lease.name,
+                holder: lease.holder,
+            });
+        }
+    }
+    Ok(all)
 }
 
 /// The directory of leases of one network.

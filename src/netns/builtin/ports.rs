@@ -9,7 +9,7 @@ use crate::netns::nft::HostPort;
 use crate::netns::{Error, Result};
 
 /// What every port lease's name begins with; no address does.
-const PREFIX: &str = "port-";
+pub(super) const PREFIX: &str = "port-";
 
 /// The host ports that `mappings` ask for, leading to a pod with `addresses`, of which there is at most one per family.
 ///
