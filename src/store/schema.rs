@@ -243,9 +243,8 @@ mod tests {
 
     #[test]
     fn the_steps_lead_to_the_schema_without_a_gap() {
-        let numbers: Vec<u32> = STEPS.iter().map(|step| step.to).collect();
-        let wanted: Vec<u32> = (2..=SCHEMA).collect();
-        assert_eq!(numbers, wanted);
+        let numbers = STEPS.iter().map(|step| step.to);
+        assert!(numbers.eq((2..).take(SCHEMA as usize - 1)));
     }
 
     #[test]
