@@ -101,7 +101,9 @@ fn lock(config: &Config) -> Result<StateLock, Error> {
     store::create_dir(&config.run_dir)?;
     // What containers use can be asked for before the first pod comes.
     store::create_dir(&config.state_dir.join("pods"))?;
-    Ok(StateLock::acquire(&config.state_dir)?)
+    let lock = StateLock::acquire(&config.state_dir)?;
+    store::take_over(&config.state_dir)?;
+    Ok(lock)
 }
 
 async fn daemon(config: Config) -> Result<(), Error> {

@@ -36,6 +36,8 @@ pub struct Options {
     pub state_tmpfs: Option<&'static str>,
     /// The search path of the daemon; the test's own where it is not set.
     pub path: Option<String>,
+    /// What its environment has beside that.
+    pub environment: Vec<(&'static str, &'static str)>,
 }
 
 impl Options {
@@ -168,6 +170,11 @@ impl Daemon {
             .await
             .map_err(|_| format!("the daemon still runs {:?} after {signal}", crate::PATIENCE))??;
         Ok(status.code())
+    }
+
+    /// What the environment of the next daemon has beside the usual.
+    pub fn environment<const N: usize>(&mut self, variables: [(&'static str, &'static str); N]) {
+        self.options.environment = variables.to_vec();
     }
 
     /// Starts the daemon again after [`Daemon::end`], and connects to it.
@@ -414,6 +421,7 @@ fn begin(lab: &Lab, dir: &Path, config: &Path, options: &Options) -> Result<Star
         .env("NOTIFY_SOCKET", &notify)
         .env("WHARF_FAILPOINTS", dir.join("failpoints"))
         .env("RUST_BACKTRACE", "1")
+        .envs(options.environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -162,6 +162,19 @@ impl Cgroup {
         self.dirs().first().map(|dir| kill::pids(dir)).unwrap_or_default()
     }
 
+    /// Names of the cgroups directly below this one, in the hierarchy that is made first; none if it does not exist.
+    pub fn children(&self) -> Vec<String> {
+        let directory = self.dirs().into_iter().next();
+        let entries = directory.and_then(|directory| std::fs::read_dir(directory).ok());
+        entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    }
+
     /// How many processes in this cgroup and below it the kernel's OOM killer has killed. 0 if that is not known.
     pub fn oom_kills(&self) -> u64 {
         match &*self.hierarchies.0 {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
+use wharf_proto::api;
 use wharf_proto::api::wharf_client::WharfClient;
 use wharf_proto::cri;
 use wharf_proto::cri::image_service_client::ImageServiceClient;
@@ -111,6 +112,15 @@ impl Client {
         let request = self.quick(cri::ListContainersRequest { filter });
         let answer = self.runtime().list_containers(request).await;
         Ok(answer.map_err(|s| self.error("list containers", &s))?.into_inner())
+    }
+
+    /// What the daemon is working at; nothing where another runtime is asked.
+    pub async fn operations(&self) -> Vec<api::Operation> {
+        let request = self.quick(api::ListOperationsRequest {});
+        match self.wharf().list_operations(request).await {
+            Ok(answer) => answer.into_inner().operations,
+            Err(_) => Vec::new(),
+        }
     }
 
     /// Lists pods.
@@ -244,6 +254,11 @@ impl Client {
             .map(|_| ())
             .map_err(|s| self.error(&format!("remove pod {name}"), &s))
     }
+}
+
+/// An operation as a state: "StopContainer: stop signal, 12 s".
+pub fn at_work(operation: &api::Operation) -> String {
+    format!("{}: {}, {:.0} s", operation.call, operation.stage, operation.seconds)
 }
 
 /// CRI's way of naming an image.

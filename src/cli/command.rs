@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    attach, checkpoint, commit, completions, cp, doctor, exec, export, history, image, images, import, info, inspect,
-    load, login, logs, pause, pods, port_forward, ps, pull, push, rm, rmi, run, save, serve, stats, stop, tag, top,
-    units, update, version,
+    attach, checkpoint, commit, completions, cp, doctor, events, exec, export, fsck, history, image, images, import,
+    info, inspect, load, login, logs, pause, pods, port_forward, ps, pull, push, rm, rmi, run, save, serve, stats,
+    stop, tag, top, units, update, version,
 };
 
 /// Runs containers on this node.
@@ -108,12 +108,16 @@ pub enum Command {
     Rmi(rmi::Arguments),
     /// Show all about a container, a pod or an image
     Inspect(inspect::Arguments),
+    /// Show what happens to pods, containers and images
+    Events(events::Arguments),
     /// Show the state of the daemon
     Info(info::Arguments),
     /// Show the versions of this command and of the daemon
     Version(version::Arguments),
     /// Say what the machine lacks for running containers, and what to do
     Doctor(doctor::Arguments),
+    /// Check all that the daemon has on disk and in the kernel
+    Fsck(fsck::Arguments),
     /// Print a completion script for a shell
     Completions(completions::Arguments),
 }

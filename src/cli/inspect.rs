@@ -58,19 +58,15 @@ async fn inspect(client: &Client, name: &str, kind: Option<Kind>) -> Result<Valu
         match object {
             Some(Object::Container(container)) => {
                 let answer = client.container_status(&container.id, true).await?;
-                return compose(
-                    "runtime.v1.ContainerStatus",
-                    &answer.status.unwrap_or_default(),
-                    answer.info,
-                );
+                let status = answer.status.unwrap_or_default();
+                let whole = compose("runtime.v1.ContainerStatus", &status, answer.info)?;
+                return with_operations(client, &container.id, whole).await;
             }
             Some(Object::Pod(pod)) => {
                 let answer = client.pod_status(&pod.id, true).await?;
-                return compose(
-                    "runtime.v1.PodSandboxStatus",
-                    &answer.status.unwrap_or_default(),
-                    answer.info,
-                );
+                let status = answer.status.unwrap_or_default();
+                let whole = compose("runtime.v1.PodSandboxStatus", &status, answer.info)?;
+                return with_operations(client, &pod.id, whole).await;
             }
             None => {}
         }
@@ -80,8 +76,26 @@ async fn inspect(client: &Client, name: &str, kind: Option<Kind>) -> Result<Valu
     {
         return compose("runtime.v1.Image", &answer.image.unwrap_or_default(), answer.info);
     }
+    // One that is being made or pulled is in no list yet.
+    let operations = client.operations().await;
+    if let Some(one) = operations.iter().find(|one| one.name == name || one.id == name) {
+        return Ok(serde_json::json!({ "info": { "operations": [output::to_json("wharf.v1.Operation", one)?] } }));
+    }
     Err(Error::new(format!("there is no container, pod or image \"{name}\""))
         .hint("`wharf ps -a`, `wharf pods` and `wharf images` list what there is."))
+}
+
+/// Adds what the daemon is doing with the object, if it is doing something.
+async fn with_operations(client: &Client, id: &str, mut whole: Value) -> Result<Value> {
+    let operations = client.operations().await;
+    let own = operations.iter().filter(|one| one.id == id);
+    let own: Vec<Value> = own
+        .map(|one| output::to_json("wharf.v1.Operation", one))
+        .collect::<Result<_>>()?;
+    if !own.is_empty() {
+        whole["info"]["operations"] = own.into();
+    }
+    Ok(whole)
 }
 
 /// crictl's shape: the status, and the runtime's own words beside it, with times that people can read.

@@ -3,8 +3,8 @@
 //! This room owns words on the command line, tables, messages and exit codes. It must never touch the daemon's files
 //! or the kernel objects of a container: everything it does is a gRPC call, plain CRI wherever CRI has one, so that
 //! most commands work with any CRI runtime's socket. What it may read itself are log files, whose paths CRI gives
-//! away for that purpose, and the person's own `config.json` of Docker with credentials. `serve` and `doctor` (when no daemon answers) are the two commands that call the rooms
-//! below in this process.
+//! away for that purpose, and the person's own `config.json` of Docker with credentials. `serve`, `doctor` (when no daemon answers) and `fsck --offline`
+//! are the commands that call the rooms below in this process.
 //!
 //! One file per command; what commands share is in `client` (the connection), `resolve` (names to ids), `output`
 //! (tables, JSON, YAML), `stream` (what exec and attach are made of), `units` (ages and sizes), `logfile` (the CRI log format) and `error` (messages, exit codes).
@@ -19,8 +19,10 @@ mod cp;
 mod dockerconfig;
 mod doctor;
 mod error;
+mod events;
 mod exec;
 mod export;
+mod fsck;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod history;
@@ -144,6 +146,8 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Info(arguments) => info::run(&client, &arguments).await,
         Command::Version(arguments) => version::run(&client, &arguments).await,
         Command::Doctor(arguments) => doctor::run(&client, global, &arguments).await,
+        Command::Events(arguments) => events::run(&client, &arguments).await,
+        Command::Fsck(arguments) => fsck::run(&client, global, &arguments).await,
         Command::Serve(_) | Command::Completions(_) => Ok(0),
     }
 }

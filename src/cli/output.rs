@@ -76,7 +76,7 @@ fn width(cell: &str) -> usize {
 }
 
 /// Names come from pods and images: what would steer the terminal is shown, not sent.
-fn printable(cell: String) -> String {
+pub fn printable(cell: String) -> String {
     if cell.chars().any(char::is_control) {
         cell.escape_default().to_string()
     } else {

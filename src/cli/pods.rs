@@ -2,7 +2,7 @@
 
 use wharf_proto::cri::{self, PodSandboxState};
 
-use super::client::Client;
+use super::client::{Client, at_work};
 use super::error::Outcome;
 use super::output::{self, Format, Table};
 use super::resolve::pod_name;
@@ -60,11 +60,16 @@ pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
         return Ok(0);
     }
     let mut table = Table::new(&["POD ID", "CREATED", "STATE", "NAME", "NAMESPACE", "ATTEMPT", "RUNTIME"]);
+    let operations = client.operations().await;
     for pod in &answer.items {
         let metadata = pod.metadata.clone().unwrap_or_default();
         let state = match pod.state() {
             PodSandboxState::SandboxReady => "Ready",
             PodSandboxState::SandboxNotready => "NotReady",
+        };
+        let state = match operations.iter().find(|one| one.id == pod.id) {
+            Some(one) => format!("{state} ({})", at_work(one)),
+            None => state.to_owned(),
         };
         let handler = if pod.runtime_handler.is_empty() {
             "(default)"
@@ -74,12 +79,17 @@ pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
         table.row([
             cut(&pod.id),
             age(pod.created_at),
-            state.to_owned(),
+            state,
             pod_name(pod).to_owned(),
             metadata.namespace,
             metadata.attempt.to_string(),
             handler.to_owned(),
         ]);
+    }
+    // What is not whole yet is in no list of CRI's.
+    let is_wanted = arguments.state.is_none() && arguments.label.is_empty();
+    for one in operations.iter().filter(|one| is_wanted && one.call == "RunPodSandbox") {
+        table.row([cut(&one.id), String::new(), at_work(one), one.name.clone()]);
     }
     table.print()?;
     Ok(0)

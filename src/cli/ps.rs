@@ -8,7 +8,7 @@ use wharf_proto::{
     cri::{self, ContainerState},
 };
 
-use super::client::Client;
+use super::client::{Client, at_work};
 use super::error::{Outcome, Result};
 use super::output::{self, Format, Table};
 use super::resolve::{container_name, pod_name};
@@ -58,7 +58,9 @@ pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
         output::message(arguments.output, "runtime.v1.ListContainersResponse", &answer)?;
         return Ok(0);
     }
-    table(client, &answer.containers, arguments.no_trunc).await?.print()?;
+    table(client, &answer.containers, arguments.no_trunc, arguments.all)
+        .await?
+        .print()?;
     Ok(0)
 }
 
@@ -74,13 +76,15 @@ fn filter(arguments: &Arguments) -> cri::ContainerFilter {
     }
 }
 
-async fn table(client: &Client, containers: &[cri::Container], whole: bool) -> Result<Table> {
-    let (pods, images, exits, paused) = tokio::join!(
+async fn table(client: &Client, containers: &[cri::Container], whole: bool, all: bool) -> Result<Table> {
+    let (pods, images, exits, paused, operations) = tokio::join!(
         pods(client),
         images(client, containers),
         exits(client, containers),
-        paused(client)
+        paused(client),
+        client.operations()
     );
+    let at_work = |id: &str| operations.iter().find(|one| one.id == id).map(at_work);
     let cut = |id: &str| if whole { id.to_owned() } else { short_id(id).to_owned() };
     let mut table = Table::new(&[
         "CONTAINER",
@@ -98,10 +102,15 @@ async fn table(client: &Client, containers: &[cri::Container], whole: bool) -> R
             cut(&container.id),
             image_name(container, &images, whole),
             age(container.created_at),
-            if paused.contains(&container.id) {
-                "Paused".to_owned()
-            } else {
-                state(container.state(), exits.get(&container.id))
+            {
+                let state = match paused.contains(&container.id) {
+                    true => "Paused".to_owned(),
+                    false => state(container.state(), exits.get(&container.id)),
+                };
+                match at_work(&container.id) {
+                    Some(work) => format!("{state} ({work})"),
+                    None => state,
+                }
             },
             container_name(container).to_owned(),
             container
@@ -115,6 +124,17 @@ async fn table(client: &Client, containers: &[cri::Container], whole: bool) -> R
                 .or(label)
                 .unwrap_or_default(),
         ]);
+    }
+    // What is not whole yet is in no list of CRI's.
+    for one in operations.iter().filter(|one| all && one.call == "CreateContainer") {
+        let cells = [
+            cut(&one.id),
+            String::new(),
+            String::new(),
+            at_work(&one.id).unwrap_or_default(),
+            one.name.clone(),
+        ];
+        table.row(cells);
     }
     Ok(table)
 }

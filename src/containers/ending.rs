@@ -80,6 +80,7 @@ pub async fn lost(container: &Container) -> Result<()> {
         message: "the pod's monitor ended before it could record how the container ended".into(),
         finished_at: store::now(),
         started_at: container.record.get().started_at,
+        ..Default::default()
     });
     finish(container, exit).await
 }
@@ -113,9 +114,11 @@ pub(super) async fn finish(container: &Container, exit: Exit) -> Result<()> {
 /// When a step fails; the container's removal tries again.
 pub async fn release(tools: &Tools, container: &Container) -> Result<()> {
     let _one_at_a_time = container.release.lock().await;
+    container.stage.enter("runtime");
     let_go(container).await?;
     container.fail_point("release.let-go").await?;
     cpus::end(tools, container).await?;
+    container.stage.enter("unmount");
     unmount(tools, container).await
 }
 
@@ -156,6 +159,7 @@ pub async fn stop(tools: &Tools, container: &Arc<Container>, timeout: Duration) 
     let mut changes = container.record.subscribe();
     {
         // A start in progress is let finish: before it there is nothing to signal.
+        container.stage.enter("start in progress");
         let _one_at_a_time = container.operation.lock().await;
         if container.state() != ContainerState::ContainerRunning {
             return Ok(());
@@ -169,6 +173,7 @@ pub async fn stop(tools: &Tools, container: &Arc<Container>, timeout: Duration) 
             tracing::debug!(container = container.id, signal, "sends the stop signal");
             send(container, signal, false).await?;
         }
+        container.stage.enter("stop signal");
         let gone = changes.wait_for(|record| record.state() != ContainerState::ContainerRunning);
         if tokio::time::timeout(timeout, gone).await.is_ok() {
             return Ok(());
@@ -177,6 +182,7 @@ pub async fn stop(tools: &Tools, container: &Arc<Container>, timeout: Duration) 
     container.fail_point("stop.kill").await?;
     // It may have been paused while it was waited for.
     pause::wake(tools, container).await?;
+    container.stage.enter("SIGKILL");
     send(container, libc::SIGKILL, true).await?;
     let gone = changes.wait_for(|record| record.state() != ContainerState::ContainerRunning);
     tokio::pin!(gone);

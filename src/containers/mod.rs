@@ -240,6 +240,11 @@ impl Container {
         self.record.get().paused
     }
 
+    /// Somebody starts, removes or releases it.
+    pub fn is_busy(&self) -> bool {
+        self.operation.try_lock().is_err() || self.release.try_lock().is_err()
+    }
+
     /// Takes over what the monitor says of its init.
     pub fn set_pid(&self, pid: i32) {
         self.pid.store(pid, Ordering::Relaxed);
@@ -293,10 +298,11 @@ impl Container {
     /// The connection to the pod's monitor.
     fn monitor(&self) -> Result<Arc<Client>> {
         self.sandbox.monitor().ok_or_else(|| {
-            Error::State(format!(
-                "the pod {} of container {} has ended",
-                self.sandbox.id, self.id
-            ))
+            let (pod, id) = (&self.sandbox.id, &self.id);
+            Error::State(match self.sandbox.refusal() {
+                Some(reason) => format!("container {id}: {reason}"),
+                None => format!("the pod {pod} of container {id} has ended"),
+            })
         })
     }
 

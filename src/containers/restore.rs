@@ -208,6 +208,7 @@ impl Dumped {
             let options = unpack::Options {
                 layer: format!("{ROOTFS_DIFF} of {}", self.archive.display()),
                 plain: false,
+                hollow: false,
             };
             unpack::unpack_tar(BufReader::new(file), rootfs, &options).map_err(|error| failed(error.to_string()))?;
             fs::remove_file(diff).map_err(|error| failed(error.to_string()))?;

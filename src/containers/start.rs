@@ -44,6 +44,7 @@ pub async fn start(tools: &Tools, container: &Container, others: &[Arc<Container
     create::pid_namespace(container, &record.config.clone().unwrap_or_default(), others)?;
     let monitor = container.monitor()?;
     container.fail_point("start.begin").await?;
+    container.stage.enter("log and seccomp filter");
     let mut request = request(tools, container, &record).await?;
     if record.restore {
         request.restore = Some(monitor::Restore {
@@ -57,6 +58,7 @@ pub async fn start(tools: &Tools, container: &Container, others: &[Arc<Container
         .change(|record| record.state = ContainerState::ContainerStarting.into())
         .await?;
     container.fail_point("start.noted").await?;
+    container.stage.enter("monitor and runtime");
     let started = match cpus::begin(tools, container).await {
         Ok(()) => monitor.start(request).await.map_err(|error| match error {
             crate::monitor::Error::Refused {
@@ -96,7 +98,7 @@ pub async fn start(tools: &Tools, container: &Container, others: &[Arc<Container
                 reason: "StartError".into(),
                 message: message.clone(),
                 finished_at: store::now(),
-                started_at: 0,
+                ..Default::default()
             };
             ending::finish(container, exit).await?;
             if let Err(error) = ending::release(tools, container).await {

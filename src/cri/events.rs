@@ -3,10 +3,14 @@
 
 use futures_util::{StreamExt as _, stream};
 use tonic::{Request, Status};
-use wharf_proto::cri::{ContainerEventResponse, ContainerEventType, GetEventsRequest};
+use wharf_proto::{
+    api::{EventsBegin, EventsMessage, EventsRequest, events_message::Message},
+    cri::{ContainerEventResponse, ContainerEventType, GetEventsRequest},
+    record::Owner,
+};
 
 use super::{Face, containers, owners, pods, status::status, streams::Stream};
-use crate::node::{Event, Step};
+use crate::node::{Ask, Event, Node, Step};
 
 impl Face {
     /// Events from now on. No history; a listener that falls too far behind gets an error, after which it lists anew.
@@ -24,6 +28,35 @@ impl Face {
         });
         Ok(events.boxed())
     }
+}
+
+/// All that happens on the node, with what was missed.
+pub(super) fn history(
+    node: &Node,
+    request: EventsRequest,
+    owners: &'static [Owner],
+) -> Result<Stream<EventsMessage>, Status> {
+    let ask = Ask {
+        cursor: request.cursor,
+        since: request.since,
+        until: request.until,
+        filters: request.filters,
+    };
+    let listener = node.listen(ask, owners).map_err(|error| status(&error))?;
+    let begin = Message::Begin(EventsBegin {
+        cursor: listener.cursor.clone(),
+        kept_since: listener.kept_since,
+    });
+    let wrap = |message| EventsMessage { message: Some(message) };
+    let events = stream::unfold(Some(listener), move |listener| async move {
+        let mut listener = listener?;
+        match listener.next().await {
+            Ok(Some(event)) => Some((Ok(wrap(Message::Event((*event).clone()))), Some(listener))),
+            Ok(None) => None,
+            Err(error) => Some((Err(status(&error)), None)),
+        }
+    });
+    Ok(stream::once(std::future::ready(Ok(wrap(begin)))).chain(events).boxed())
 }
 
 fn translated(event: &Event) -> ContainerEventResponse {

@@ -22,7 +22,6 @@ impl Face {
             return Err(Status::invalid_argument("the request names no image"));
         }
         self.node()?
-            .images()
             .pull(&image, request.auth, None)
             .await
             .map_err(|error| status(&error.into()))

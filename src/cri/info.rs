@@ -9,7 +9,7 @@ use wharf_proto::cri::{
 };
 
 use super::Face;
-use crate::config;
+use crate::{config, node::Operation};
 
 /// Version of the kubelet's runtime API, as every peer answers it.
 const KUBELET_API_VERSION: &str = "0.1.0";
@@ -57,18 +57,26 @@ impl Face {
         if verbose {
             let config = serde_json::to_value(node.config()).unwrap_or_default();
             info.insert("config".to_owned(), config.to_string());
-            let creations = node.creations();
-            let creations = creations.iter().map(|one| {
+            let operations = node.operations();
+            let json = |one: &Operation| {
                 serde_json::json!({
-                    "kind": one.what,
+                    "call": one.call,
+                    "kind": one.makes(),
                     "id": one.id,
                     "name": one.name,
                     "stage": one.stage,
                     "seconds": one.taken.as_secs_f64(),
+                    "stageSeconds": one.at_stage.as_secs_f64(),
                 })
-            });
-            let creations = serde_json::Value::Array(creations.collect());
-            info.insert("creations".to_owned(), creations.to_string());
+            };
+            let creations: Vec<_> = operations
+                .iter()
+                .filter(|one| one.makes().is_some())
+                .map(json)
+                .collect();
+            info.insert("creations".to_owned(), serde_json::Value::from(creations).to_string());
+            let operations: Vec<_> = operations.iter().map(json).collect();
+            info.insert("operations".to_owned(), serde_json::Value::from(operations).to_string());
             let daemon = serde_json::json!({
                 "tasks": node.alive_tasks(),
                 "streamingUrls": self.urls()?.outstanding(),

@@ -4,8 +4,9 @@ use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 use wharf_proto::api::{
-    Chunk, CommitContainerRequest, CommitContainerResponse, DoctorRequest, DoctorResponse, ExportContainerRequest,
-    ImageHistoryRequest, ImageHistoryResponse, ImportImageRequest, ImportImageResponse, ListPausedRequest,
+    self, Chunk, CommitContainerRequest, CommitContainerResponse, DoctorRequest, DoctorResponse, EventsMessage,
+    EventsRequest, ExportContainerRequest, FsckRequest, FsckResponse, ImageHistoryRequest, ImageHistoryResponse,
+    ImportImageRequest, ImportImageResponse, ListOperationsRequest, ListOperationsResponse, ListPausedRequest,
     ListPausedResponse, LoadImagesResponse, LoginRequest, LoginResponse, PauseContainerRequest, PauseContainerResponse,
     PullImageRequest, PullProgress, PushImageRequest, PushProgress, SaveImagesRequest, SignalContainerRequest,
     SignalContainerResponse, TagImageRequest, TagImageResponse, UnpauseContainerRequest, UnpauseContainerResponse,
@@ -13,10 +14,11 @@ use wharf_proto::api::{
 };
 
 use super::{
-    Face,
+    Face, events,
     inout::{self, Chunks},
     owners,
     status::status,
+    streams::Stream,
 };
 use crate::{images::Order, node::doctor};
 
@@ -26,9 +28,9 @@ impl Wharf for Face {
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Result<Response<Self::PullImageStream>, Status> {
         let request = request.into_inner();
-        let images = self.node()?.images().clone();
+        let node = self.node()?.clone();
         let (sender, events) = mpsc::unbounded_channel();
-        let work = async move { images.pull(&request.image, request.auth, Some(sender)).await };
+        let work = async move { node.pull(&request.image, request.auth, Some(sender)).await };
         Ok(Response::new(told(events, work)))
     }
 
@@ -153,6 +155,36 @@ impl Wharf for Face {
             .await;
         let image_id = committed.map_err(|error| status(&error))?;
         Ok(Response::new(CommitContainerResponse { image_id }))
+    }
+
+    type EventsStream = Stream<EventsMessage>;
+
+    async fn events(&self, request: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        let owners = owners(&request);
+        events::history(self.node()?, request.into_inner(), owners).map(Response::new)
+    }
+
+    async fn list_operations(
+        &self,
+        _: Request<ListOperationsRequest>,
+    ) -> Result<Response<ListOperationsResponse>, Status> {
+        let operations = self.node()?.operations();
+        let operations = operations.into_iter().map(|one| api::Operation {
+            call: one.call.to_owned(),
+            id: one.id,
+            name: one.name,
+            stage: one.stage.to_owned(),
+            seconds: one.taken.as_secs_f64(),
+            stage_seconds: one.at_stage.as_secs_f64(),
+        });
+        Ok(Response::new(ListOperationsResponse {
+            operations: operations.collect(),
+        }))
+    }
+
+    async fn fsck(&self, request: Request<FsckRequest>) -> Result<Response<FsckResponse>, Status> {
+        let found = self.node()?.fsck(request.into_inner().repair).await;
+        Ok(Response::new(found.map_err(|error| status(&error))?))
     }
 
     async fn doctor(&self, _: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {

@@ -16,7 +16,8 @@ fn code(error: &Error) -> Code {
         Error::Invalid(_) => Code::InvalidArgument,
         Error::State(_) => Code::FailedPrecondition,
         Error::Exists(_) => Code::AlreadyExists,
-        Error::EventsLost(_) => Code::DataLoss,
+        Error::EventsLost(_) | Error::HistoryLost(_) => Code::DataLoss,
+        Error::Gone(_) => Code::OutOfRange,
         Error::Ending => Code::Unavailable,
         Error::Internal(_) | Error::Network(_) | Error::Store(_) => Code::Internal,
         Error::Sandbox(error) => match &**error {

@@ -124,7 +124,7 @@ fn decompress<F: Feed>(source: &mut Source<F>, name: &str, directory: &Path) -> 
     };
     let options = unpack::Options {
         layer: name.to_owned(),
-        plain: false,
+        ..Default::default()
     };
     let (full, pieces) = threads::sync_channel::<Option<Vec<u8>>>(PIECES);
     let (recycle, empties) = threads::sync_channel::<Vec<u8>>(PIECES);

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use wharf_proto::record;
 
 use super::{
@@ -20,7 +21,7 @@ use super::{
     manifest::{self, Parsed},
     platform::Host,
     reference::{is_digest, is_hex},
-    registry::Document,
+    registry::{Document, digest_of},
 };
 use crate::store;
 
@@ -36,6 +37,9 @@ pub(super) struct Index {
     published: RwLock<List>,
     /// Held by those who write records, in blocking threads; readers never take it.
     entries: Mutex<BTreeMap<String, Entry>>,
+    /// Told with `entries` held, so that changes are in their order.
+    changes: UnboundedSender<Change>,
+    heard: Mutex<Option<UnboundedReceiver<Change>>>,
 }
 
 struct Entry {
@@ -58,10 +62,23 @@ pub(super) struct Arrival {
     pub names: Vec<(Reference, String)>,
     /// It can't be had again from a registry, so kubelet must spare it.
     pub pinned: bool,
+    /// How it came, for [`Change::action`].
+    pub action: &'static str,
+}
+
+/// Something that has happened to an image, after it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Id of the image.
+    pub id: String,
+    /// The name that it came with, got or lost; without one, the first of its digests.
+    pub name: String,
+    /// `pull`, `load`, `import`, `commit`; `tag`, `untag`; `remove`.
+    pub action: &'static str,
 }
 
 impl Index {
-    /// Reads all records below `root`. A bad one is logged and moved away. Blocking.
+    /// Reads all records below `root`. A bad one is logged and set aside. Blocking.
     pub fn open(root: &Path, layers: Layers) -> Result<Self> {
         let directory = root.join("records");
         store::create_dir(&directory)?;
@@ -72,17 +89,23 @@ impl Index {
                 Ok(entry) => {
                     entries.insert(entry.record.id.clone(), entry);
                 }
-                Err(reason) => {
-                    tracing::warn!(image = name, reason, "an image that is not whole is removed");
-                    layers.discard(&path)?;
+                Err(Unusable::Newer(error)) => return Err(error.into()),
+                Err(Unusable::Broken { reason, names }) => {
+                    let aside = store::set_aside(root.parent().unwrap_or(root), &path)?;
+                    let names = names.join(" ");
+                    let aside = aside.display();
+                    tracing::warn!(image = name, reason, %aside, names, "an image is not whole and was set aside; pull it again");
                 }
             }
         }
+        let (changes, heard) = unbounded_channel();
         let index = Self {
             root: root.to_owned(),
             layers,
             published: RwLock::default(),
             entries: Mutex::default(),
+            changes,
+            heard: Mutex::new(Some(heard)),
         };
         settle_tags(&mut entries);
         index.publish(&entries);
@@ -140,7 +163,7 @@ impl Index {
             return Ok(());
         }
         let mut record = record::Image {
-            schema: store::SCHEMA,
+            schema: store::schema(),
             id: arrival.id.clone(),
             size: arrival.size,
             layers: arrival.layers.iter().map(to_record).collect(),
@@ -156,10 +179,28 @@ impl Index {
         temporary.keep_as(&self.directory(&arrival.id))?;
         sync(&self.root.join("records"))?;
         let image = Arc::new(image(&record, config, arrival.pins));
-        entries.insert(arrival.id, Entry { record, image });
+        let tags: Vec<String> = record.tags.iter().map(|tag| tag.name.clone()).collect();
+        let first = names(&record).into_iter().next().unwrap_or_default();
+        entries.insert(arrival.id.clone(), Entry { record, image });
+        self.tell(&arrival.id, &first, arrival.action);
+        tags.iter().skip(1).for_each(|tag| self.tell(&arrival.id, tag, "tag"));
         self.untag_others(&mut entries);
         self.publish(&entries);
         Ok(())
+    }
+
+    fn tell(&self, id: &str, name: &str, action: &'static str) {
+        // Nobody may want to know.
+        let _ = self.changes.send(Change {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            action,
+        });
+    }
+
+    /// All changes from the opening on; none for a second caller.
+    pub fn changes(&self) -> Option<UnboundedReceiver<Change>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The configuration of the image `id`, as it came. Blocking.
@@ -217,10 +258,25 @@ impl Index {
         let mut entries = self.lock();
         if entries.contains_key(id) {
             self.layers.discard(&self.directory(id))?;
-            entries.remove(id);
-            self.publish(&entries);
+            self.forget(&mut entries, id);
         }
         Ok(())
+    }
+
+    /// Makes the image `id` invisible and moves its record aside, whether it is shown or not; returns where it is. Blocking.
+    pub fn set_aside(&self, id: &str) -> Result<PathBuf> {
+        let mut entries = self.lock();
+        let now_at = store::set_aside(self.root.parent().unwrap_or(&self.root), &self.directory(id))?;
+        self.forget(&mut entries, id);
+        Ok(now_at)
+    }
+
+    fn forget(&self, entries: &mut BTreeMap<String, Entry>, id: &str) {
+        if let Some(entry) = entries.remove(id) {
+            let name = names(&entry.record).into_iter().next().unwrap_or_default();
+            self.tell(id, &name, "remove");
+            self.publish(entries);
+        }
     }
 
     /// Sets whether kubelet must spare the image `id`; absent is fine. Blocking.
@@ -249,7 +305,16 @@ impl Index {
         };
         let mut record = entry.record.clone();
         if name(&mut record, reference, digest) {
+            let had: Vec<String> = entry.image.tags.clone();
             self.rewrite(entry, record)?;
+            let new: Vec<String> = entry
+                .image
+                .tags
+                .iter()
+                .filter(|tag| !had.contains(tag))
+                .cloned()
+                .collect();
+            new.iter().for_each(|tag| self.tell(id, tag, "tag"));
             self.untag_others(entries);
             self.publish(entries);
         }
@@ -258,7 +323,8 @@ impl Index {
 
     /// Takes tags from those who lost them, in memory and on disk. A failure to write is mended at the next start.
     fn untag_others(&self, entries: &mut BTreeMap<String, Entry>) {
-        for id in settle_tags(entries) {
+        for (id, lost) in settle_tags(entries) {
+            lost.iter().for_each(|tag| self.tell(&id, tag, "untag"));
             if let Some(entry) = entries.get(&id) {
                 let path = self.directory(&id).join("record");
                 if let Err(error) = store::write_record(&path, &entry.record) {
@@ -296,14 +362,48 @@ impl Index {
     }
 }
 
-fn load(path: &Path, name: &str, layers: &Layers) -> std::result::Result<Entry, String> {
-    let record: record::Image = store::read_record(&path.join("record"))
-        .map_err(|error| error.to_string())?
-        .ok_or("it has no record")?;
-    if record.schema != store::SCHEMA || !is_digest(&record.id) || file_name(&record.id) != name {
-        return Err("its record is not usable".into());
+/// Why a record is not that of an image.
+enum Unusable {
+    /// A newer version has written it.
+    Newer(store::Error),
+    /// It or what it needs is damaged.
+    Broken {
+        reason: String,
+        /// What the image was called, if that can be read.
+        names: Vec<String>,
+    },
+}
+
+fn load(path: &Path, name: &str, layers: &Layers) -> std::result::Result<Entry, Unusable> {
+    let broken = |reason: String| Unusable::Broken {
+        reason,
+        names: Vec::new(),
+    };
+    let record: record::Image = match store::read_versioned(&path.join("record")) {
+        Ok(record) => record.ok_or_else(|| broken("it has no record".into()))?,
+        Err(error @ store::Error::Newer { .. }) => return Err(Unusable::Newer(error)),
+        Err(error) => return Err(broken(error.to_string())),
+    };
+    if !is_digest(&record.id) || file_name(&record.id) != name {
+        return Err(broken("its record is that of another image".into()));
     }
+    complete(path, &record, layers)
+        .map(|image| Entry {
+            image,
+            record: record.clone(),
+        })
+        .map_err(|reason| Unusable::Broken {
+            reason,
+            names: names(&record),
+        })
+}
+
+/// The image of `record`, if all that it needs is here.
+fn complete(path: &Path, record: &record::Image, layers: &Layers) -> std::result::Result<Arc<Image>, String> {
     let config = fs::read(path.join("config")).map_err(|error| format!("read its configuration: {error}"))?;
+    if digest_of(&config) != record.id {
+        return Err("its configuration is damaged".into());
+    }
     let config = parse_config(&config, &record.id).map_err(|error| error.to_string())?;
     let pin = |layer: &record::ImageLayer| {
         layers
@@ -311,12 +411,17 @@ fn load(path: &Path, name: &str, layers: &Layers) -> std::result::Result<Entry, 
             .ok_or_else(|| format!("layer {} is missing", layer.diff_id))
     };
     let pins = record.layers.iter().map(pin).collect::<std::result::Result<_, _>>()?;
-    let image = Arc::new(image(&record, config, pins));
-    Ok(Entry { record, image })
+    Ok(Arc::new(image(record, config, pins)))
 }
 
-/// Leaves each tag to the image that got it last; returns the ids of the others.
-fn settle_tags(entries: &mut BTreeMap<String, Entry>) -> Vec<String> {
+/// What an image is called, with a tag or a digest.
+pub(super) fn names(record: &record::Image) -> Vec<String> {
+    let tags = record.tags.iter().map(|tag| tag.name.clone());
+    tags.chain(record.digests.iter().cloned()).collect()
+}
+
+/// Leaves each tag to the image that got it last; returns the ids of the others, with what they lost.
+fn settle_tags(entries: &mut BTreeMap<String, Entry>) -> Vec<(String, Vec<String>)> {
     let mut owners: BTreeMap<String, (i64, String)> = BTreeMap::new();
     for entry in entries.values() {
         for tag in &entry.record.tags {
@@ -329,18 +434,21 @@ fn settle_tags(entries: &mut BTreeMap<String, Entry>) -> Vec<String> {
     }
     let mut losers = Vec::new();
     for (id, entry) in entries.iter_mut() {
-        let before = entry.record.tags.len();
-        entry
-            .record
-            .tags
-            .retain(|tag| owners.get(&tag.name).is_some_and(|(_, owner)| owner == id));
-        if entry.record.tags.len() != before {
+        let mut lost = Vec::new();
+        entry.record.tags.retain(|tag| {
+            let keeps = owners.get(&tag.name).is_some_and(|(_, owner)| owner == id);
+            if !keeps {
+                lost.push(tag.name.clone());
+            }
+            keeps
+        });
+        if !lost.is_empty() {
             entry.image = Arc::new(image(
                 &entry.record,
                 entry.image.config.clone(),
                 entry.image.pins.clone(),
             ));
-            losers.push(id.clone());
+            losers.push((id.clone(), lost));
         }
     }
     losers

@@ -20,6 +20,7 @@ use super::{
     recipe::{self, Kept},
     rootfs,
     unpack::Stats,
+    verify,
 };
 use crate::store;
 
@@ -69,32 +70,65 @@ impl Layers {
             state: Mutex::default(),
             wake: Notify::new(),
         };
+        let mut found = Vec::new();
+        for name in store::list_dirs(&root.join("layers"))? {
+            match store::read_versioned::<record::UnpackedLayer>(&root.join("layers").join(&name).join("record")) {
+                // Before anything is moved.
+                Err(error @ store::Error::Newer { .. }) => return Err(error.into()),
+                read => found.push((name, read)),
+            }
+        }
         for name in store::list_dirs(&root.join("tmp"))? {
             shared.discard(&root.join("tmp").join(name))?;
         }
+        let layers = Self(Arc::new(shared));
         let mut state = State::default();
-        for name in store::list_dirs(&root.join("layers"))? {
-            let directory = root.join("layers").join(&name);
-            match store::read_record::<record::UnpackedLayer>(&directory.join("record")) {
-                Ok(Some(layer)) if layer.schema == store::SCHEMA && !layer.diff_id.is_empty() => {
-                    state.by_diff.insert(layer.diff_id.clone(), name.clone());
-                    state.by_name.insert(
-                        name,
-                        Entry {
-                            size: Size::of(&layer),
-                            diff_id: layer.diff_id,
-                            pins: 0,
-                        },
-                    );
-                }
-                other => {
-                    tracing::warn!(layer = name, ?other, "a layer without a usable record is removed");
-                    shared.discard(&directory)?;
-                }
+        for (name, read) in found {
+            let layer = match read {
+                Ok(Some(layer)) if !layer.diff_id.is_empty() => Some(layer),
+                other => layers.mend(&name, &format!("{other:?}"))?,
+            };
+            if let Some(layer) = layer {
+                state.by_diff.insert(layer.diff_id.clone(), name.clone());
+                state.by_name.insert(
+                    name,
+                    Entry {
+                        size: Size::of(&layer),
+                        diff_id: layer.diff_id,
+                        pins: 0,
+                    },
+                );
             }
         }
-        *shared.lock() = state;
-        Ok(Self(Arc::new(shared)))
+        *layers.0.lock() = state;
+        Ok(layers)
+    }
+
+    /// Writes a new record of a layer that has none that could be read, if the layer is whole. One that is not goes to the trash:
+    /// a registry may have it, and a pull that was cut off by a power loss leaves such.
+    fn mend(&self, name: &str, problem: &str) -> Result<Option<record::UnpackedLayer>> {
+        let directory = self.0.directory(name);
+        match verify::mended(&directory, name, &self.temporary()?) {
+            Ok(layer) => {
+                tracing::warn!(
+                    layer = name,
+                    problem,
+                    "a layer had no usable record; it is whole and has one again"
+                );
+                store::write_record(&directory.join("record"), &layer)?;
+                Ok(Some(layer))
+            }
+            Err(reason) => {
+                tracing::warn!(
+                    layer = name,
+                    problem,
+                    reason,
+                    "a layer without a usable record is removed"
+                );
+                self.0.discard(&directory)?;
+                Ok(None)
+            }
+        }
     }
 
     /// Holds the layer with `diff_id`, if it is here.
@@ -120,15 +154,13 @@ impl Layers {
 
     /// A new directory below `tmp`. Blocking.
     pub fn temporary(&self) -> Result<Temporary> {
-        let path = self.0.root.join("tmp").join(format!("{:016x}", unique()));
-        store::create_dir(&path)?;
-        Ok(Temporary(path))
+        Temporary::create(&self.0.root)
     }
 
     /// Makes the files in `temporary/fs` the layer `diff_id`. Blocking.
     pub fn add(&self, temporary: Temporary, diff_id: &str, size: Size) -> Result<Pin> {
         let layer = record::UnpackedLayer {
-            schema: store::SCHEMA,
+            schema: store::schema(),
             diff_id: diff_id.to_owned(),
             bytes: size.stats.bytes,
             inodes: size.stats.inodes,
@@ -164,6 +196,25 @@ impl Layers {
     /// Moves `path` out of sight, to be removed by the next sweep. Absent is fine. Blocking, but quick.
     pub fn discard(&self, path: &Path) -> Result<()> {
         self.0.discard(path)
+    }
+
+    /// Has nobody find the layer in the directory `name` any more: the next pull unpacks it anew, under another name.
+    pub fn hide(&self, name: &str) {
+        self.0.lock().by_diff.retain(|_, shown| shown != name);
+    }
+
+    /// Moves a layer that was hidden aside, unless somebody holds it; returns where it is then. Blocking.
+    pub fn set_aside(&self, name: &str) -> Result<Option<PathBuf>> {
+        {
+            let mut state = self.0.lock();
+            if state.by_name.get(name).is_some_and(|entry| entry.pins > 0) {
+                return Ok(None);
+            }
+            // The sweep finds it no more.
+            state.by_name.remove(name);
+        }
+        let state_dir = self.0.root.parent().unwrap_or(&self.0.root);
+        Ok(Some(store::set_aside(state_dir, &self.0.directory(name))?))
     }
 
     /// Returns when there may be something to sweep.
@@ -325,6 +376,13 @@ impl std::fmt::Debug for Pin {
 pub(super) struct Temporary(PathBuf);
 
 impl Temporary {
+    /// A new directory below `tmp` of the images room's directory. Blocking.
+    pub fn create(root: &Path) -> Result<Self> {
+        let path = root.join("tmp").join(format!("{:016x}", unique()));
+        store::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
     pub fn path(&self) -> &Path {
         &self.0
     }

@@ -100,7 +100,7 @@ pub(super) fn import(room: &Arc<Room>, feed: impl Feed, order: &Order) -> Result
         "rootfs": { "type": "layers", "diff_ids": [layer.diff_id] },
         "history": [{ "created": now, "comment": comment }],
     });
-    publish(room, &value, vec![layer], vec![pin], name)
+    publish(room, &value, vec![layer], vec![pin], name, "import")
 }
 
 /// Makes an image of what `changed` was made from and has changed since. Blocking.
@@ -157,7 +157,7 @@ pub(super) fn commit(room: &Arc<Room>, changed: &Changed, order: &Order) -> Resu
     let mut pins = changed.image.pins.clone();
     layers.push(layer);
     pins.push(pin);
-    publish(room, &value, layers, pins, name)
+    publish(room, &value, layers, pins, name, "commit")
 }
 
 /// The root filesystem of a container as an archive. Blocking.
@@ -215,6 +215,7 @@ fn publish(
     layers: Vec<Layer>,
     pins: Vec<Pin>,
     name: Option<Reference>,
+    action: &'static str,
 ) -> Result<String> {
     let config: Bytes = config.to_string().into_bytes().into();
     let id = digest_of(&config);
@@ -231,6 +232,7 @@ fn publish(
         documents: vec![(digest.clone(), manifest.into())],
         names: name.map(|name| (name, digest)).into_iter().collect(),
         pinned: true,
+        action,
     })?;
     Ok(id)
 }

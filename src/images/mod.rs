@@ -6,6 +6,7 @@
 //! reader wait: [`Images::list`] and [`Images::find`] read a published snapshot. It may ask `config` and `store`.
 
 mod changes;
+pub mod check;
 mod error;
 mod extract;
 mod flight;
@@ -36,12 +37,14 @@ mod testing;
 mod tests;
 mod tree;
 pub mod unpack;
+mod verify;
 
 #[cfg(fuzzing)]
 pub mod fuzzing;
 
 pub use error::{Error, ErrorKind, Result};
 pub use image::{Image, ImageConfig, Layer};
+pub use index::Change;
 pub use inout::Inflow;
 pub use load::Loaded;
 pub use make::{Changed, Order};

@@ -132,6 +132,7 @@ async fn run(
             .collect(),
         names: vec![(reference.clone(), top)],
         pinned: false,
+        action: "pull",
     };
     let owned = room.clone();
     blocking(move || {

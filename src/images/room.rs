@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{sync::mpsc::UnboundedSender, task::JoinSet};
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender},
+    task::JoinSet,
+};
 use wharf_proto::{api, cri};
 
 use super::{
@@ -149,6 +152,12 @@ impl Images {
         self.room.index.list()
     }
 
+    /// What happens to images from the opening on, in its order; none for a second caller.
+    #[must_use]
+    pub fn happenings(&self) -> Option<UnboundedReceiver<super::Change>> {
+        self.room.index.changes()
+    }
+
     /// The image that `spec` names: an id with or without `sha256:`, a unique prefix of one, `name[:tag]` or
     /// `name@digest`.
     #[must_use]
@@ -203,6 +212,45 @@ impl Images {
         };
         let room = self.room.clone();
         pull::blocking(move || room.index.remove(&image.id)).await
+    }
+
+    /// Makes the image `id`, which is damaged, invisible and moves its record aside; says what was done.
+    ///
+    /// # Errors
+    /// When it can't be moved.
+    pub async fn set_aside(&self, id: &str) -> Result<String> {
+        let (room, id) = (self.room.clone(), id.to_owned());
+        pull::blocking(move || {
+            let now_at = room.index.set_aside(&id)?;
+            Ok(format!("moved to {}", now_at.display()))
+        })
+        .await
+    }
+
+    /// Has the damaged layer in the directory `name` used by no pull or image any more, and moves it aside, as the records of
+    /// the images that have it; says what was done. Where containers mount it, it stays until they end.
+    ///
+    /// # Errors
+    /// When something can't be moved.
+    pub async fn set_layer_aside(&self, name: &str) -> Result<String> {
+        let (room, name) = (self.room.clone(), name.to_owned());
+        pull::blocking(move || {
+            let diff_id = format!("sha256:{}", name.split('-').next().unwrap_or_default());
+            room.layers.hide(&name);
+            let images = room.index.list();
+            let with = images
+                .iter()
+                .filter(|image| image.layers.iter().any(|layer| layer.diff_id == diff_id));
+            for image in with {
+                room.index.set_aside(&image.id)?;
+            }
+            drop(images);
+            Ok(match room.layers.set_aside(&name)? {
+                Some(now_at) => format!("moved to {}, with the images that have it", now_at.display()),
+                None => "containers use it until they end; the images that have it are set aside".to_owned(),
+            })
+        })
+        .await
     }
 
     /// Mounts a writable root filesystem of `image` at `container_dir/rootfs` and returns that path. The layers are kept

@@ -62,6 +62,7 @@ impl Exit {
                 message: self.message.clone(),
                 finished_at: self.finished_at,
                 started_at,
+                schema: store::SCHEMA,
             },
         )
     }

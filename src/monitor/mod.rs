@@ -27,8 +27,12 @@ mod tree;
 pub use client::{Client, Event, Events, Program, SpawnOptions};
 pub use setup::CGROUP as DEFAULT_CGROUP;
 
-/// Version of the protocol that this build speaks.
+/// Version of the protocol that this build speaks. Raised only when an older daemon would misunderstand: new operations and
+/// fields need no new number, as who does not know them says so.
 pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The oldest version that a monitor may speak to be served by this build's daemon.
+const OLDEST_PROTOCOL: u32 = 1;
 
 /// Why a monitor could not be reached or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +76,19 @@ pub enum Error {
         path: PathBuf,
         /// The limit.
         seconds: f32,
+    },
+    /// The monitor is of a version that this daemon does not know how to serve, so it is left alone.
+    #[error(
+        "{object}: the pod's monitor speaks version {theirs} of the protocol, this daemon serves {OLDEST_PROTOCOL} to {ours}: run a {} version of wharf",
+        if theirs > ours { "newer" } else { "older" }
+    )]
+    Version {
+        /// The monitor's socket.
+        object: String,
+        /// The monitor's version.
+        theirs: u32,
+        /// The daemon's version.
+        ours: u32,
     },
     /// The monitor sent something that is not the protocol.
     #[error("{attempt} {object}: the monitor broke the protocol: {message}")]

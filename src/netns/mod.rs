@@ -37,6 +37,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use bandwidth::Bandwidth;
+pub use builtin::{Reserved, reserved};
 pub use connect::connect;
 pub use counters::{Counters, Traffic};
 pub use error::{Error, Result};

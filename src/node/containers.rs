@@ -58,7 +58,7 @@ impl Node {
         }
         check_size("container", &config)?;
         let record = record::Container {
-            schema: store::SCHEMA,
+            schema: store::schema(),
             id: store::new_id()?,
             pod_id: pod.id.clone(),
             config: Some(config),
@@ -77,6 +77,15 @@ impl Node {
                 move || async move { node.make_container(pod, record, pod_config).await },
                 |why| Err(Error::Internal(format!("create container: {why}"))),
             )
+            .await
+    }
+
+    /// Does `work`, which is `call` on the container, and has it listed meanwhile.
+    async fn follow<T>(&self, call: &'static str, container: &Container, work: impl Future<Output = T>) -> T {
+        let name = ContainerKey::of(&container.record.get()).name;
+        let operations = &self.inner.operations;
+        operations
+            .follow(call, &container.id, &name, &container.stage, work)
             .await
     }
 
@@ -103,11 +112,7 @@ impl Node {
         let container = Arc::new(Container::new(pod, record));
         let others = self.containers_of(&container.sandbox.id);
         let work = containers::create(&self.inner.tools, &container, pod_config, &others);
-        let name = ContainerKey::of(&container.record.get()).name;
-        let creations = &self.inner.creations;
-        let made = creations
-            .follow("container", &container.id, &name, &container.stage, work)
-            .await;
+        let made = self.follow("CreateContainer", &container, work).await;
         // Listed even before it is complete, so that a pod stopped meanwhile finds it.
         self.insert_container(&container);
         let made = match made {
@@ -158,7 +163,8 @@ impl Node {
         let node = self.clone();
         self.own(async move {
             let others = node.containers_of(&container.sandbox.id);
-            let started = containers::start(&node.inner.tools, &container, &others).await;
+            let work = containers::start(&node.inner.tools, &container, &others);
+            let started = node.follow("StartContainer", &container, work).await;
             node.tell_container(&container);
             match &started {
                 Ok(()) => node.sample_new(&container),
@@ -178,8 +184,11 @@ impl Node {
             return Ok(());
         };
         let node = self.clone();
-        self.own(async move { Ok(containers::stop(&node.inner.tools, &container, timeout).await?) })
-            .await
+        self.own(async move {
+            let work = containers::stop(&node.inner.tools, &container, timeout);
+            Ok(node.follow("StopContainer", &container, work).await?)
+        })
+        .await
     }
 
     /// Pauses a container; see [`containers::pause`].
@@ -214,7 +223,8 @@ impl Node {
         };
         let node = self.clone();
         self.own(async move {
-            containers::remove(&node.inner.tools, &container).await?;
+            let work = containers::remove(&node.inner.tools, &container);
+            node.follow("RemoveContainer", &container, work).await?;
             node.forget_container(&container);
             Ok(())
         })

@@ -30,6 +30,12 @@ pub enum Error {
     /// A listener read so slowly that events had to be dropped.
     #[error("{0} events were lost because they were not read in time; list anew")]
     EventsLost(u64),
+    /// Events that were asked for are not kept any more.
+    #[error("{0}")]
+    Gone(String),
+    /// A reader of the history was too slow.
+    #[error("{0}")]
+    HistoryLost(String),
     /// The daemon ends.
     #[error("wharf is ending")]
     Ending,

@@ -11,9 +11,12 @@ use std::{
 
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
-use wharf_proto::record::{self, ContainerState, Owner, PodState};
+use wharf_proto::{
+    api::{self, EventKind},
+    record::{self, ContainerState, Owner, PodState},
+};
 
-use super::{Error, Node, Result, containers::is_visible};
+use super::{Error, Node, Result, containers::is_visible, history::History};
 use crate::{containers::Container, sandbox::Sandbox, store};
 
 /// Events that a listener may be behind before its stream is ended.
@@ -62,21 +65,32 @@ pub(super) struct Bus {
     /// moments.
     told: Mutex<HashMap<String, Step>>,
     closing: CancellationToken,
+    history: History,
 }
 
-impl Default for Bus {
-    fn default() -> Self {
+impl Bus {
+    pub fn new(history: History) -> Self {
         Self {
             sender: broadcast::Sender::new(BACKLOG),
             told: Mutex::default(),
             closing: CancellationToken::new(),
+            history,
         }
     }
-}
 
-impl Bus {
-    /// Sends those of `reached` that were not told yet. `moment` is asked for only when somebody listens.
-    fn tell(&self, id: &str, reached: &[Step], moment: impl FnOnce() -> Moment) {
+    /// What is kept of all events.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Cancelled when the streams of listeners must end.
+    pub fn closing(&self) -> CancellationToken {
+        self.closing.clone()
+    }
+
+    /// Sends those of `reached` that were not told yet. `moment` is asked for only when somebody listens, `event`, which
+    /// describes the object for the history, when something is new.
+    fn tell(&self, id: &str, reached: &[Step], moment: impl FnOnce() -> Moment, event: impl FnOnce() -> api::Event) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let last = told.get(id).copied();
         let mut new = reached.iter().filter(|step| last.is_none_or(|last| **step > last));
@@ -86,6 +100,7 @@ impl Bus {
         } else if let Some(last) = reached.last() {
             told.insert(id.to_owned(), *last);
         }
+        self.history.object(reached, event());
         if self.sender.receiver_count() == 0 {
             return;
         }
@@ -173,9 +188,12 @@ impl Node {
             !known.contains_key(&container.id)
         };
         let reached = container_steps(&record, gone);
-        self.inner
-            .events
-            .tell(&container.id, &reached, || self.moment(&container.sandbox));
+        self.inner.events.tell(
+            &container.id,
+            &reached,
+            || self.moment(&container.sandbox),
+            || container_event(&record, &container.sandbox.record.get()),
+        );
     }
 
     /// Tells what has happened to the pod itself since the last call.
@@ -186,7 +204,9 @@ impl Node {
             !known.contains_key(&pod.id)
         };
         let reached = pod_steps(&record, gone);
-        self.inner.events.tell(&pod.id, &reached, || self.moment(pod));
+        self.inner
+            .events
+            .tell(&pod.id, &reached, || self.moment(pod), || pod_event(&record));
     }
 }
 
@@ -218,6 +238,46 @@ fn pod_steps(record: &record::Pod, gone: bool) -> Vec<Step> {
     }
 }
 
+/// A pod as the history tells of it.
+fn pod_event(record: &record::Pod) -> api::Event {
+    let config = record.config.clone().unwrap_or_default();
+    let metadata = config.metadata.unwrap_or_default();
+    api::Event {
+        kind: EventKind::Pod.into(),
+        id: record.id.clone(),
+        name: metadata.name,
+        namespace: metadata.namespace,
+        labels: config.labels,
+        owner: record.owner,
+        ..Default::default()
+    }
+}
+
+/// A container as the history tells of it.
+fn container_event(record: &record::Container, pod: &record::Pod) -> api::Event {
+    let config = record.config.clone().unwrap_or_default();
+    let pod = pod_event(pod);
+    let image = config.image.unwrap_or_default();
+    api::Event {
+        kind: EventKind::Container.into(),
+        id: record.id.clone(),
+        name: config.metadata.unwrap_or_default().name,
+        namespace: pod.namespace,
+        pod_id: pod.id,
+        pod: pod.name,
+        image: if image.user_specified_image.is_empty() {
+            image.image
+        } else {
+            image.user_specified_image
+        },
+        labels: config.labels,
+        exit_code: record.exit.as_ref().map(|exit| exit.code),
+        reason: record.exit.as_ref().map(|exit| exit.reason.clone()).unwrap_or_default(),
+        owner: pod.owner,
+        ..Default::default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,6 +293,12 @@ mod tests {
         }
     }
 
+    /// One whose history lies where it can't be written.
+    fn bus() -> Bus {
+        let nowhere = std::path::PathBuf::from("/proc/wharf");
+        Bus::new(History::open(nowhere, "boot", &tokio_util::task::TaskTracker::new()))
+    }
+
     fn listen(bus: &Bus) -> Subscription {
         Subscription {
             receiver: bus.sender.subscribe(),
@@ -244,10 +310,10 @@ mod tests {
     #[tokio::test]
     async fn each_step_is_told_once_and_in_order_however_often_it_is_seen() {
         use Step::{Created, Deleted, Started, Stopped};
-        let bus = Bus::default();
-        bus.tell("old", &[Created], || panic!("nobody listens"));
+        let bus = bus();
+        bus.tell("old", &[Created], || panic!("nobody listens"), api::Event::default);
         let mut listener = listen(&bus);
-        let tell = |id: &str, reached: &[Step]| bus.tell(id, reached, || moment(Owner::Cri));
+        let tell = |id: &str, reached: &[Step]| bus.tell(id, reached, || moment(Owner::Cri), api::Event::default);
         tell("old", &[Created]);
         tell("a", &[Created]);
         tell("a", &[Created]);
@@ -268,10 +334,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_listener_is_told_of_its_loss_and_holds_up_nobody() {
-        let bus = Bus::default();
+        let bus = bus();
         let (mut slow, mut quick) = (listen(&bus), listen(&bus));
         for number in 0..=BACKLOG {
-            bus.tell(&number.to_string(), &[Step::Created], || moment(Owner::Cri));
+            bus.tell(
+                &number.to_string(),
+                &[Step::Created],
+                || moment(Owner::Cri),
+                api::Event::default,
+            );
             assert_eq!(quick.next().await.unwrap().id, number.to_string());
         }
         assert!(matches!(slow.next().await, Err(Error::EventsLost(1))));
@@ -279,10 +350,10 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_hears_of_pods_of_others() {
-        let bus = Bus::default();
+        let bus = bus();
         let mut listener = listen(&bus);
-        bus.tell("theirs", &[Step::Created], || moment(Owner::User));
-        bus.tell("ours", &[Step::Created], || moment(Owner::Cri));
+        bus.tell("theirs", &[Step::Created], || moment(Owner::User), api::Event::default);
+        bus.tell("ours", &[Step::Created], || moment(Owner::Cri), api::Event::default);
         assert_eq!(listener.next().await.unwrap().id, "ours");
     }
 

@@ -5,12 +5,14 @@
 //! store do. Read `pods.rs` for a pod's life from top to bottom.
 
 mod containers;
-mod creations;
 mod disk;
 pub mod doctor;
 mod error;
 mod events;
+pub mod fsck;
+mod history;
 mod joined;
+mod operations;
 mod over;
 mod pinned;
 mod pods;
@@ -27,25 +29,31 @@ use std::{
     time::Duration,
 };
 
-pub use creations::Creation;
 pub use disk::Used;
 pub use error::{Error, Result};
 pub use events::{Event, Moment, Step, Subscription};
+pub use history::{Ask, Listener};
 use joined::Joined;
+pub use operations::Operation;
 pub use over::{KEEP_LOG, REMOVE};
 pub use pinned::Pinned;
 pub use sandbox::Limits;
 pub use streams::{AttachOptions, ExecOptions, Input, Output, Session};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
-use wharf_proto::record::Owner;
+use wharf_proto::{
+    api::{PullProgress, pull_progress},
+    cri::AuthConfig,
+    record::Owner,
+};
 
 use crate::{
     config::Config,
     containers::{Container, Tools},
-    images::Images,
+    images::{self, Images},
     netns::NetworkStatus,
     sandbox::{self, Mechanisms, Sandbox},
 };
@@ -91,7 +99,7 @@ struct Inner {
     runtime: tokio::runtime::Handle,
     sampler: sampler::Sampler,
     events: events::Bus,
-    creations: creations::Creations,
+    operations: operations::Operations,
 }
 
 impl Node {
@@ -101,6 +109,12 @@ impl Node {
     /// When a room can't be opened. A single broken pod is logged and taken down, never an error.
     pub async fn open(tools: Tools) -> Result<Self> {
         let tasks = TaskTracker::new();
+        let (run_dir, boot_id) = (tools.mechanisms.roots.run.clone(), tools.mechanisms.boot_id.clone());
+        let owner = tasks.clone();
+        let history = tokio::task::spawn_blocking(move || history::History::open(run_dir, &boot_id, &owner));
+        let history = history
+            .await
+            .map_err(|error| Error::Internal(format!("read the events: {error}")))?;
         let node = Self {
             inner: Arc::new(Inner {
                 tools: Arc::new(tools),
@@ -113,11 +127,12 @@ impl Node {
                 disk: disk::Disk::default(),
                 runtime: tokio::runtime::Handle::current(),
                 sampler: sampler::Sampler::default(),
-                events: events::Bus::default(),
-                creations: creations::Creations::default(),
+                events: events::Bus::new(history),
+                operations: operations::Operations::default(),
             }),
         };
         node.recover().await?;
+        node.follow_images();
         Ok(node)
     }
 
@@ -125,6 +140,7 @@ impl Node {
     pub async fn shut_down(&self) {
         self.inner.ending.cancel();
         self.inner.tasks.close();
+        self.inner.events.history().end();
         if tokio::time::timeout(SHUTDOWN_LIMIT, self.inner.tasks.wait())
             .await
             .is_err()
@@ -147,6 +163,26 @@ impl Node {
         if !pods_left && let Err(error) = sandbox::release_shared_cgroups().await {
             tracing::warn!(%error, "could not remove the cgroups that no pod uses");
         }
+    }
+
+    /// Has the history told what happens to images.
+    fn follow_images(&self) {
+        let Some(mut changes) = self.images().happenings() else {
+            return;
+        };
+        let (history, ending) = (self.inner.events.history().clone(), self.inner.ending.clone());
+        self.inner.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    change = changes.recv() => match change {
+                        Some(change) => history.image(change),
+                        None => return,
+                    },
+                    // What happens from here on is told by the next daemon.
+                    () = ending.cancelled() => return,
+                }
+            }
+        });
     }
 
     /// The image store.
@@ -187,10 +223,52 @@ impl Node {
         self.mechanisms().networks.status()
     }
 
-    /// Creations under way, the oldest first.
+    /// Operations under way, the oldest first.
     #[must_use]
-    pub fn creations(&self) -> Vec<Creation> {
-        self.inner.creations.list()
+    pub fn operations(&self) -> Vec<Operation> {
+        self.inner.operations.list()
+    }
+
+    /// Pulls an image; see [`Images::pull`]. `listener` hears how far it is.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn pull(
+        &self,
+        reference: &str,
+        auth: Option<AuthConfig>,
+        listener: Option<UnboundedSender<PullProgress>>,
+    ) -> images::Result<String> {
+        let stage = sandbox::Stage::default();
+        let (progress, mut told) = unbounded_channel();
+        let pull = self.images().pull(reference, auth, Some(progress));
+        let hear = |progress: PullProgress| {
+            match &progress.event {
+                Some(pull_progress::Event::Resolved(_)) => stage.enter("layers"),
+                Some(pull_progress::Event::Done(_)) => stage.enter("done"),
+                _ => {}
+            }
+            // Whoever listened may have gone; others may still wait for the pull.
+            listener.as_ref().map(|listener| listener.send(progress));
+        };
+        let work = async {
+            tokio::pin!(pull);
+            let pulled = loop {
+                tokio::select! {
+                    biased;
+                    Some(progress) = told.recv() => hear(progress),
+                    pulled = &mut pull => break pulled,
+                }
+            };
+            while let Ok(progress) = told.try_recv() {
+                hear(progress);
+            }
+            pulled
+        };
+        self.inner
+            .operations
+            .follow("PullImage", reference, "", &stage, work)
+            .await
     }
 
     /// Every complete pod of the given owners. Waits for nothing.

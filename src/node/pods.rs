@@ -61,7 +61,7 @@ impl Node {
         self.check_handler(&handler)?;
         self.check_users(&config, &handler).await?;
         let record = record::Pod {
-            schema: store::SCHEMA,
+            schema: store::schema(),
             id: store::new_id()?,
             owner: owner.into(),
             config: Some(config),
@@ -139,9 +139,12 @@ impl Node {
         self.finish_unseen(&PodKey::of(&record)).await?;
         let pod = Arc::new(Sandbox::new(&self.mechanisms().roots, record));
         let work = sandbox::bring_up(self.mechanisms(), &pod, deadline);
-        let name = PodKey::of(&pod.record.get()).name;
-        let creations = &self.inner.creations;
-        match creations.follow("pod sandbox", &pod.id, &name, &pod.stage, work).await {
+        let name = name_of(&pod);
+        let operations = &self.inner.operations;
+        match operations
+            .follow("RunPodSandbox", &pod.id, &name, &pod.stage, work)
+            .await
+        {
             Ok(events) => {
                 self.insert_pod(&pod);
                 self.tell_pod(&pod);
@@ -209,7 +212,14 @@ impl Node {
             return Ok(());
         };
         let node = self.clone();
-        self.own(async move { node.stop_pod(&pod).await }).await
+        self.own(async move {
+            let work = node.stop_pod(&pod);
+            let operations = &node.inner.operations;
+            operations
+                .follow("StopPodSandbox", &pod.id, &name_of(&pod), &pod.stage, work)
+                .await
+        })
+        .await
     }
 
     async fn stop_pod(&self, pod: &Arc<Sandbox>) -> Result<()> {
@@ -220,6 +230,7 @@ impl Node {
                 .change_regardless(|record| record.state = PodState::PodNotReady.into())
                 .await;
         }
+        pod.stage.enter("containers");
         let running = self.containers_of(&pod.id);
         let stops = join_all(
             running
@@ -254,13 +265,21 @@ impl Node {
             return Ok(());
         };
         let node = self.clone();
-        self.own(async move { node.remove_pod(&pod).await }).await
+        self.own(async move {
+            let work = node.remove_pod(&pod);
+            let operations = &node.inner.operations;
+            operations
+                .follow("RemovePodSandbox", &pod.id, &name_of(&pod), &pod.stage, work)
+                .await
+        })
+        .await
     }
 
     pub(super) async fn remove_pod(&self, pod: &Arc<Sandbox>) -> Result<()> {
         self.stop_pod(pod).await?;
         let _one_at_a_time = pod.teardown.lock().await;
         // One that hangs in an unmount does not keep the others.
+        pod.stage.enter("containers");
         let containers = self.containers_of(&pod.id);
         let removals = containers
             .iter()
@@ -273,12 +292,18 @@ impl Node {
             }
         }
         outcome?;
+        pod.stage.enter("image volumes and files");
         containers::release_image_volumes(&self.inner.tools, pod).await?;
         sandbox::remove(pod).await?;
         self.forget_pod(pod);
         tracing::info!(pod = pod.id, "pod sandbox is removed");
         Ok(())
     }
+}
+
+/// A pod's name in Kubernetes.
+fn name_of(pod: &Sandbox) -> String {
+    PodKey::of(&pod.record.get()).name
 }
 
 /// Largest config that a pod or container may have, encoded. What is beyond could be kept, but no list could show it:

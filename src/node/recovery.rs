@@ -77,6 +77,13 @@ impl Node {
             self.tell_pod(pod);
             containers.iter().for_each(|container| self.tell_container(container));
         }
+        let ids = found.iter().flat_map(|found| {
+            let containers = found.containers.iter().map(|container| container.id.clone());
+            containers.chain([found.pod.id.clone()])
+        });
+        let images = self.images().list();
+        let images = images.iter().map(|image| (image.id.clone(), image.tags.clone()));
+        self.inner.events.history().settle(ids.collect(), images.collect());
         let count = found.len();
         let taken = found.into_iter().map(|found| {
             let node = self.clone();
@@ -102,27 +109,25 @@ impl Node {
             let mut found = Vec::new();
             for id in ids {
                 let paths = roots.pod(&id);
-                let record = read_or_note::<record::Pod>(&paths.record()).unwrap_or_else(|| record::Pod {
-                    schema: store::SCHEMA,
+                let record = read_or_note::<record::Pod>(&paths.record())?.unwrap_or_else(|| record::Pod {
+                    schema: store::schema(),
                     id: id.clone(),
                     // Seen by nobody, unless it can't be taken down.
                     state: PodState::PodCreating.into(),
                     ..Default::default()
                 });
-                store::check_schema(&paths.record(), record.schema)?;
                 store::create_dir(&paths.containers())?;
                 let pod = Arc::new(Sandbox::new(&roots, record));
                 let mut containers = Vec::new();
                 for id in store::list_dirs(&paths.containers())? {
                     let file = container_record(&paths.container(&id));
-                    let record = read_or_note::<record::Container>(&file).unwrap_or_else(|| record::Container {
-                        schema: store::SCHEMA,
+                    let record = read_or_note::<record::Container>(&file)?.unwrap_or_else(|| record::Container {
+                        schema: store::schema(),
                         id: id.clone(),
                         pod_id: pod.id.clone(),
                         state: ContainerState::ContainerCreating.into(),
                         ..Default::default()
                     });
-                    store::check_schema(&file, record.schema)?;
                     containers.push(Arc::new(Container::new(Arc::clone(&pod), record)));
                 }
                 let directory = paths.image_volumes();
@@ -187,8 +192,16 @@ impl Node {
             };
             match answer {
                 Ok((client, hello, events)) => {
-                    pod.set_monitor(Arc::new(client), &hello);
-                    self.reconcile(containers, &hello).await;
+                    match monitor::client::serves(&hello, &socket) {
+                        Ok(()) => {
+                            pod.set_monitor(Arc::new(client), &hello);
+                            self.reconcile(containers, &hello).await;
+                        }
+                        Err(error) => {
+                            tracing::error!(pod = pod.id, %error, "the pod runs on, but can only be stopped and removed");
+                            pod.refuse_monitor(Arc::new(client), error.to_string());
+                        }
+                    }
                     self.watch(pod, events);
                     return true;
                 }
@@ -245,10 +258,15 @@ impl Node {
     }
 }
 
-/// The record at `path`; none when it is absent, or unreadable after a power loss, which is logged.
-fn read_or_note<M: prost::Message + Default>(path: &std::path::Path) -> Option<M> {
-    store::read_record(path).unwrap_or_else(|error| {
-        tracing::error!(%error, "unreadable record: what it stood for is taken down");
-        None
-    })
+/// The record at `path`; none when it is absent, or unreadable after a power loss, which is logged. That of a newer
+/// version is an error: it is nothing to take down.
+fn read_or_note<M: store::Versioned>(path: &std::path::Path) -> store::Result<Option<M>> {
+    match store::read_versioned(path) {
+        Err(error @ store::Error::Newer { .. }) => Err(error),
+        Err(error) => {
+            tracing::error!(%error, "unreadable record: what it stood for is taken down");
+            Ok(None)
+        }
+        read => read,
+    }
 }

@@ -150,6 +150,8 @@ pub struct Sandbox {
     pub image_volumes: tokio::sync::Mutex<()>,
     meter: usage::Meter,
     monitor: watch::Sender<Option<(Arc<Client>, Processes)>>,
+    /// A monitor that this version can't serve, and why. The connection tells of its end.
+    foreign: Mutex<Option<(Arc<Client>, String)>>,
     /// Commands that run in the pod's containers, and who waits for their exit code.
     execs: Mutex<HashMap<String, oneshot::Sender<i32>>>,
 }
@@ -172,6 +174,7 @@ impl Sandbox {
             image_volumes: tokio::sync::Mutex::new(()),
             meter: usage::Meter::default(),
             monitor: watch::Sender::new(None),
+            foreign: Mutex::default(),
             execs: Mutex::default(),
         }
     }
@@ -183,6 +186,9 @@ impl Sandbox {
 
     /// The connection to the pod's monitor, waiting for it after the daemon's start; none when it does not come in time.
     pub async fn monitor_within(&self, limit: Duration) -> Option<Arc<Client>> {
+        if self.refusal().is_some() {
+            return None;
+        }
         let mut changes = self.monitor.subscribe();
         let known = tokio::time::timeout(limit, changes.wait_for(Option::is_some)).await;
         known.ok()?.ok()?.as_ref().map(|(client, _)| Arc::clone(client))
@@ -197,8 +203,20 @@ impl Sandbox {
         self.monitor.send_replace(Some((client, processes)));
     }
 
+    /// Leaves the monitor at the other end of `client` alone, for the reason given. Its pod runs on, and can be taken down.
+    pub fn refuse_monitor(&self, client: Arc<Client>, reason: String) {
+        *self.foreign.lock().unwrap_or_else(PoisonError::into_inner) = Some((client, reason));
+    }
+
+    /// Why the pod's monitor is left alone, if it is.
+    pub fn refusal(&self) -> Option<String> {
+        let foreign = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        foreign.as_ref().map(|(_, reason)| reason.clone())
+    }
+
     /// Forgets the monitor, which has ended.
     pub fn forget_monitor(&self) {
+        *self.foreign.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.monitor.send_replace(None);
         // Nobody will tell of their end any more.
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).clear();

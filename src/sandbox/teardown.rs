@@ -33,16 +33,20 @@ pub async fn tear_down(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Resul
             .await;
     }
     sandbox.fail_point("down.begin").await?;
+    sandbox.stage.enter("network");
     let network = detach(mechanisms, sandbox, record.network.as_ref()).await;
     sandbox.fail_point("down.detached").await?;
+    sandbox.stage.enter("namespaces");
     let namespaces = mechanisms
         .networks
         .remove_namespaces(&sandbox.paths.namespaces())
         .await
         .map_err(sandbox.network_error());
     sandbox.fail_point("down.namespaces").await?;
+    sandbox.stage.enter("monitor");
     let monitor = end_monitor(sandbox).await;
     sandbox.fail_point("down.monitor").await?;
+    sandbox.stage.enter("files");
     let pod = Arc::clone(sandbox);
     let files = blocking(sandbox, move || release_files(&pod)).await;
     network.and(namespaces).and(monitor).and(files)?;
@@ -68,6 +72,10 @@ async fn detach(mechanisms: &Mechanisms, sandbox: &Sandbox, network: Option<&rec
 /// Ends the monitor. One that was started before a crash of the daemon but never connected to is found by its socket.
 /// One that does not answer is killed.
 async fn end_monitor(sandbox: &Sandbox) -> Result<()> {
+    if sandbox.refusal().is_some() {
+        // Its words for the way down are not known; what it held is found by the kernel's means.
+        return sandbox.end_wedged_monitor().await;
+    }
     let client = match sandbox.monitor() {
         Some(client) => client,
         None => match Client::connect(&sandbox.paths.monitor(), MONITOR_LIMIT).await {

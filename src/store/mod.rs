@@ -4,9 +4,11 @@
 //! synced: a pod does not survive a power loss either (design decision 4). What must survive one (images) is made
 //! durable by its owner with one `syncfs`. The room knows files and messages and asks no other room.
 
+mod aside;
 mod lock;
 mod published;
 mod rendering;
+mod schema;
 
 use std::{
     fs, io,
@@ -15,13 +17,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use aside::{SET_ASIDE, set_aside};
 pub use lock::StateLock;
 use prost::Message;
 pub use published::Published;
 pub use rendering::{Rendering, Same};
-
-/// The schema number that this version writes; see `record.proto`.
-pub const SCHEMA: u32 = 1;
+pub use schema::{SCHEMA, Versioned, read_versioned, schema, schema_on_disk, take_over};
 
 /// Why a record could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -45,12 +46,23 @@ pub enum Error {
         source: prost::DecodeError,
     },
     /// A newer daemon has written it.
-    #[error("record {} has schema {schema}, this version of wharf knows {SCHEMA}: run the newer version again", path.display())]
+    #[error(
+        "{} has schema {schema}, wharf {} knows {known}: run the newer version again, or see \"Upgrade and downgrade\" in README.md",
+        path.display(), env!("CARGO_PKG_VERSION")
+    )]
     Newer {
         /// The file.
         path: PathBuf,
-        /// What the record says.
+        /// What it says.
         schema: u32,
+        /// The newest that this version knows.
+        known: u32,
+    },
+    /// It is a message, but says no schema: no version has written it so.
+    #[error("record {} says no schema", path.display())]
+    Unversioned {
+        /// The file.
+        path: PathBuf,
     },
     /// Another daemon uses the directory.
     #[error("state directory {} is in use by another wharf daemon (pid {pid}); give this one its own state_dir", path.display())]
@@ -102,7 +114,7 @@ pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     })
 }
 
-/// Reads the record at `path`; `None` when there is none.
+/// Reads the record at `path`, which has no schema; `None` when there is none. See [`read_versioned`] for the others.
 ///
 /// # Errors
 /// When the file can't be read or is not such a record.
@@ -115,21 +127,6 @@ pub fn read_record<M: Message + Default>(path: &Path) -> Result<Option<M>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("read record", path)(error)),
     }
-}
-
-/// Refuses the record at `path` if a newer daemon has written it: what it holds would be misread, and lost when it is
-/// written again.
-///
-/// # Errors
-/// [`Error::Newer`].
-pub fn check_schema(path: &Path, schema: u32) -> Result<()> {
-    if schema <= SCHEMA {
-        return Ok(());
-    }
-    Err(Error::Newer {
-        path: path.to_owned(),
-        schema,
-    })
 }
 
 /// Creates `path` and its parents, readable by root only. Existing directories are left as they are.

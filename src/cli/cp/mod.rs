@@ -113,6 +113,7 @@ async fn out_of(client: &Client, container: &str, path: &str, to: &Path) -> Resu
         let options = crate::images::unpack::Options {
             layer: "of the container's files".into(),
             plain: true,
+            hollow: false,
         };
         crate::images::unpack::unpack_tar(exec::Arriving::new(pieces), &dir, &options)
     });

@@ -150,6 +150,23 @@ impl Wharf for Daemon {
         Err(Status::unimplemented("login"))
     }
 
+    type EventsStream = Answers<api::EventsMessage>;
+
+    async fn events(&self, _: Request<api::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        Err(Status::unimplemented("events"))
+    }
+
+    async fn list_operations(
+        &self,
+        _: Request<api::ListOperationsRequest>,
+    ) -> Result<Response<api::ListOperationsResponse>, Status> {
+        Err(Status::unimplemented("list_operations"))
+    }
+
+    async fn fsck(&self, _: Request<api::FsckRequest>) -> Result<Response<api::FsckResponse>, Status> {
+        Err(Status::unimplemented("fsck"))
+    }
+
     async fn doctor(&self, _: Request<api::DoctorRequest>) -> Result<Response<api::DoctorResponse>, Status> {
         Err(Status::unimplemented(""))
     }

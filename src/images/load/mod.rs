@@ -164,6 +164,7 @@ fn arrival(room: &Room, contents: &mut Contents, pins: &mut HashMap<String, Pin>
         documents,
         names: image.names.into_iter().map(|name| (name, top.clone())).collect(),
         pinned: true,
+        action: "load",
     })
 }
 

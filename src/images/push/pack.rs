@@ -32,8 +32,8 @@ const STEP: u64 = 4 << 20;
 /// The blob that was made of the layer the last time.
 pub(super) async fn known(pin: &Pin) -> Option<Sent> {
     let path = pin.directory().join(NOTE);
-    let note = blocking(move || Ok(store::read_record::<record::PackedLayer>(&path)?)).await;
-    let note = note.ok().flatten().filter(|note| note.schema == store::SCHEMA)?;
+    let note = blocking(move || Ok(store::read_versioned::<record::PackedLayer>(&path)?)).await;
+    let note = note.ok().flatten()?;
     Some(Sent {
         digest: note.digest,
         size: note.size,
@@ -90,7 +90,7 @@ pub(super) fn pack(layers: &Layers, pin: &Pin, layer: &Layer, listener: &Listene
         size: hashing.size,
     };
     let note = record::PackedLayer {
-        schema: store::SCHEMA,
+        schema: store::schema(),
         digest: made.digest.clone(),
         size: made.size,
     };

@@ -27,7 +27,7 @@ pub use remove::{remove_at, remove_tree};
 pub use usage::{
     Amount, ContainerDisk, Space, container_disk, directory_alone, mountpoint, space, usage, usage_beside,
 };
-pub use xattrs::xattrs_at;
+pub use xattrs::{all as xattrs, xattrs_at};
 
 /// Usage of a filesystem or of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::dirs::{Dirs, describe_node, set_xattr};
 use super::fault::{Fault, io};
 use super::name::{self, Meaning};
 use super::reader::{Entry, Kind, TarReader};
-use super::{Stats, sys};
+use super::{Options, Stats, sys};
 use crate::images::{recipe::Kept, rootfs};
 
 /// Where an entry belongs.
@@ -27,16 +27,18 @@ struct At<'a> {
 pub struct Extractor {
     dirs: Dirs,
     plain: bool,
+    hollow: bool,
     bytes: u64,
     inodes: u64,
 }
 
 impl Extractor {
-    /// Starts at `root`, a directory the caller made for this layer. `plain` as in [`super::Options`].
-    pub fn new(root: OwnedFd, plain: bool) -> Result<Self, Fault> {
+    /// Starts at `root`, a directory the caller made for this layer. `options` say how.
+    pub fn new(root: OwnedFd, options: &Options) -> Result<Self, Fault> {
         Ok(Extractor {
             dirs: Dirs::new(root)?,
-            plain,
+            plain: options.plain,
+            hollow: options.hollow,
             bytes: 0,
             inodes: 0,
         })
@@ -136,7 +138,13 @@ impl Extractor {
             if piece.is_empty() {
                 break;
             }
+            if self.hollow {
+                continue;
+            }
             file.write_all(piece).map_err(|e| Fault::Io("write", e))?;
+        }
+        if self.hollow {
+            file.set_len(entry.size).map_err(|e| Fault::Io("write", e))?;
         }
         if self.dirs.inherits() || entry.uid != 0 || entry.gid != 0 {
             fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map_err(io("chown"))?;

@@ -42,6 +42,8 @@ pub struct Options {
     pub layer: String,
     /// It is no layer but a plain archive: names that begin with `.wh.` hide nothing, they are names like others.
     pub plain: bool,
+    /// Files get their size and no content: what is wanted is the shape of the tree.
+    pub hollow: bool,
 }
 
 /// What a layer holds once extracted.
@@ -91,7 +93,7 @@ fn unpack<R: Read>(reader: &mut TarReader<R>, dest: &Path, opts: &Options) -> Re
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut extractor = open(dest, flags, Mode::empty())
         .map_err(fault::io("open the directory for"))
-        .and_then(|root| extract::Extractor::new(root, opts.plain))
+        .and_then(|root| extract::Extractor::new(root, opts))
         .map_err(|e| e.at(layer, b"/", 0))?;
     loop {
         let next = reader

@@ -26,7 +26,7 @@ use wharf_proto::monitor::{self as proto, ErrorKind, Request, reply::Result as A
 
 pub use program::Program;
 
-use super::{Error, PROTOCOL_VERSION, Result, frame};
+use super::{Error, OLDEST_PROTOCOL, Result, frame};
 use spawn::Order;
 use wire::{Outgoing, Waiting};
 
@@ -125,10 +125,11 @@ impl Client {
         let (mut client, events) = Client::over(stream, options.socket).map_err(io_error(ATTEMPT, options.socket))?;
         client.own(child);
         let hello = client.hello(options.socket, ATTEMPT, SPAWN_LIMIT).await?;
+        serves(&hello, options.socket)?;
         Ok((client, hello, events))
     }
 
-    /// Connects to the monitor at `socket`, replacing any other connection.
+    /// Connects to the monitor at `socket`, replacing any other connection. It may be of any version: see [`serves`].
     ///
     /// # Errors
     /// When nobody listens there, or no answer comes within `limit`.
@@ -178,9 +179,7 @@ impl Client {
 
     async fn hello(&self, socket: &Path, attempt: &'static str, limit: Duration) -> Result<proto::HelloReply> {
         let object = socket.display().to_string();
-        let hello = Op::Hello(proto::Hello {
-            version: PROTOCOL_VERSION,
-        });
+        let hello = Op::Hello(proto::Hello { version: version() });
         let answer = tokio::time::timeout(limit, self.ask(attempt, &object, hello, Vec::new())).await;
         match answer {
             Ok(Ok(Answer::Hello(hello))) => Ok(hello),
@@ -424,6 +423,36 @@ impl Client {
     pub fn is_closed(&self) -> bool {
         self.waiting.is_closed()
     }
+}
+
+/// Whether a daemon of this version can serve the monitor that listens at `socket` and said `hello`.
+///
+/// # Errors
+/// [`Error::Version`] when it is newer, or older than any that is served.
+pub fn serves(hello: &proto::HelloReply, socket: &Path) -> Result<()> {
+    let (theirs, ours) = (hello.version, version());
+    if (OLDEST_PROTOCOL..=ours).contains(&theirs) {
+        return Ok(());
+    }
+    Err(Error::Version {
+        object: socket.display().to_string(),
+        theirs,
+        ours,
+    })
+}
+
+/// The daemon's version of the protocol. In debug builds the environment's `WHARF_PROTOCOL_VERSION` is taken instead, for
+/// tests of daemons beside monitors that are older or newer.
+fn version() -> u32 {
+    #[cfg(debug_assertions)]
+    {
+        static OTHER: std::sync::LazyLock<Option<u32>> =
+            std::sync::LazyLock::new(|| std::env::var("WHARF_PROTOCOL_VERSION").ok()?.parse().ok());
+        if let Some(other) = *OTHER {
+            return other;
+        }
+    }
+    super::PROTOCOL_VERSION
 }
 
 fn unexpected(attempt: &'static str, object: &str) -> Error {

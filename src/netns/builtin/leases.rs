@@ -5,8 +5,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::netns::ports::HOST_PORTS;
 use crate::netns::{Error, Result};
 
 /// A lease as it lies on disk.
@@ -15,6 +16,50 @@ pub(super) struct Lease {
     pub(super) name: String,
     /// Empty if the daemon was killed between creating and writing.
     pub(super) holder: String,
+}
+
+/// A lease, for who checks them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reserved {
+    /// The file.
+    pub path: PathBuf,
+    /// The address.
+    pub name: String,
+    /// Id of the pod that has it; empty if the daemon was killed between creating and writing.
+    pub holder: String,
+    /// The name is one that a lease can have.
+    pub is_usable: bool,
+}
+
+/// The leases of all built-in networks below `state_dir`, also of bridges that are not configured any more.
+///
+/// # Errors
+/// When a directory or file can't be read.
+pub fn reserved(state_dir: &Path) -> Result<Vec<Reserved>> {
+    let root = state_dir.join("ipam");
+    let networks = match std::fs::read_dir(&root) {
+        Err(source) if source.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        networks => networks.map_err(|source| Error::io("list networks in", &root, source))?,
+    };
+    let mut all = Vec::new();
+    for network in networks {
+        let dir = network
+            .map_err(|source| Error::io("list networks in", &root, source))?
+            .path();
+        // Host ports are a file for each pod, of the pod's name.
+        if !dir.is_dir() || dir.ends_with(HOST_PORTS) {
+            continue;
+        }
+        for lease in Leases(dir.clone()).all()? {
+            all.push(Reserved {
+                path: dir.join(&lease.name),
+                is_usable: lease.name.parse::<std::net::IpAddr>().is_ok(),
+                name: lease.name,
+                holder: lease.holder,
+            });
+        }
+    }
+    Ok(all)
 }
 
 /// The directory of leases of one network.

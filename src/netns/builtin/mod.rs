@@ -22,6 +22,7 @@ use super::subnet::Subnet;
 use super::{Bandwidth, Error, PodNetwork, Result, thread};
 use crate::config::BuiltinNetwork;
 use leases::Leases;
+pub use leases::{Reserved, reserved};
 
 /// How this kind of network is called in records.
 pub(super) const KIND: &str = "builtin";

@@ -19,6 +19,9 @@ use super::subnet::Subnet;
 use super::{Result, knob, thread};
 use book::{Book, Page, Target};
 
+/// The directory beside those of the networks' addresses.
+pub(super) const HOST_PORTS: &str = "ports";
+
 /// All host ports of this daemon; a clone is another handle to them.
 #[derive(Debug, Clone)]
 pub(super) struct HostPorts(Arc<Inner>);
@@ -53,7 +56,7 @@ impl HostPorts {
     /// # Errors
     /// When the state directory can't be read.
     pub(super) async fn open(bridge: &str, state_dir: &Path) -> Result<Self> {
-        let (table, dir) = (PortTable::new(bridge), state_dir.join("ipam").join("ports"));
+        let (table, dir) = (PortTable::new(bridge), state_dir.join("ipam").join(HOST_PORTS));
         thread::run("wharf-ports", move || {
             let state = State {
                 book: Book::open(dir)?,

@@ -46,6 +46,7 @@ impl Scratch {
         let opts = Options {
             layer: "sha256:test".into(),
             plain,
+            hollow: false,
         };
         // A test may go on where the last archive has ended.
         let _ = std::fs::remove_file(self.0.join("layer/recipe"));
