@@ -195,6 +195,7 @@ impl Change {
                 .set_memory(*self.whole.memory())
                 .set_hugepage_limits(self.whole.hugepage_limits().clone())
                 .set_unified(self.whole.unified().clone());
+            spec::no_limits(resources);
         }
         if let (Some(process), Some(score)) = (spec.process_mut(), self.oom_score_adj) {
             process.set_oom_score_adj(Some(score));

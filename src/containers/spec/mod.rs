@@ -17,7 +17,7 @@ mod tests;
 mod whole;
 
 pub use input::{Pins, PodFiles, Policy, PrivilegedDevices, SpecInput};
-pub use resources::to_oci as resources_to_oci;
+pub use resources::{no_limits, to_oci as resources_to_oci};
 pub use security::{ProfileChoice, seccomp_choice};
 pub use whole::generate;
 

@@ -13,9 +13,19 @@ fn requested<'a>(input: &SpecInput<'a>) -> Option<&'a cri::LinuxContainerResourc
 pub(super) fn generate(input: &SpecInput) -> Result<LinuxResources> {
     let none = cri::LinuxContainerResources::default();
     let mut out = to_oci(requested(input).unwrap_or(&none), input.host, input.policy.builtin)?;
+    no_limits(&mut out);
     let rules: Vec<LinuxDeviceCgroup> = devices::rules(input)?;
     out.set_devices(Some(rules));
     Ok(out)
+}
+
+/// Takes out what a new cgroup has anyway: crun 1.8 writes a quota of -1 as a number that the kernel does not take.
+pub fn no_limits(resources: &mut LinuxResources) {
+    if let Some(cpu) = resources.cpu_mut()
+        && cpu.quota().is_some_and(|quota| quota < 0)
+    {
+        cpu.set_quota(None);
+    }
 }
 
 /// CRI's limits as the spec's and the cgroups room's, without device rules. Zero means unset, as CRI says; also serves

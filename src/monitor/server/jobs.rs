@@ -317,6 +317,25 @@ impl Monitor {
         self.answer(origin, result);
     }
 
+    /// The deletion of the container that is under way without anybody who waits for it is this one's: two at once would
+    /// have one write to the bundle that is removed after the other.
+    pub(super) fn join_deletion(&mut self, asked: Origin, of: u32) -> bool {
+        let unasked = self.jobs.iter_mut().find_map(|job| match &mut job.work {
+            Work::Delete {
+                origin: origin @ None,
+                serial,
+            } if *serial == of => Some(origin),
+            _ => None,
+        });
+        match unasked {
+            Some(origin) => {
+                *origin = Some(asked);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Marks the execs that are being started for a connection that has closed.
     pub(super) fn abandon_starting(&mut self, connection: u32) {
         for job in &mut self.jobs {

@@ -352,6 +352,10 @@ impl Monitor {
             return Err(error(ErrorKind::WrongState, format!("container {id} runs")));
         }
         let serial = container.serial;
+        if self.join_deletion(origin, serial) {
+            return Ok(None);
+        }
+        let container = self.find(id)?;
         match container.handler.delete(&container.reference()) {
             Ok(None) => self.deleted(Some(origin), serial, Answer::Done(Done {})),
             Ok(Some(pending)) => {

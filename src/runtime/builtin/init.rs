@@ -50,7 +50,9 @@ pub fn run(plan: Plan, gate: OwnedFd) -> ! {
         Err(e) => fail(&gate, e),
     };
     // All else is gone before the wait.
-    if let Err(e) = sys::close_all_but(&[0, 1, 2, gate.as_raw_fd()]) {
+    let mut kept = vec![0, 1, 2, gate.as_raw_fd()];
+    kept.extend(setup.listener());
+    if let Err(e) = sys::close_all_but(&kept) {
         fail(&gate, Error::os("close descriptors", e));
     }
     match report::receive(gate.as_fd()) {

@@ -13,7 +13,7 @@ use oci_spec::runtime::{LinuxSeccomp, Process};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{IoSlice, Read};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -85,6 +85,11 @@ impl Setup {
 
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// What must stay open until the filter is in force.
+    pub fn listener(&self) -> Option<RawFd> {
+        self.listener.as_ref().map(|listener| listener.as_raw_fd())
     }
 
     pub fn cwd(&self) -> &Path {
