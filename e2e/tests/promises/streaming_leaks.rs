@@ -68,7 +68,6 @@ async fn cycles_of_all_kinds_leave_nothing() {
 
 /// What one process uses; memory in KiB.
 #[derive(Debug, Clone, Copy)]
-#[expect(dead_code, reason = "all of it is printed")]
 struct Process {
     descriptors: usize,
     threads: usize,
