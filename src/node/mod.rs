@@ -5,6 +5,7 @@
 //! store do. Read `pods.rs` for a pod's life from top to bottom.
 
 mod containers;
+mod disk_usage;
 pub mod doctor;
 mod error;
 mod events;

@@ -16,6 +16,7 @@ mod copying;
 mod crash;
 mod daemon;
 mod detached;
+mod disk_usage;
 mod events;
 mod exec;
 mod exits;
