@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use super::{
     attach, checkpoint, commit, completions, cp, doctor, events, exec, export, fsck, history, image, images, import,
     info, inspect, load, login, logs, pause, pods, port_forward, ps, pull, push, rm, rmi, run, save, serve, stats,
-    stop, tag, top, units, update, version,
+    stop, system, tag, top, units, update, version,
 };
 
 /// Runs containers on this node.
@@ -92,7 +92,7 @@ pub enum Command {
     Load(load::Arguments),
     /// Write images to an archive or an OCI layout
     Save(save::Arguments),
-    /// Remove images that nothing needs
+    /// List images, and remove those that nothing needs
     Image(image::Arguments),
     /// Make an image of an archive of files
     Import(import::Arguments),
@@ -108,6 +108,8 @@ pub enum Command {
     Rmi(rmi::Arguments),
     /// Show all about a container, a pod or an image
     Inspect(inspect::Arguments),
+    /// Show what images and containers take on disk
+    System(system::Arguments),
     /// Show what happens to pods, containers and images
     Events(events::Arguments),
     /// Show the state of the daemon

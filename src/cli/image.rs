@@ -1,4 +1,4 @@
-//! `wharf image prune`: removes images that nothing needs.
+//! `wharf image`: lists images, and removes those that nothing needs.
 
 use std::collections::HashSet;
 use std::io::{self, BufRead as _, IsTerminal as _};
@@ -19,6 +19,8 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Action {
+    /// List images
+    Ls(super::images::Arguments),
     /// Remove images without a name that no container uses; pinned ones stay
     Prune(Prune),
 }
@@ -36,6 +38,7 @@ struct Prune {
 /// Does what the subcommand says.
 pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
     match &arguments.action {
+        Action::Ls(list) => super::images::run(client, list).await,
         Action::Prune(prune) => self::prune(client, prune).await,
     }
 }

@@ -52,6 +52,7 @@ mod serve;
 mod stats;
 mod stop;
 mod stream;
+mod system;
 mod tag;
 mod top;
 mod units;
@@ -146,6 +147,7 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Info(arguments) => info::run(&client, &arguments).await,
         Command::Version(arguments) => version::run(&client, &arguments).await,
         Command::Doctor(arguments) => doctor::run(&client, global, &arguments).await,
+        Command::System(arguments) => system::run(&client, &arguments).await,
         Command::Events(arguments) => events::run(&client, &arguments).await,
         Command::Fsck(arguments) => fsck::run(&client, global, &arguments).await,
         Command::Serve(_) | Command::Completions(_) => Ok(0),

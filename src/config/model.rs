@@ -85,7 +85,7 @@ pub struct Config {
     pub containers: Containers,
     /// Devices that vendors describe (Container Device Interface).
     pub cdi: Cdi,
-    /// Images that kubelet's garbage collection must spare: names, or with `*` at the end or at both ends patterns.
+    /// Images that kubelet's garbage collection must spare: whole names, in which `*` stands for any text and `?` for any character.
     pub pinned_images: Vec<String>,
     /// Image pulls.
     pub pull: Pull,
@@ -215,6 +215,8 @@ pub struct Pull {
     pub max_parallel_layers: usize,
     /// Seconds without a byte after which a transfer counts as broken; 1 to 3600.
     pub stall_timeout_secs: u64,
+    /// Seconds for which what a pull that was given up has unpacked is kept for the next try; 0 is not at all, at most 86400.
+    pub keep_partial_secs: u64,
     /// Trees of `hosts.toml` files and certificates, by registry; the first that knows one counts. Absolute.
     pub hosts_dirs: Vec<PathBuf>,
     /// `registries.conf`, version 2, with its `.d` directory. Absolute; absent is fine.
@@ -337,6 +339,7 @@ impl Default for Pull {
         Self {
             max_parallel_layers: 3,
             stall_timeout_secs: 60,
+            keep_partial_secs: 300,
             hosts_dirs: [
                 "/etc/wharf/certs.d",
                 "/etc/containerd/certs.d",

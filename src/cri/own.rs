@@ -4,13 +4,13 @@ use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 use wharf_proto::api::{
-    self, Chunk, CommitContainerRequest, CommitContainerResponse, DoctorRequest, DoctorResponse, EventsMessage,
-    EventsRequest, ExportContainerRequest, FsckRequest, FsckResponse, ImageHistoryRequest, ImageHistoryResponse,
-    ImportImageRequest, ImportImageResponse, ListOperationsRequest, ListOperationsResponse, ListPausedRequest,
-    ListPausedResponse, LoadImagesResponse, LoginRequest, LoginResponse, PauseContainerRequest, PauseContainerResponse,
-    PullImageRequest, PullProgress, PushImageRequest, PushProgress, SaveImagesRequest, SignalContainerRequest,
-    SignalContainerResponse, TagImageRequest, TagImageResponse, UnpauseContainerRequest, UnpauseContainerResponse,
-    wharf_server::Wharf,
+    self, Chunk, CommitContainerRequest, CommitContainerResponse, DiskUsageRequest, DiskUsageResponse, DoctorRequest,
+    DoctorResponse, EventsMessage, EventsRequest, ExportContainerRequest, FsckRequest, FsckResponse,
+    ImageHistoryRequest, ImageHistoryResponse, ImportImageRequest, ImportImageResponse, ListOperationsRequest,
+    ListOperationsResponse, ListPausedRequest, ListPausedResponse, LoadImagesResponse, LoginRequest, LoginResponse,
+    PauseContainerRequest, PauseContainerResponse, PullImageRequest, PullProgress, PushImageRequest, PushProgress,
+    SaveImagesRequest, SignalContainerRequest, SignalContainerResponse, TagImageRequest, TagImageResponse,
+    UnpauseContainerRequest, UnpauseContainerResponse, wharf_server::Wharf,
 };
 
 use super::{
@@ -162,6 +162,10 @@ impl Wharf for Face {
     async fn events(&self, request: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
         let owners = owners(&request);
         events::history(self.node()?, request.into_inner(), owners).map(Response::new)
+    }
+
+    async fn disk_usage(&self, _: Request<DiskUsageRequest>) -> Result<Response<DiskUsageResponse>, Status> {
+        Ok(Response::new(self.node()?.disk_usage().await))
     }
 
     async fn list_operations(

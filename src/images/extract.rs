@@ -12,19 +12,18 @@ use std::{
 
 use bytes::{Buf as _, Bytes};
 use sha2::{Digest as _, Sha256};
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::sync::mpsc;
 use wharf_proto::api::LayerState;
 
 use super::{
     Error, Layer, Result,
     layers::{Layers, Pin, Size, Temporary},
     progress::Meter,
-    registry::BlobStream,
+    registry::Session,
+    room::Room,
     unpack,
 };
 
-/// Network reads (up to some 400 KB each) that wait for the decompressor.
-const READS: usize = 8;
 /// Pieces of archive that wait to be written, and their size.
 const PIECES: usize = 16;
 const PIECE: usize = 128 << 10;
@@ -37,39 +36,29 @@ pub(super) enum Input {
     End,
 }
 
-/// Takes `layer` from `stream` and adds it to `layers`. When this future is dropped, nothing stays.
+/// Takes `layer` from `session` and adds it to the room's layers. When this future is dropped, what was done by then is kept
+/// for the next try, for a while; see [`super::paused`].
 ///
 /// # Errors
 /// Of the transfer, or when the content is not what its digests promise or can't be unpacked.
-pub(super) async fn extract(mut stream: BlobStream, layer: &Layer, layers: &Layers, meter: &Meter) -> Result<Pin> {
-    let (sender, receiver) = mpsc::channel(READS);
-    let work = {
-        let (layer, layers) = (layer.clone(), layers.clone());
-        spawn_blocking(move || unpack_layer(Source::new(Channel(receiver)), &layer, &layers))
-    };
-    let fed = async {
-        while let Some(data) = stream.next().await? {
-            meter.add(data.len() as u64);
-            if sender.send(Input::Data(data)).await.is_err() {
-                // The unpacker has given up and says why.
-                return Ok(());
-            }
+pub(super) async fn extract(session: &Session, layer: &Layer, room: &Room, meter: &Meter) -> Result<Pin> {
+    let mut unpacking = room.paused.unpacking(layer, &room.layers);
+    if unpacking.fed() > 0 {
+        meter.add(unpacking.fed());
+    }
+    let mut stream = session.blob_from(&layer.digest, layer.size, unpacking.fed());
+    while let Some(data) = stream.next().await? {
+        meter.add(data.len() as u64);
+        if !unpacking.feed(data).await {
+            break;
         }
-        meter.state(LayerState::LayerExtracting);
-        let _ = sender.send(Input::End).await;
-        Ok(())
-    };
-    let fed: Result<()> = fed.await;
-    drop(sender);
-    let unpacked = work.await.map_err(|error| Error::BadContent {
-        what: format!("layer {}", layer.digest),
-        reason: format!("unpacking was aborted: {error}"),
-    })?;
-    fed?;
-    unpacked
+    }
+    meter.state(LayerState::LayerExtracting);
+    unpacking.finish().await
 }
 
-fn unpack_layer(mut source: Source<Channel>, layer: &Layer, layers: &Layers) -> Result<Pin> {
+/// Unpacks the blob `source` and adds it as `layer`. Blocking.
+pub(super) fn unpack_layer(mut source: Source<Channel>, layer: &Layer, layers: &Layers) -> Result<Pin> {
     match unpack(&mut source, &layer.digest, layers) {
         Ok(unpacked) => {
             source.check(layer)?;

@@ -193,6 +193,11 @@ impl Layers {
         self.0.wake.notify_one();
     }
 
+    /// Nobody's use of a layer is known any more: none may go.
+    pub fn close(&self) {
+        self.0.lock().complete = false;
+    }
+
     /// Moves `path` out of sight, to be removed by the next sweep. Absent is fine. Blocking, but quick.
     pub fn discard(&self, path: &Path) -> Result<()> {
         self.0.discard(path)
@@ -259,6 +264,13 @@ impl Layers {
         state.by_name.get(name).map(|entry| entry.size.stats.bytes)
     }
 
+    /// What the layer `diff_id` takes on disk, if it is here.
+    pub fn size(&self, diff_id: &str) -> Option<Size> {
+        let state = self.0.lock();
+        let name = state.by_diff.get(diff_id)?;
+        state.by_name.get(name).map(|entry| entry.size)
+    }
+
     /// Bytes and inodes of all layers.
     pub fn usage(&self) -> (u64, u64) {
         let state = self.0.lock();
@@ -273,6 +285,11 @@ impl Layers {
 }
 
 impl Size {
+    /// All bytes.
+    pub fn bytes(&self) -> u64 {
+        self.stats.bytes + self.kept.bytes
+    }
+
     fn of(layer: &record::UnpackedLayer) -> Self {
         Self {
             stats: Stats {

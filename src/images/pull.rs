@@ -7,11 +7,12 @@ use tokio::task::spawn_blocking;
 use wharf_proto::{api::LayerState, cri};
 
 use super::{
-    Error, Layer, Reference, Result,
+    Error, ErrorKind, Layer, Reference, Result,
     extract::extract,
     index::{Arrival, parse_config},
     layers::Pin,
     manifest::{self, Manifest, Parsed},
+    paused::Progressing,
     platform::Host,
     progress::{Meter, Progress},
     registry::{Document, Session, digest_of},
@@ -113,34 +114,52 @@ async fn run(
     progress.resolved(reference.to_string(), chosen, &layers);
     reach(room, "pull.config").await?;
 
-    let pins: Vec<Pin> = stream::iter(layers.clone())
-        .map(|layer| fetch(room.clone(), session.clone(), layer, progress.clone()))
-        .buffered(room.parallel_layers)
-        .try_collect()
-        .await?;
-
-    reach(room, "pull.layers").await?;
-    let arrival = Arrival {
-        id: id.clone(),
-        size: manifest.size(),
-        layers,
-        pins,
-        config,
-        documents: documents
-            .into_iter()
-            .map(|document| (document.digest, document.bytes))
-            .collect(),
-        names: vec![(reference.clone(), top)],
-        pinned: false,
-        action: "pull",
-    };
-    let owned = room.clone();
-    blocking(move || {
-        // The layers must be durable before a record says that they are there.
-        sync_file_system(&owned.root)?;
-        owned.index.add(arrival)
-    })
-    .await?;
+    let progressing = Progressing::new(&room.paused);
+    let brought = async {
+        let pins: Vec<Pin> = stream::iter(layers.clone())
+            .map(|layer| {
+                let fetched = fetch(room.clone(), session.clone(), layer, progress.clone());
+                let progressing = &progressing;
+                async move {
+                    let pin = fetched.await?;
+                    progressing.has(&pin);
+                    Ok::<_, Error>(pin)
+                }
+            })
+            .buffered(room.parallel_layers)
+            .try_collect()
+            .await?;
+        reach(room, "pull.layers").await?;
+        let arrival = Arrival {
+            id: id.clone(),
+            size: manifest.size(),
+            layers: layers.clone(),
+            pins,
+            config,
+            documents: documents
+                .into_iter()
+                .map(|document| (document.digest, document.bytes))
+                .collect(),
+            names: vec![(reference.clone(), top)],
+            pinned: false,
+            action: "pull",
+        };
+        let owned = room.clone();
+        blocking(move || {
+            // The layers must be durable before a record says that they are there.
+            sync_file_system(&owned.root)?;
+            owned.index.add(arrival)
+        })
+        .await
+    }
+    .await;
+    match &brought {
+        Ok(()) => progressing.done(),
+        // It may be back soon.
+        Err(error) if error.kind() == ErrorKind::RegistryUnavailable => {}
+        Err(_) => progressing.give_up(&layers),
+    }
+    brought?;
     reach(room, "pull.shown").await?;
     Ok((id, false))
 }
@@ -194,8 +213,7 @@ async fn fetch(room: Arc<Room>, session: Session, layer: Layer, progress: Arc<Pr
 fn transfer(room: Arc<Room>, session: Session, layer: Layer, meter: Arc<Meter>) -> BoxFuture<'static, LayerResult> {
     async move {
         reach(&room, "pull.transfer").await.map_err(Arc::new)?;
-        let stream = session.blob(&layer.digest, layer.size);
-        let pin = extract(stream, &layer, &room.layers, &meter).await.map_err(Arc::new)?;
+        let pin = extract(&session, &layer, &room, &meter).await.map_err(Arc::new)?;
         reach(&room, "pull.unpacked").await.map_err(Arc::new)?;
         meter.state(LayerState::LayerDone);
         Ok(pin)

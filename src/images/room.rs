@@ -1,8 +1,10 @@
 //! The door of the room: what the rest of Wharf calls.
 
 use std::{
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
@@ -12,8 +14,8 @@ use tokio::{
 use wharf_proto::{api, cri};
 
 use super::{
-    Error, ErrorKind, FsUsage, Image, Reference, Result, flight, index, layers, mounts, progress, pull, registry,
-    rootfs,
+    Error, ErrorKind, FsUsage, Image, Reference, Result, flight, index, layers, mounts, paused, progress, pull,
+    registry, rootfs,
 };
 use crate::config::Config;
 
@@ -23,6 +25,17 @@ pub struct Images {
     pub(super) room: Arc<Room>,
     /// Frees disk in the background; ends with the last clone.
     _janitor: Arc<JoinSet<()>>,
+}
+
+/// What an image takes on disk: its unpacked layers, and what gives their archives back.
+#[derive(Debug, Clone)]
+pub struct DiskSize {
+    /// Which.
+    pub image: Arc<Image>,
+    /// Bytes of layers that no other image has: what its removal frees, unless containers run on it.
+    pub unique: u64,
+    /// Bytes of layers that others have as well.
+    pub shared: u64,
 }
 
 /// What the parts of the room share.
@@ -35,7 +48,16 @@ pub(super) struct Room {
     pub(super) index: index::Index,
     pub(super) mounts: mounts::Mounts,
     pub(super) pulls: flight::Flights<pull::PullKey, pull::PullResult, Arc<progress::Progress>>,
+    pub(super) paused: paused::Paused,
     pub(super) transfers: flight::Flights<(String, String), pull::LayerResult, Arc<progress::Meter>>,
+}
+
+impl Drop for Room {
+    /// With the room its images and mounts let go of their layers. That is the end of this process's knowledge, not of
+    /// theirs: the janitor, which may come once more before it ends, must not take them for unused.
+    fn drop(&mut self) {
+        self.layers.close();
+    }
 }
 
 impl Images {
@@ -50,6 +72,8 @@ impl Images {
     pub(super) async fn open_with(cfg: &Config, client: registry::Client) -> Result<Self> {
         let root = cfg.state_dir.join("images");
         let parallel_layers = cfg.pull.max_parallel_layers.max(1);
+        let paused = paused::Paused::new(Duration::from_secs(cfg.pull.keep_partial_secs));
+        let expiring = paused.clone();
         let room = pull::blocking(move || {
             let layers = layers::Layers::open(&root)?;
             Ok(Room {
@@ -59,6 +83,7 @@ impl Images {
                 index: index::Index::open(&root, layers.clone())?,
                 layers,
                 mounts: mounts::Mounts::default(),
+                paused,
                 pulls: flight::Flights::new(),
                 transfers: flight::Flights::new(),
                 root,
@@ -67,6 +92,7 @@ impl Images {
         .await?;
         let mut janitor = JoinSet::new();
         janitor.spawn(sweep(room.layers.clone()));
+        janitor.spawn(expiring.expire());
         Ok(Self {
             room: Arc::new(room),
             _janitor: Arc::new(janitor),
@@ -86,7 +112,7 @@ impl Images {
     }
 
     /// Pulls `reference` and returns the image id (`sha256:...`). Equal calls at the same time share one transfer. When
-    /// every caller has dropped its future, the pull ends and leaves nothing. `progress` ends with `PullDone` if the
+    /// every caller has dropped its future, the pull ends; what it has unpacked is kept for a while, for the next try. `progress` ends with `PullDone` if the
     /// pull succeeds, and is dropped in any case.
     ///
     /// # Errors
@@ -156,6 +182,36 @@ impl Images {
     #[must_use]
     pub fn happenings(&self) -> Option<UnboundedReceiver<super::Change>> {
         self.room.index.changes()
+    }
+
+    /// What each image takes on disk, and all together; reads no disk.
+    #[must_use]
+    pub fn sizes(&self) -> (Vec<DiskSize>, u64) {
+        let images = self.list();
+        let mut users: HashMap<&str, usize> = HashMap::new();
+        for image in images.iter() {
+            let own: HashSet<&str> = image.layers.iter().map(|layer| layer.diff_id.as_str()).collect();
+            own.into_iter()
+                .for_each(|diff_id| *users.entry(diff_id).or_default() += 1);
+        }
+        let size = |image: &Arc<Image>| {
+            let (mut unique, mut shared) = (0, 0);
+            let own: HashSet<&str> = image.layers.iter().map(|layer| layer.diff_id.as_str()).collect();
+            for diff_id in own {
+                let bytes = self.room.layers.size(diff_id).map_or(0, |size| size.bytes());
+                match users.get(diff_id) {
+                    Some(1) => unique += bytes,
+                    _ => shared += bytes,
+                }
+            }
+            DiskSize {
+                image: image.clone(),
+                unique,
+                shared,
+            }
+        };
+        let bytes = |diff_id: &&str| self.room.layers.size(diff_id).map_or(0, |size| size.bytes());
+        (images.iter().map(size).collect(), users.keys().map(bytes).sum())
     }
 
     /// The image that `spec` names: an id with or without `sha256:`, a unique prefix of one, `name[:tag]` or

@@ -329,7 +329,10 @@ impl Lab {
         let directory = std::env::temp_dir().join(format!("wharf-images-{}-{count}", std::process::id()));
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory).unwrap();
-        let config: Config = toml::from_str(&format!("state_dir = {directory:?}\n{extra}")).unwrap();
+        let mut config: Config = toml::from_str(&format!("state_dir = {directory:?}\n{extra}")).unwrap();
+        if !extra.contains("keep_partial_secs") {
+            config.pull.keep_partial_secs = 0;
+        }
         let images = open(&config).await;
         Self { config, images }
     }

@@ -6,6 +6,7 @@
 
 mod containers;
 mod disk;
+mod disk_usage;
 pub mod doctor;
 mod error;
 mod events;

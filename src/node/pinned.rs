@@ -47,15 +47,31 @@ impl Pinned {
     }
 }
 
-/// `name`, `name*` or `*part*`.
+/// Whether `name` has the form of `pattern`, all of it: `*` stands for any text, `?` for any one character.
 fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        None => pattern == name,
-        Some(rest) => match rest.strip_prefix('*') {
-            None => name.starts_with(rest),
-            Some(part) => name.contains(part),
-        },
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut at, mut in_name) = (0, 0);
+    // The last star, and how much of the name it stands for so far.
+    let mut star: Option<(usize, usize)> = None;
+    while in_name < name.len() {
+        match pattern.get(at) {
+            Some('*') => {
+                star = Some((at, in_name));
+                at += 1;
+            }
+            Some(wanted) if *wanted == '?' || *wanted == name[in_name] => {
+                at += 1;
+                in_name += 1;
+            }
+            _ => {
+                let Some((begin, end)) = star else { return false };
+                star = Some((begin, end + 1));
+                at = begin + 1;
+                in_name = end + 1;
+            }
+        }
     }
+    pattern[at..].iter().all(|rest| *rest == '*')
 }
 
 #[cfg(test)]
@@ -63,17 +79,27 @@ mod tests {
     use super::matches;
 
     #[test]
-    fn patterns_are_exact_or_a_beginning_or_a_part() {
+    fn a_pattern_is_for_the_whole_name() {
         let name = "registry.example/base/pause:3.9";
         for yes in [
             name,
             "registry.example/*",
             "*pause*",
             "registry.example/base/pause:3.9*",
+            "registry.example/*/pause:?.?",
+            "*/pause:*",
+            "*",
         ] {
             assert!(matches(yes, name), "{yes}");
         }
-        for no in ["registry.example/base/pause", "pause*", "*paused*", ""] {
+        for no in [
+            "registry.example/base/pause",
+            "pause*",
+            "*paused*",
+            "*/pause:?",
+            "*/base",
+            "",
+        ] {
             assert!(!matches(no, name), "{no}");
         }
     }

@@ -149,7 +149,8 @@ async fn a_layer_that_a_container_runs_on_stays_until_its_end_and_a_pull_brings_
     );
     assert_eq!(daemon.cri.shell(&id, "echo on").await.unwrap(), "on\n");
     daemon.pull("busybox:latest").await;
-    let config = daemon.pod("user");
+    // Without metadata it is that of any pod.
+    let config = wharf_proto::cri::PodSandboxConfig::default();
     let image = daemon.busybox().await;
     let second = daemon
         .started(&pod, &config, &container("second", &image, "sleep 1000"))

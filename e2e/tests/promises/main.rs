@@ -17,6 +17,7 @@ mod cpus;
 mod crash;
 mod daemon;
 mod detached;
+mod disk_usage;
 mod events;
 mod exec;
 mod exits;

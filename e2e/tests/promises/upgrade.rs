@@ -65,7 +65,8 @@ async fn the_next_version_takes_state_and_monitors_over_and_this_one_then_refuse
     );
     assert_eq!(daemon.cri.shell(&id, "echo served").await.unwrap(), "served\n");
     assert!(daemon.cri.image(&image).await.unwrap().is_some());
-    let config = daemon.pod("before");
+    // Without metadata it is that of any pod.
+    let config = wharf_proto::cri::PodSandboxConfig::default();
     let second = daemon
         .started(&pod, &config, &container("second", &image, "sleep 1000"))
         .await;

@@ -156,6 +156,10 @@ impl Wharf for Daemon {
         Err(Status::unimplemented("events"))
     }
 
+    async fn disk_usage(&self, _: Request<api::DiskUsageRequest>) -> Result<Response<api::DiskUsageResponse>, Status> {
+        Err(Status::unimplemented("disk_usage"))
+    }
+
     async fn list_operations(
         &self,
         _: Request<api::ListOperationsRequest>,

@@ -43,16 +43,18 @@ pub(in crate::images) struct BlobStream {
 }
 
 impl BlobStream {
-    pub(super) fn new(session: Session, digest: &str, size: u64) -> Self {
+    /// The blob's bytes behind the first `from`.
+    pub(super) fn new(session: Session, digest: &str, size: u64, from: u64) -> Self {
+        let is_large = size.saturating_sub(from) >= LARGE;
         let first = session.endpoints().iter().position(|endpoint| endpoint.digests);
         Self {
             session,
             digest: digest.to_owned(),
             size,
-            received: 0,
-            until: if size < LARGE { size } else { PART },
+            received: from,
+            until: if is_large { from + PART } else { size },
             part: None,
-            ahead: (size >= LARGE).then(|| Ahead::new(PART, size)),
+            ahead: is_large.then(|| Ahead::new(from + PART, size)),
             skip: 0,
             body: None,
             // A session without one has failed at the manifest.

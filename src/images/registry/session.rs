@@ -191,7 +191,7 @@ impl Session {
                 reason: format!("{size} bytes are too many for a configuration"),
             });
         }
-        let mut stream = self.blob(digest, size);
+        let mut stream = self.blob_from(digest, size, 0);
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.next().await? {
             bytes.extend_from_slice(&chunk);
@@ -208,8 +208,8 @@ impl Session {
     }
 
     /// The bytes of a blob of `size` bytes, not hashed yet.
-    pub fn blob(&self, digest: &str, size: u64) -> BlobStream {
-        BlobStream::new(self.clone(), digest, size)
+    pub fn blob_from(&self, digest: &str, size: u64, from: u64) -> BlobStream {
+        BlobStream::new(self.clone(), digest, size, from)
     }
 
     /// GETs `path` below the repository, with authentication and retries; the status is 200 or 206.

@@ -193,6 +193,113 @@ async fn a_pull_that_nobody_awaits_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn the_end_of_the_daemon_frees_no_layer_however_late_the_janitor_comes() {
+    let app = small("app");
+    let server = registry(vec![("1", app.clone())]).await;
+    let mut lab = Lab::new("").await;
+    lab.images.adopt(&[]).await.unwrap();
+    lab.images
+        .pull(&format!("{}/app:1", server.host), None, None)
+        .await
+        .unwrap();
+    let layers = lab.images.room.layers.clone();
+    lab.reopen().await;
+    layers.sweep().unwrap();
+    assert_eq!(lab.entries("layers"), app.layers.len());
+    assert_eq!(lab.images.list().len(), 1);
+}
+
+/// A registry whose blob `slow` stalls after some bytes, unless it is asked for a part of it.
+async fn stalling(app: Fixture, slow: String, after: usize) -> Server {
+    Server::start(move |seen| {
+        let reply = app.answer(seen).unwrap();
+        if seen.path.contains(&slow) && !seen.headers.contains_key("range") {
+            Reply {
+                stall: true,
+                ..reply.cut(after)
+            }
+        } else {
+            reply
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_pull_that_was_given_up_goes_on_where_it_stood() {
+    let app = small("app");
+    let layer = app.layers[0].clone();
+    let server = stalling(app.clone(), layer.clone(), 70_000).await;
+    let lab = Lab::new("[pull]\nkeep_partial_secs = 60").await;
+    let name = format!("{}/app", server.host);
+    let pull = lab.images.pull(&name, None, None);
+    assert!(tokio::time::timeout(Duration::from_millis(200), pull).await.is_err());
+    assert_eq!(lab.images.pull(&name, None, None).await.unwrap(), app.id);
+    let requests = server.seen(&layer);
+    assert_eq!(requests.len(), 2);
+    let range = requests[1].header("range");
+    let from: u64 = range
+        .trim_start_matches("bytes=")
+        .trim_end_matches('-')
+        .parse()
+        .unwrap();
+    assert!(from > 0 && from <= 70_000, "{range}");
+    lab.settled().await;
+}
+
+#[tokio::test]
+async fn complete_layers_of_a_pull_that_was_given_up_are_used_by_the_next_and_go_with_the_image() {
+    let (one, two) = (gzip(&tar(&[("a", &noise(9000))])), gzip(&tar(&[("b", &noise(8000))])));
+    let app = image(&[one, two], "app");
+    let (quick, slow) = (app.layers[0].clone(), app.layers[1].clone());
+    let server = stalling(app.clone(), slow.clone(), 0).await;
+    let lab = Lab::new("[pull]\nkeep_partial_secs = 60").await;
+    lab.images.adopt(&[]).await.unwrap();
+    let name = format!("{}/app", server.host);
+    {
+        let pull = lab.images.pull(&name, None, None);
+        tokio::pin!(pull);
+        while lab.entries("layers") == 0 {
+            assert!(
+                tokio::time::timeout(Duration::from_millis(20), &mut pull)
+                    .await
+                    .is_err()
+            );
+        }
+        // Its pin is noted by the pull, not by the transfer.
+        assert!(
+            tokio::time::timeout(Duration::from_millis(20), &mut pull)
+                .await
+                .is_err()
+        );
+    }
+    // Nobody is left who could stall it.
+    let patient = Server::start({
+        let app = app.clone();
+        move |seen| app.answer(seen).unwrap()
+    })
+    .await;
+    let other = format!("{}/app", patient.host);
+    assert_eq!(lab.images.pull(&other, None, None).await.unwrap(), app.id);
+    assert_eq!(patient.seen(&quick).len(), 0, "it was here");
+    assert_eq!(patient.seen(&slow).len(), 1);
+    lab.images.remove(&other).await.unwrap();
+    lab.until(|| lab.entries("layers") == 0).await;
+}
+
+#[tokio::test]
+async fn what_was_given_up_goes_when_its_time_is_over() {
+    let app = small("app");
+    let server = stalling(app.clone(), app.layers[0].clone(), 70_000).await;
+    let lab = Lab::new("[pull]\nkeep_partial_secs = 1").await;
+    let pull_of = format!("{}/app", server.host);
+    let pull = lab.images.pull(&pull_of, None, None);
+    assert!(tokio::time::timeout(Duration::from_millis(200), pull).await.is_err());
+    assert_eq!(lab.entries("tmp"), 1);
+    lab.settled().await;
+}
+
+#[tokio::test]
 async fn a_removed_image_is_gone_with_all_its_names_and_its_layers_follow() {
     let app = small("app");
     let server = registry(vec![("1", app.clone()), ("2", app.clone())]).await;
