@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{SystemTime, UNIX_EPOCH},
@@ -61,14 +62,15 @@ pub(super) struct Arrival {
 }
 
 impl Index {
-    /// Reads all records below `root`. A bad one is logged and moved away. Blocking.
+    /// Reads all records below `root`. A bad one is logged and moved away; one that can't be read is an error, as it may be
+    /// good. Blocking.
     pub fn open(root: &Path, layers: Layers) -> Result<Self> {
         let directory = root.join("records");
         store::create_dir(&directory)?;
         let mut entries = BTreeMap::new();
         for name in store::list_dirs(&directory)? {
             let path = directory.join(&name);
-            match load(&path, &name, &layers) {
+            match load(&path, &name, &layers)? {
                 Ok(entry) => {
                     entries.insert(entry.record.id.clone(), entry);
                 }
@@ -296,23 +298,41 @@ impl Index {
     }
 }
 
-fn load(path: &Path, name: &str, layers: &Layers) -> std::result::Result<Entry, String> {
-    let record: record::Image = store::read_record(&path.join("record"))
-        .map_err(|error| error.to_string())?
-        .ok_or("it has no record")?;
+/// The image in `path`, or why it is not whole.
+fn load(path: &Path, name: &str, layers: &Layers) -> Result<std::result::Result<Entry, String>> {
+    let record: record::Image = match store::read_record(&path.join("record")) {
+        Ok(Some(record)) => record,
+        Ok(None) => return Ok(Err("it has no record".into())),
+        Err(error @ store::Error::Io { .. }) => return Err(error.into()),
+        Err(error) => return Ok(Err(error.to_string())),
+    };
     if record.schema != store::SCHEMA || !is_digest(&record.id) || file_name(&record.id) != name {
-        return Err("its record is not usable".into());
+        return Ok(Err("its record is not usable".into()));
     }
-    let config = fs::read(path.join("config")).map_err(|error| format!("read its configuration: {error}"))?;
-    let config = parse_config(&config, &record.id).map_err(|error| error.to_string())?;
+    let path = path.join("config");
+    let config = match fs::read(&path) {
+        Ok(config) => config,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Err("it has no configuration".into())),
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    let config = match parse_config(&config, &record.id) {
+        Ok(config) => config,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
     let pin = |layer: &record::ImageLayer| {
         layers
             .pin(&layer.diff_id)
             .ok_or_else(|| format!("layer {} is missing", layer.diff_id))
     };
-    let pins = record.layers.iter().map(pin).collect::<std::result::Result<_, _>>()?;
-    let image = Arc::new(image(&record, config, pins));
-    Ok(Entry { record, image })
+    Ok(record
+        .layers
+        .iter()
+        .map(pin)
+        .collect::<std::result::Result<_, _>>()
+        .map(|pins| {
+            let image = Arc::new(image(&record, config, pins));
+            Entry { record, image }
+        }))
 }
 
 /// Leaves each tag to the image that got it last; returns the ids of the others.

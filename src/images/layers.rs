@@ -87,6 +87,8 @@ impl Layers {
                         },
                     );
                 }
+                // Nothing says that it is bad: too many open files, no memory, a disk that fails.
+                Err(error @ store::Error::Io { .. }) => return Err(error.into()),
                 other => {
                     tracing::warn!(layer = name, ?other, "a layer without a usable record is removed");
                     shared.discard(&directory)?;
@@ -159,6 +161,11 @@ impl Layers {
     pub fn all_users_known(&self) {
         self.0.lock().complete = true;
         self.0.wake.notify_one();
+    }
+
+    /// From now on no layer goes, whoever lets go of it.
+    pub fn close(&self) {
+        self.0.lock().complete = false;
     }
 
     /// Moves `path` out of sight, to be removed by the next sweep. Absent is fine. Blocking, but quick.

@@ -35,6 +35,13 @@ pub(super) struct Room {
     pub(super) transfers: flight::Flights<(String, String), pull::LayerResult, Arc<progress::Meter>>,
 }
 
+impl Drop for Room {
+    /// Images and mounts let go of their layers when the room ends. That makes no layer unused: the next start needs them.
+    fn drop(&mut self) {
+        self.layers.close();
+    }
+}
+
 impl Images {
     /// Opens the images below `cfg.state_dir`, and removes what pulls that were cut off left behind.
     ///
