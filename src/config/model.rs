@@ -238,7 +238,7 @@ pub struct Cdi {
 pub struct Pull {
     /// Layers of one image that are fetched at a time; 1 to 32.
     pub max_parallel_layers: usize,
-    /// Seconds without a byte after which a transfer counts as broken; 1 to 3600.
+    /// Seconds without a byte, or with less than 1 KiB a second, after which a transfer counts as broken; 1 to 3600.
     pub stall_timeout_secs: u64,
     /// Trees of `hosts.toml` files and certificates, by registry; the first that knows one counts. Absolute.
     pub hosts_dirs: Vec<PathBuf>,
