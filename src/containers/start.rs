@@ -4,7 +4,7 @@
 //! an EXITED container (contract rule 16) with every handler, an update before the start is a change of the spec and
 //! nothing else, and a container that is never started costs no process.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use sha2::Digest as _;
 use wharf_proto::{
@@ -18,6 +18,9 @@ use crate::{runtime::seccomp_compile, store};
 
 /// Exit code of a container that could not be started (feature row B3).
 const START_FAILED_CODE: i32 = 128;
+
+/// How long it may take to settle a container whose monitor ended while it was started.
+const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Starts a created container. `others` are the pod's other containers.
 ///
@@ -57,6 +60,7 @@ pub async fn start(tools: &Tools, container: &Container, others: &[Arc<Container
         .change(|record| record.state = ContainerState::ContainerStarting.into())
         .await?;
     container.fail_point("start.noted").await?;
+    let mut changes = container.record.subscribe();
     let started = monitor.start(request).await;
     if record.restore {
         forget_dump(container).await;
@@ -79,6 +83,15 @@ pub async fn start(tools: &Tools, container: &Container, others: &[Arc<Container
                 container.record.publish_unwritten(edit);
             }
             noted.map(drop)
+        }
+        // Nobody knows how far it came: whoever follows the monitor ends what there is of it and records that.
+        Err(error @ crate::monitor::Error::Closed { .. }) => {
+            let settled = changes.wait_for(|record| record.state() != ContainerState::ContainerStarting);
+            let _ = tokio::time::timeout(SETTLE_LIMIT, settled).await;
+            Err(Error::Start {
+                id: container.id.clone(),
+                message: error.to_string(),
+            })
         }
         Err(error) => {
             let message = match error {
@@ -118,25 +131,7 @@ async fn forget_dump(container: &Container) {
 
 async fn request(tools: &Tools, container: &Container, record: &record::Container) -> Result<monitor::Start> {
     let config = record.config.clone().unwrap_or_default();
-    let handler = match tools.mechanisms.config.handler(&record.runtime_handler) {
-        Some(command) => monitor::Handler {
-            path: command.path.display().to_string(),
-            root: command
-                .root
-                .clone()
-                .unwrap_or_else(|| {
-                    tools
-                        .mechanisms
-                        .roots
-                        .run
-                        .join("runtimes")
-                        .join(&record.runtime_handler)
-                })
-                .display()
-                .to_string(),
-        },
-        None => monitor::Handler::default(),
-    };
+    let handler = handler(tools, record);
     let seccomp_filter = if handler.path.is_empty() {
         compiled_filter(tools, container).await?
     } else {
@@ -241,5 +236,18 @@ pub async fn reopen_log(container: &Container) -> Result<()> {
         // In between, and the event is on its way.
         Err(error) if is_gone(&error) => Err(ended()),
         other => other.map_err(container.monitor_error()),
+    }
+}
+
+/// The runtime of a container, in the monitor's words.
+pub(super) fn handler(tools: &Tools, record: &record::Container) -> monitor::Handler {
+    let mechanisms = &tools.mechanisms;
+    let Some(command) = mechanisms.config.handler(&record.runtime_handler) else {
+        return monitor::Handler::default();
+    };
+    let own_root = || mechanisms.roots.run.join("runtimes").join(&record.runtime_handler);
+    monitor::Handler {
+        path: command.path.display().to_string(),
+        root: command.root.clone().unwrap_or_else(own_root).display().to_string(),
     }
 }

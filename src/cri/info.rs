@@ -69,6 +69,17 @@ impl Face {
             });
             let creations = serde_json::Value::Array(creations.collect());
             info.insert("creations".to_owned(), creations.to_string());
+            let silent = node.silent_monitors();
+            let silent = silent.iter().map(|one| {
+                serde_json::json!({
+                    "podId": one.pod,
+                    "podName": one.name,
+                    "pid": one.pid,
+                    "silentSeconds": one.since.as_secs_f64(),
+                })
+            });
+            let silent = serde_json::Value::Array(silent.collect());
+            info.insert("silentMonitors".to_owned(), silent.to_string());
             let daemon = serde_json::json!({
                 "tasks": tokio::runtime::Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks()),
                 "streamingUrls": self.urls()?.outstanding(),

@@ -17,7 +17,7 @@ mod users;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use lsm::selinux::Labels;
@@ -146,6 +146,8 @@ pub struct Sandbox {
     pub image_volumes: tokio::sync::Mutex<()>,
     meter: usage::Meter,
     monitor: watch::Sender<Option<(Arc<Client>, Processes)>>,
+    /// Since when its monitor has been waited for after the daemon's start.
+    unreached: Mutex<Option<Instant>>,
     /// Commands that run in the pod's containers, and who waits for their exit code.
     execs: Mutex<HashMap<String, oneshot::Sender<i32>>>,
 }
@@ -166,6 +168,7 @@ impl Sandbox {
             image_volumes: tokio::sync::Mutex::new(()),
             meter: usage::Meter::default(),
             monitor: watch::Sender::new(None),
+            unreached: Mutex::default(),
             execs: Mutex::default(),
         }
     }
@@ -189,11 +192,31 @@ impl Sandbox {
             init: hello.pod_init,
         };
         self.monitor.send_replace(Some((client, processes)));
+        *self.unreached.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Notes that the monitor, which should be there, did not answer since `then`.
+    pub fn note_unreached(&self, then: Instant) {
+        let mut unreached = self.unreached.lock().unwrap_or_else(PoisonError::into_inner);
+        unreached.get_or_insert(then);
+    }
+
+    /// How long the monitor has not answered; `None` when it does, or when there is none.
+    #[must_use]
+    pub fn monitor_silent_for(&self) -> Option<Duration> {
+        match self.monitor() {
+            Some(client) => client.silent_for(),
+            None => {
+                let unreached = self.unreached.lock().unwrap_or_else(PoisonError::into_inner);
+                unreached.map(|since| since.elapsed())
+            }
+        }
     }
 
     /// Forgets the monitor, which has ended.
     pub fn forget_monitor(&self) {
         self.monitor.send_replace(None);
+        *self.unreached.lock().unwrap_or_else(PoisonError::into_inner) = None;
         // Nobody will tell of their end any more.
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -210,6 +233,16 @@ impl Sandbox {
         monitor::client::wedged::kill(&self.id, &self.paths.monitor())
             .await
             .map_err(self.io("kill the monitor that does not answer"))
+    }
+
+    /// Kills what a monitor that has ended had forked for an operation under way.
+    ///
+    /// # Errors
+    /// When it can't be killed.
+    pub async fn end_helpers(&self) -> Result<()> {
+        monitor::client::wedged::kill(&self.id, &self.paths.monitor())
+            .await
+            .map_err(self.io("kill the helpers of a monitor that has ended"))
     }
 
     /// The pod's own processes, while it has a monitor.
