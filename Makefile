@@ -53,6 +53,12 @@ e2e: ## Run the end-to-end tests as root with real containers, on each handler (
 	cargo build --locked --workspace --bins
 	WHARF_HANDLERS="$(HANDLERS)" scripts/cargo-test.sh e2e
 
+.PHONY: soak
+soak: ## Random work under random kills for an hour (SOAK_SECONDS=600 for less, SOAK_SEED=7 to have one again)
+	cargo build --locked --workspace --bins
+	WHARF_SOAK_SECONDS=$(or $(SOAK_SECONDS),3600) $(if $(SOAK_SEED),WHARF_SOAK_SEED=$(SOAK_SEED)) \
+	  cargo test --locked -p wharf-e2e --test promises -- --nocapture soak::
+
 .PHONY: vm-test
 vm-test: ## Run end-to-end tests in a virtual machine: cgroup v2, systemd, Debian's kernel (ARGS: of the tests' binary)
 	@scripts/vm-test.sh $(ARGS)

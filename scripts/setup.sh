@@ -8,6 +8,7 @@ packages=(
   containernetworking-plugins
   docker-registry skopeo umoci busybox-static   # fixture images and who serves them
   criu                     # checkpoints
+  e2fsprogs                # the file system that a test takes the power from
   nftables iproute2 util-linux procps jq
   shellcheck
 )

@@ -87,13 +87,28 @@ pub fn run(config: Config) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |count| count.get().min(4)))
         .thread_name("wharf")
+        .thread_keep_alive(THREAD_LIFE)
         .enable_all()
         .build()
         .map_err(system("start the async runtime"))?;
+    let keeper = runtime.spawn(keep_a_thread());
     let result = runtime.block_on(daemon(config));
+    keeper.abort();
     // A thread that waits for a disk that does not answer must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// How long a thread for work that blocks waits for more of it.
+const THREAD_LIFE: Duration = Duration::from_secs(60);
+
+/// Keeps one thread for work that blocks. When a node is out of processes no new one can be made; tokio then gives the
+/// work to those that there are, and panics when there are none: a container's end must not be lost in that.
+async fn keep_a_thread() {
+    loop {
+        let _ = tokio::task::spawn_blocking(|| {}).await;
+        tokio::time::sleep(THREAD_LIFE * 3 / 4).await;
+    }
 }
 
 fn lock(config: &Config) -> Result<StateLock, Error> {

@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 use wharf_proto::cri as pb;
 
 use crate::cri::Cri;
+use crate::disk::{self, Disk, Source};
 use crate::lab::{Lab, program};
 use crate::{Result, fixtures, guard, registry};
 
@@ -34,10 +35,14 @@ pub struct Options {
     pub json_log: bool,
     /// Put the state directory on a tmpfs with these options, for example `size=1m`.
     pub state_tmpfs: Option<&'static str>,
+    /// Put the state directory on a disk.
+    pub state_disk: Option<Source>,
     /// The search path of the daemon; the test's own where it is not set.
     pub path: Option<String>,
     /// What its environment has beside that.
     pub environment: Vec<(&'static str, &'static str)>,
+    /// What the daemon takes for the kernel's boot id; [`Daemon::reboot`] changes it.
+    pub boot_id: Option<String>,
 }
 
 impl Options {
@@ -54,6 +59,8 @@ impl Options {
 /// A running daemon.
 pub struct Daemon {
     pub lab: Lab,
+    /// The disk of its state, where writes are logged.
+    pub disk: Option<Disk>,
     /// Answers on the daemon's socket.
     pub cri: Cri,
     /// Logs of containers go below it.
@@ -64,7 +71,7 @@ pub struct Daemon {
     pub config: PathBuf,
     dir: TempDir,
     process: Process,
-    options: Options,
+    pub(crate) options: Options,
     finished: bool,
 }
 
@@ -111,6 +118,21 @@ impl Daemon {
             lab.output("mount", &["-t", "tmpfs", "-o", size, "tmpfs", &state])
                 .await?;
         }
+        let disk = match &options.state_disk {
+            None => None,
+            Some(source) => {
+                std::fs::create_dir(at("state"))?;
+                let (disk, file) = match source {
+                    Source::Image(file) => (None, file.clone()),
+                    Source::Logged => {
+                        let (disk, file) = Disk::start(&lab, dir.path()).await?;
+                        (Some(disk), file)
+                    }
+                };
+                disk::mount_at(&lab, &file, &at("state")).await?;
+                disk
+            }
+        };
         let config = at("wharf.toml");
         std::fs::write(&config, settings(dir.path(), options))?;
         let process = spawn(&lab, dir.path(), &config, options).await?;
@@ -121,6 +143,7 @@ impl Daemon {
             state_dir: at("state"),
             run_dir: at("run"),
             lab,
+            disk,
             socket,
             config,
             dir,
@@ -157,7 +180,9 @@ impl Daemon {
 
     /// Everything that the daemon has logged.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("wharf.log")).unwrap_or_default()
+        // One that was killed may have written half of a character.
+        let bytes = std::fs::read(self.dir.path().join("wharf.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Sends the daemon a signal and waits until it has ended; returns its exit code, if it had one.
@@ -175,6 +200,17 @@ impl Daemon {
     /// What the environment of the next daemon has beside the usual.
     pub fn environment<const N: usize>(&mut self, variables: [(&'static str, &'static str); N]) {
         self.options.environment = variables.to_vec();
+    }
+
+    /// Waits until the daemon has ended, by whatever.
+    ///
+    /// # Errors
+    /// When it runs on.
+    pub(crate) async fn ended(&mut self) -> Result {
+        tokio::time::timeout(crate::PATIENCE, self.process.outer.wait())
+            .await
+            .map_err(|_| "the daemon still runs")??;
+        Ok(())
     }
 
     /// Starts the daemon again after [`Daemon::end`], and connects to it.
@@ -216,9 +252,7 @@ impl Daemon {
     /// # Errors
     /// When it runs on, or does not start.
     pub async fn start_after_end(&mut self) -> Result {
-        tokio::time::timeout(crate::PATIENCE, self.process.outer.wait())
-            .await
-            .map_err(|_| "the daemon still runs")??;
+        self.ended().await?;
         self.start_again().await
     }
 
@@ -344,7 +378,7 @@ impl Daemon {
             .lab
             .processes()
             .into_iter()
-            .filter(|(_, line)| !line.contains("registry"))
+            .filter(|(_, line)| !line.contains("registry") && !line.contains("lab disk"))
             .collect();
         assert!(left.is_empty(), "processes left when the daemon has ended: {left:?}");
     }
@@ -422,6 +456,7 @@ fn begin(lab: &Lab, dir: &Path, config: &Path, options: &Options) -> Result<Star
         .env("WHARF_FAILPOINTS", dir.join("failpoints"))
         .env("RUST_BACKTRACE", "1")
         .envs(options.environment.iter().copied())
+        .envs(options.boot_id.iter().map(|id| ("WHARF_BOOT_ID", id)))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -34,17 +34,21 @@ pub const LIST: &str = "list";
 const ROOT: u64 = 1;
 const NODE: u64 = 2;
 /// The kernel refuses a server whose buffer is smaller than a request can be.
-const BUFFER: usize = 1 << 20;
+pub(crate) const BUFFER: usize = 1 << 20;
 /// The attributes and names stay valid for so many seconds: longer than any test.
 const VALID: u64 = 3600;
 
-mod op {
+pub(crate) mod op {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
     pub const GETATTR: u32 = 3;
+    pub const SETATTR: u32 = 4;
     pub const OPEN: u32 = 14;
+    pub const READ: u32 = 15;
+    pub const WRITE: u32 = 16;
     pub const STATFS: u32 = 17;
     pub const RELEASE: u32 = 18;
+    pub const FSYNC: u32 = 20;
     pub const FLUSH: u32 = 25;
     pub const INIT: u32 = 26;
     pub const OPENDIR: u32 = 27;
@@ -97,15 +101,16 @@ pub fn serve(dir: &Path, mut told: impl FnMut(&str)) -> Result {
     }
 }
 
-struct Request<'a> {
-    operation: u32,
+/// A request of the kernel.
+pub(crate) struct Request<'a> {
+    pub operation: u32,
     unique: u64,
-    node: u64,
-    body: &'a [u8],
+    pub node: u64,
+    pub body: &'a [u8],
 }
 
 impl<'a> Request<'a> {
-    fn new(bytes: &'a [u8]) -> Result<Self> {
+    pub fn new(bytes: &'a [u8]) -> Result<Self> {
         let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let parse = || {
@@ -126,9 +131,9 @@ impl<'a> Request<'a> {
             op::FLUSH => return Answer::Never(CLOSE),
             op::OPENDIR => return Answer::Never(LIST),
             op::LOOKUP if self.is_lookup_of(HANG) => return Answer::Never(HANG),
-            op::INIT => init(),
-            op::GETATTR => [VALID.to_ne_bytes().as_slice(), &[0; 8], &attributes(self.node)].concat(),
-            op::LOOKUP if self.is_lookup_of(FILE) => entry(),
+            op::INIT => init(4096),
+            op::GETATTR => attributes_reply(self.node, 0),
+            op::LOOKUP if self.is_lookup_of(FILE) => entry(0),
             op::LOOKUP => return self.reply(-libc::ENOENT, &[]),
             // Handle, flags, and a word that nobody uses.
             op::OPEN => vec![0; 16],
@@ -139,18 +144,23 @@ impl<'a> Request<'a> {
         self.reply(0, &body)
     }
 
-    fn is_lookup_of(&self, name: &str) -> bool {
+    pub fn is_lookup_of(&self, name: &str) -> bool {
         self.node == ROOT && self.body.strip_suffix(b"\0") == Some(name.as_bytes())
     }
 
     fn reply(&self, error: i32, body: &[u8]) -> Answer {
-        let length = u32::try_from(16 + body.len()).unwrap_or(u32::MAX);
-        let mut bytes = length.to_ne_bytes().to_vec();
-        bytes.extend(error.to_ne_bytes());
-        bytes.extend(self.unique.to_ne_bytes());
-        bytes.extend(body);
-        Answer::Bytes(bytes)
+        Answer::Bytes(reply(self, error, body))
     }
+}
+
+/// The answer to `request`: an error's number, negative, or 0 and what was asked for.
+pub(crate) fn reply(request: &Request, error: i32, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(16 + body.len()).unwrap_or(u32::MAX);
+    let mut bytes = length.to_ne_bytes().to_vec();
+    bytes.extend(error.to_ne_bytes());
+    bytes.extend(request.unique.to_ne_bytes());
+    bytes.extend(body);
+    bytes
 }
 
 enum Answer {
@@ -161,36 +171,47 @@ enum Answer {
     Never(&'static str),
 }
 
-/// fuse_init_out of 7.23 and later: version, readahead, no flags, limits, and space for what came later.
-fn init() -> Vec<u8> {
+/// fuse_init_out of 7.23 and later: version, readahead, large writes and nothing else, limits, and space for what came
+/// later.
+pub(crate) fn init(max_write: u32) -> Vec<u8> {
+    const BIG_WRITES: u32 = 1 << 5;
     let mut body = Vec::new();
-    for word in [7_u32, 31, 0, 0] {
+    for word in [7_u32, 31, 0, BIG_WRITES] {
         body.extend(word.to_ne_bytes());
     }
     body.extend(12_u16.to_ne_bytes());
     body.extend(9_u16.to_ne_bytes());
-    body.extend(4096_u32.to_ne_bytes());
+    body.extend(max_write.to_ne_bytes());
     body.extend(1_u32.to_ne_bytes());
     body.resize(64, 0);
     body
 }
 
-/// fuse_entry_out: node, generation, how long name and attributes are valid, attributes.
-fn entry() -> Vec<u8> {
+/// fuse_entry_out of the file: node, generation, how long name and attributes are valid, attributes.
+pub(crate) fn entry(size: u64) -> Vec<u8> {
     let mut body = Vec::new();
     for long in [NODE, 0, VALID, VALID, 0] {
         body.extend(long.to_ne_bytes());
     }
-    body.extend(attributes(NODE));
+    body.extend(attributes(NODE, size));
     body
 }
 
-/// fuse_attr of a node.
-fn attributes(node: u64) -> Vec<u8> {
-    let mode: u32 = if node == ROOT { 0o040_755 } else { 0o100_644 };
+/// fuse_attr_out: how long they are valid, attributes.
+pub(crate) fn attributes_reply(node: u64, size: u64) -> Vec<u8> {
+    [VALID.to_ne_bytes().as_slice(), &[0; 8], &attributes(node, size)].concat()
+}
+
+/// fuse_attr of a node; `size` is the file's.
+fn attributes(node: u64, size: u64) -> Vec<u8> {
+    let (mode, size): (u32, u64) = if node == ROOT {
+        (0o040_755, 0)
+    } else {
+        (0o100_644, size)
+    };
     let mut body = Vec::new();
     // Node, size, blocks, three times.
-    for long in [node, 0, 0, 0, 0, 0] {
+    for long in [node, size, size / 512, 0, 0, 0] {
         body.extend(long.to_ne_bytes());
     }
     // Parts of the times, mode, links, owner, group, device, block size, flags.

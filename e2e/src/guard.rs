@@ -31,7 +31,8 @@ async fn leftovers(daemon: &Daemon) -> Vec<String> {
     let mut left = Vec::new();
     let lab = &daemon.lab;
     for (pid, line) in lab.processes() {
-        let expected = pid == daemon.pid() || line.contains("registry") || line.contains("whoami");
+        let expected =
+            pid == daemon.pid() || line.contains("registry") || line.contains("whoami") || line.contains("lab disk");
         if !expected {
             left.push(format!("process {pid}: {line}"));
         }
@@ -55,6 +56,14 @@ async fn leftovers(daemon: &Daemon) -> Vec<String> {
     }
     for dir in [daemon.state_dir.join("pods"), daemon.run_dir.join("pods")] {
         left.extend(files_below(&dir).into_iter().map(|path| format!("file {path}")));
+    }
+    // What runc and crun keep of a container.
+    for handler in files_below(&daemon.run_dir.join("runtimes")) {
+        left.extend(
+            files_below(Path::new(&handler))
+                .into_iter()
+                .map(|path| format!("file {path}")),
+        );
     }
     left
 }

@@ -9,22 +9,25 @@
 
 pub mod cri;
 pub mod daemon;
+pub mod disk;
 pub mod fixtures;
 pub mod fuse;
 pub mod guard;
 pub mod http2;
 pub mod lab;
 pub mod logs;
+pub mod power;
 pub mod raw;
 pub mod registry;
 #[cfg(test)]
 mod rules;
 pub mod specs;
 pub mod streams;
+pub mod trickle;
 
 pub use cri::Cri;
 pub use daemon::{Daemon, Options};
-pub use specs::{container, pod};
+pub use specs::{container, host_network_pod, pod};
 
 /// What the harness's own functions return: tests show the message and fail.
 pub type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -213,7 +213,7 @@ pub struct Cdi {
 pub struct Pull {
     /// Layers of one image that are fetched at a time; 1 to 32.
     pub max_parallel_layers: usize,
-    /// Seconds without a byte after which a transfer counts as broken; 1 to 3600.
+    /// Seconds without a byte, or with less than 1 KiB a second, after which a transfer counts as broken; 1 to 3600.
     pub stall_timeout_secs: u64,
     /// Seconds for which what a pull that was given up has unpacked is kept for the next try; 0 is not at all, at most 86400.
     pub keep_partial_secs: u64,

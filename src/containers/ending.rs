@@ -1,6 +1,7 @@
 //! How a container ends: exits seen by the monitor, stop, and remove.
 
 use std::{
+    path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -10,8 +11,8 @@ use wharf_proto::{
     record::{self, ContainerState, Exit},
 };
 
-use super::{Container, Error, Result, Tools, cpus, image_volumes, is_gone, pause, signals, stuck};
-use crate::{cgroups, monitor, store};
+use super::{Container, Error, Result, Tools, cpus, image_volumes, is_gone, pause, signals, start, stuck};
+use crate::{cgroups, monitor, runtime, store};
 
 /// How long a process may take to vanish after SIGKILL before it is reported (it hangs in the kernel).
 const KILL_LIMIT: Duration = Duration::from_secs(60);
@@ -55,22 +56,12 @@ fn reason(code: i32, oom_killed: bool) -> &'static str {
 ///
 /// # Errors
 /// When its processes can't be killed or the record can't be written.
-pub async fn lost(container: &Container) -> Result<()> {
-    let cgroup = container.record.get().cgroup_path.clone();
+pub async fn lost(tools: &Tools, container: &Container) -> Result<()> {
     let path = container.exit_file();
-    let id = container.id.clone();
+    let remains = Remains::of(tools, container);
     let written = container
         .blocking(move || {
-            let io = |error: cgroups::Error| Error::Io {
-                attempt: format!("end the processes in cgroup {cgroup}"),
-                id: id.clone(),
-                source: std::io::Error::other(error),
-            };
-            if !cgroup.is_empty() {
-                let cgroup = cgroups::Cgroup::new(&cgroups::detect().map_err(io)?, &cgroup).map_err(io)?;
-                cgroup.kill_all().map_err(io)?;
-                cgroup.remove().map_err(io)?;
-            }
+            remains.clear()?;
             Ok(store::read_record::<Exit>(&path)?)
         })
         .await?;
@@ -115,7 +106,7 @@ pub(super) async fn finish(container: &Container, exit: Exit) -> Result<()> {
 pub async fn release(tools: &Tools, container: &Container) -> Result<()> {
     let _one_at_a_time = container.release.lock().await;
     container.stage.enter("runtime");
-    let_go(container).await?;
+    let_go(tools, container).await?;
     container.fail_point("release.let-go").await?;
     cpus::end(tools, container).await?;
     container.stage.enter("unmount");
@@ -123,18 +114,66 @@ pub async fn release(tools: &Tools, container: &Container) -> Result<()> {
 }
 
 /// Lets the runtime forget the ended container: its cgroup goes, its poststop hooks run. Not its root filesystem, which
-/// may take long. To be done before the monitor ends: nobody else can.
+/// may take long. To be done before the monitor ends; without one the daemon does what it can.
 ///
 /// # Errors
-/// When the monitor refuses; call again.
-pub async fn let_go(container: &Container) -> Result<()> {
+/// When the monitor refuses, or processes can't be killed; call again.
+pub async fn let_go(tools: &Tools, container: &Container) -> Result<()> {
     let _one_at_a_time = container.deletion.lock().await;
-    let Some(monitor) = container.sandbox.monitor() else {
-        return Ok(());
-    };
-    match monitor.delete(&container.id).await {
-        Err(error) if !monitor.is_closed() => Err(container.monitor_error()(error)),
-        _ => Ok(()),
+    if let Some(monitor) = container.sandbox.monitor() {
+        match monitor.delete(&container.id).await {
+            Ok(()) => return Ok(()),
+            Err(error) if !monitor.is_closed() => return Err(container.monitor_error()(error)),
+            Err(_) => {}
+        }
+    }
+    let remains = Remains::of(tools, container);
+    container.blocking(move || remains.clear()).await
+}
+
+/// What there may be of a container that has no monitor any more: processes in its cgroup, the cgroup, and what its runtime
+/// keeps.
+struct Remains {
+    id: String,
+    cgroup: String,
+    handler: wharf_proto::monitor::Handler,
+    bundle: PathBuf,
+}
+
+impl Remains {
+    fn of(tools: &Tools, container: &Container) -> Self {
+        let record = container.record.get();
+        Self {
+            id: container.id.clone(),
+            cgroup: record.cgroup_path.clone(),
+            // One without a command has started nothing.
+            handler: start::handler(tools, container, &record).unwrap_or_default(),
+            bundle: container.dir.clone(),
+        }
+    }
+
+    /// Blocking. Nothing there is fine.
+    fn clear(self) -> Result<()> {
+        let Self {
+            id,
+            cgroup,
+            handler,
+            bundle,
+        } = self;
+        let io = |error: cgroups::Error| Error::Io {
+            attempt: format!("end the processes in cgroup {cgroup}"),
+            id: id.clone(),
+            source: std::io::Error::other(error),
+        };
+        if !cgroup.is_empty() {
+            let cgroup = cgroups::Cgroup::new(&cgroups::detect().map_err(io)?, &cgroup).map_err(io)?;
+            cgroup.kill_all().map_err(io)?;
+            cgroup.remove().map_err(io)?;
+        }
+        if let Err(error) = runtime::forget(&handler.path, &handler.root, handler.arguments, &id, &bundle) {
+            tracing::warn!(container = id, %error, "the runtime could not release all of a container without a monitor");
+        }
+        Ok(())
     }
 }
 

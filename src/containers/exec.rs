@@ -60,11 +60,31 @@ pub async fn exec_sync(
         container_id: container.id.clone(),
         process,
         terminal: false,
-        bound: false,
+        // Without this daemon nobody hears of its end, and nobody would see to its time limit.
+        bound: true,
     };
-    if let Err(error) = monitor.exec(request, vec![stdin, stdout_write, stderr_write]).await {
+    let limit = async {
+        if timeout.is_zero() {
+            std::future::pending().await
+        } else {
+            tokio::time::sleep(timeout).await;
+        }
+    };
+    tokio::pin!(limit);
+    let took_long = || format!("took longer than {} s", timeout.as_secs());
+    let nobody = || "has nobody left who waits for it".to_owned();
+    let killed = |why: String| Error::Deadline(format!("command in container {} {why} and was killed", container.id));
+    // The time counts from here: a monitor that does not answer starts nothing.
+    let started = tokio::select! {
+        started = monitor.exec(request, vec![stdin, stdout_write, stderr_write]) => started.map_err(|error| exec_error(container, &error)),
+        () = &mut limit => Err(killed(took_long())),
+        () = gone.cancelled() => Err(killed(nobody())),
+    };
+    if let Err(error) = started {
         container.sandbox.forget_exec(&id);
-        return Err(exec_error(container, &error));
+        // Should it start after all.
+        monitor.kill_exec_soon(&id);
+        return Err(error);
     }
 
     let output = async {
@@ -88,26 +108,20 @@ pub async fn exec_sync(
             exit_code,
         })
     };
-    let limit = async {
-        if timeout.is_zero() {
-            std::future::pending().await
-        } else {
-            tokio::time::sleep(timeout).await;
-        }
-    };
     let why = tokio::select! {
         result = output => return result.map_err(|_| Error::Exec {
             id: container.id.clone(),
             message: "the pod's monitor ended".into(),
         }),
-        () = limit => format!("took longer than {} s", timeout.as_secs()),
-        () = gone.cancelled() => "has nobody left who waits for it".to_owned(),
+        () = &mut limit => took_long(),
+        () = gone.cancelled() => nobody(),
     };
-    monitor.kill_exec(&id).await.map_err(container.monitor_error())?;
-    Err(Error::Deadline(format!(
-        "command in container {} {why} and was killed",
-        container.id
-    )))
+    match monitor.kill_exec(&id).await {
+        // It is told, and kills when it goes on.
+        Err(monitor::Error::Timeout { .. }) => {}
+        other => other.map_err(container.monitor_error())?,
+    }
+    Err(killed(why))
 }
 
 /// The OCI process object of `command`.

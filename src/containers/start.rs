@@ -4,7 +4,7 @@
 //! an EXITED container (contract rule 16) with every handler, an update before the start is a change of the spec and
 //! nothing else, and a container that is never started costs no process.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use sha2::Digest as _;
 use wharf_proto::{
@@ -18,6 +18,9 @@ use crate::{runtime::seccomp_compile, store};
 
 /// Exit code of a container that could not be started (feature row B3).
 const START_FAILED_CODE: i32 = 128;
+
+/// How long it may take to settle a container whose monitor ended while it was started.
+const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Starts a created container. `others` are the pod's other containers.
 ///
@@ -59,16 +62,10 @@ pub async fn start(tools: &Tools, container: &Container, others: &[Arc<Container
         .await?;
     container.fail_point("start.noted").await?;
     container.stage.enter("monitor and runtime");
+    let mut changes = container.record.subscribe();
     let started = match cpus::begin(tools, container).await {
-        Ok(()) => monitor.start(request).await.map_err(|error| match error {
-            crate::monitor::Error::Refused {
-                kind: ErrorKind::StartFailed,
-                message,
-                ..
-            } => message,
-            other => other.to_string(),
-        }),
-        Err(error) => Err(error.to_string()),
+        Ok(()) => monitor.start(request).await.map_err(Failure::from),
+        Err(error) => Err(Failure::Refused(error.to_string())),
     };
     if record.restore {
         forget_dump(container).await;
@@ -92,7 +89,15 @@ pub async fn start(tools: &Tools, container: &Container, others: &[Arc<Container
             }
             noted.map(drop)
         }
-        Err(message) => {
+        Err(Failure::MonitorGone(message)) => {
+            let settled = changes.wait_for(|record| record.state() != ContainerState::ContainerStarting);
+            let _ = tokio::time::timeout(SETTLE_LIMIT, settled).await;
+            Err(Error::Start {
+                id: container.id.clone(),
+                message,
+            })
+        }
+        Err(Failure::Refused(message)) => {
             let exit = Exit {
                 code: START_FAILED_CODE,
                 reason: "StartError".into(),
@@ -122,33 +127,7 @@ async fn forget_dump(container: &Container) {
 
 async fn request(tools: &Tools, container: &Container, record: &record::Container) -> Result<monitor::Start> {
     let config = record.config.clone().unwrap_or_default();
-    let settings = tools.mechanisms.config.handler_settings(&record.runtime_handler);
-    let pod = container.sandbox.record.get();
-    let annotations = pod.config.as_ref().map(|config| &config.annotations);
-    let path = settings
-        .command(annotations.unwrap_or(&HashMap::new()))
-        .map_err(Error::Invalid)?
-        .to_owned();
-    let handler = match tools.mechanisms.config.handler(&record.runtime_handler) {
-        Some(command) => monitor::Handler {
-            path: path.display().to_string(),
-            arguments: command.arguments.clone(),
-            root: command
-                .root
-                .clone()
-                .unwrap_or_else(|| {
-                    tools
-                        .mechanisms
-                        .roots
-                        .run
-                        .join("runtimes")
-                        .join(&record.runtime_handler)
-                })
-                .display()
-                .to_string(),
-        },
-        None => monitor::Handler::default(),
-    };
+    let handler = handler(tools, container, record)?;
     let seccomp_filter = if handler.path.is_empty() {
         compiled_filter(tools, container).await?
     } else {
@@ -261,5 +240,53 @@ pub async fn reopen_log(container: &Container) -> Result<()> {
         // In between, and the event is on its way.
         Err(error) if is_gone(&error) => Err(ended()),
         other => other.map_err(container.monitor_error()),
+    }
+}
+
+/// The runtime of a container, in the monitor's words.
+///
+/// # Errors
+/// When its handler has no command for the platform that the pod names.
+pub(super) fn handler(tools: &Tools, container: &Container, record: &record::Container) -> Result<monitor::Handler> {
+    let mechanisms = &tools.mechanisms;
+    let pod = container.sandbox.record.get();
+    let annotations = pod.config.as_ref().map(|config| &config.annotations);
+    let settings = mechanisms.config.handler_settings(&record.runtime_handler);
+    let path = settings
+        .command(annotations.unwrap_or(&HashMap::new()))
+        .map_err(Error::Invalid)?
+        .display()
+        .to_string();
+    let Some(command) = mechanisms.config.handler(&record.runtime_handler) else {
+        return Ok(monitor::Handler::default());
+    };
+    let own_root = || mechanisms.roots.run.join("runtimes").join(&record.runtime_handler);
+    Ok(monitor::Handler {
+        path,
+        arguments: command.arguments.clone(),
+        root: command.root.clone().unwrap_or_else(own_root).display().to_string(),
+    })
+}
+
+/// Why nothing runs after a start.
+enum Failure {
+    /// The monitor ended. Nobody knows how far it came: whoever follows it ends what there is of the container and records
+    /// that.
+    MonitorGone(String),
+    /// In the runtime's words, or Wharf's.
+    Refused(String),
+}
+
+impl From<crate::monitor::Error> for Failure {
+    fn from(error: crate::monitor::Error) -> Self {
+        match error {
+            crate::monitor::Error::Refused {
+                kind: ErrorKind::StartFailed,
+                message,
+                ..
+            } => Self::Refused(message),
+            gone @ crate::monitor::Error::Closed { .. } => Self::MonitorGone(gone.to_string()),
+            other => Self::Refused(other.to_string()),
+        }
     }
 }

@@ -77,6 +77,17 @@ impl Face {
             info.insert("creations".to_owned(), serde_json::Value::from(creations).to_string());
             let operations: Vec<_> = operations.iter().map(json).collect();
             info.insert("operations".to_owned(), serde_json::Value::from(operations).to_string());
+            let silent = node.silent_monitors();
+            let silent = silent.iter().map(|one| {
+                serde_json::json!({
+                    "podId": one.pod,
+                    "podName": one.name,
+                    "pid": one.pid,
+                    "silentSeconds": one.since.as_secs_f64(),
+                })
+            });
+            let silent = serde_json::Value::Array(silent.collect());
+            info.insert("silentMonitors".to_owned(), silent.to_string());
             let daemon = serde_json::json!({
                 "tasks": node.alive_tasks(),
                 "streamingUrls": self.urls()?.outstanding(),

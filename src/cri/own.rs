@@ -192,10 +192,12 @@ impl Wharf for Face {
     }
 
     async fn doctor(&self, _: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {
-        let config = self.node()?.config().clone();
-        let findings = tokio::task::spawn_blocking(move || doctor::findings(&config))
-            .await
-            .map_err(|error| Status::internal(format!("look at the machine: {error}")))?;
+        let node = self.node()?;
+        let config = node.config().clone();
+        let look = tokio::task::spawn_blocking(move || doctor::findings(&config));
+        let (findings, monitors) = tokio::join!(look, node.ask_monitors());
+        let mut findings = findings.map_err(|error| Status::internal(format!("look at the machine: {error}")))?;
+        findings.push(monitors);
         Ok(Response::new(DoctorResponse { findings }))
     }
 }

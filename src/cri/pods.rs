@@ -177,6 +177,8 @@ fn verbose(pod: &Sandbox, first_pid: i32) -> HashMap<String, String> {
         "resourcesApplied": record.limits_applied,
         "pid": if init > 0 { init } else { first_pid },
         "monitorPid": processes.map_or(0, |processes| processes.monitor),
+        // Null while the monitor answers.
+        "monitorSilentSeconds": pod.monitor_silent_for().map(|silent| silent.as_secs_f64()),
         "namespaces": pod.paths.namespaces(),
         "cniResult": record.network.as_ref().map(cni_result),
         "network": record.network.as_ref().map(|network| serde_json::json!({

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{SystemTime, UNIX_EPOCH},
@@ -78,19 +79,19 @@ pub struct Change {
 }
 
 impl Index {
-    /// Reads all records below `root`. A bad one is logged and set aside. Blocking.
+    /// Reads all records below `root`. A bad one is logged and set aside; one that can't be read is an error, as it may be
+    /// good. Blocking.
     pub fn open(root: &Path, layers: Layers) -> Result<Self> {
         let directory = root.join("records");
         store::create_dir(&directory)?;
         let mut entries = BTreeMap::new();
         for name in store::list_dirs(&directory)? {
             let path = directory.join(&name);
-            match load(&path, &name, &layers) {
+            match load(&path, &name, &layers)? {
                 Ok(entry) => {
                     entries.insert(entry.record.id.clone(), entry);
                 }
-                Err(Unusable::Newer(error)) => return Err(error.into()),
-                Err(Unusable::Broken { reason, names }) => {
+                Err(Broken { reason, names }) => {
                     let aside = store::set_aside(root.parent().unwrap_or(root), &path)?;
                     let names = names.join(" ");
                     let aside = aside.display();
@@ -362,56 +363,67 @@ impl Index {
     }
 }
 
-/// Why a record is not that of an image.
-enum Unusable {
-    /// A newer version has written it.
-    Newer(store::Error),
-    /// It or what it needs is damaged.
-    Broken {
-        reason: String,
-        /// What the image was called, if that can be read.
-        names: Vec<String>,
-    },
+/// What is wrong with an image.
+struct Broken {
+    reason: String,
+    /// What the image was called, if that can be read.
+    names: Vec<String>,
 }
 
-fn load(path: &Path, name: &str, layers: &Layers) -> std::result::Result<Entry, Unusable> {
-    let broken = |reason: String| Unusable::Broken {
-        reason,
-        names: Vec::new(),
+/// The image in `path`, or why it is not whole.
+///
+/// # Errors
+/// When a newer version has written it, or a file can't be read: it may be good.
+fn load(path: &Path, name: &str, layers: &Layers) -> Result<std::result::Result<Entry, Broken>> {
+    let broken = |reason: String| {
+        Ok(Err(Broken {
+            reason,
+            names: Vec::new(),
+        }))
     };
     let record: record::Image = match store::read_versioned(&path.join("record")) {
-        Ok(record) => record.ok_or_else(|| broken("it has no record".into()))?,
-        Err(error @ store::Error::Newer { .. }) => return Err(Unusable::Newer(error)),
-        Err(error) => return Err(broken(error.to_string())),
+        Ok(Some(record)) => record,
+        Ok(None) => return broken("it has no record".into()),
+        Err(error @ (store::Error::Newer { .. } | store::Error::Io { .. })) => return Err(error.into()),
+        Err(error) => return broken(error.to_string()),
     };
     if !is_digest(&record.id) || file_name(&record.id) != name {
-        return Err(broken("its record is that of another image".into()));
+        return broken("its record is that of another image".into());
     }
-    complete(path, &record, layers)
-        .map(|image| Entry {
-            image,
-            record: record.clone(),
-        })
-        .map_err(|reason| Unusable::Broken {
+    Ok(match complete(path, &record, layers)? {
+        Ok(image) => Ok(Entry { image, record }),
+        Err(reason) => Err(Broken {
             reason,
             names: names(&record),
-        })
+        }),
+    })
 }
 
-/// The image of `record`, if all that it needs is here.
-fn complete(path: &Path, record: &record::Image, layers: &Layers) -> std::result::Result<Arc<Image>, String> {
-    let config = fs::read(path.join("config")).map_err(|error| format!("read its configuration: {error}"))?;
+/// The image of `record`, if all that it needs is here; else what is not.
+///
+/// # Errors
+/// When a file can't be read.
+fn complete(path: &Path, record: &record::Image, layers: &Layers) -> Result<std::result::Result<Arc<Image>, String>> {
+    let path = path.join("config");
+    let config = match fs::read(&path) {
+        Ok(config) => config,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Err("it has no configuration".into())),
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
     if digest_of(&config) != record.id {
-        return Err("its configuration is damaged".into());
+        return Ok(Err("its configuration is damaged".into()));
     }
-    let config = parse_config(&config, &record.id).map_err(|error| error.to_string())?;
+    let config = match parse_config(&config, &record.id) {
+        Ok(config) => config,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
     let pin = |layer: &record::ImageLayer| {
         layers
             .pin(&layer.diff_id)
             .ok_or_else(|| format!("layer {} is missing", layer.diff_id))
     };
-    let pins = record.layers.iter().map(pin).collect::<std::result::Result<_, _>>()?;
-    Ok(Arc::new(image(record, config, pins)))
+    let pins: std::result::Result<Vec<_>, _> = record.layers.iter().map(pin).collect();
+    Ok(pins.map(|pins| Arc::new(image(record, config, pins))))
 }
 
 /// What an image is called, with a tag or a digest.

@@ -73,8 +73,8 @@ impl Layers {
         let mut found = Vec::new();
         for name in store::list_dirs(&root.join("layers"))? {
             match store::read_versioned::<record::UnpackedLayer>(&root.join("layers").join(&name).join("record")) {
-                // Before anything is moved.
-                Err(error @ store::Error::Newer { .. }) => return Err(error.into()),
+                // Before anything is moved. One that can't be read may be good: too many open files, a disk that fails.
+                Err(error @ (store::Error::Newer { .. } | store::Error::Io { .. })) => return Err(error.into()),
                 read => found.push((name, read)),
             }
         }

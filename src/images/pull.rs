@@ -118,7 +118,13 @@ async fn run(
     let brought = async {
         let pins: Vec<Pin> = stream::iter(layers.clone())
             .map(|layer| {
-                let fetched = fetch(room.clone(), session.clone(), layer, progress.clone());
+                let fetched = fetch(
+                    room.clone(),
+                    session.clone(),
+                    &reference.registry,
+                    layer,
+                    progress.clone(),
+                );
                 let progressing = &progressing;
                 async move {
                     let pin = fetched.await?;
@@ -185,14 +191,21 @@ async fn resolve(session: &Session, reference: &Reference) -> Result<(Vec<Docume
 }
 
 /// The layer, from disk, from a transfer under way, or from a transfer of our own.
-async fn fetch(room: Arc<Room>, session: Session, layer: Layer, progress: Arc<Progress>) -> Result<Pin> {
+async fn fetch(
+    room: Arc<Room>,
+    session: Session,
+    registry: &str,
+    layer: Layer,
+    progress: Arc<Progress>,
+) -> Result<Pin> {
     loop {
         if let Some(pin) = room.layers.pin(&layer.diff_id) {
             progress.layer(&layer.digest, LayerState::LayerExists, layer.size, layer.size);
             return Ok(pin);
         }
-        // Two blobs with one diff ID are one layer, but a transfer is of a blob.
-        let key = (layer.digest.clone(), layer.diff_id.clone());
+        // Two blobs with one diff ID are one layer, but a transfer is of a blob, and from where it is asked for: another
+        // registry may be slow.
+        let key = (format!("{registry}/{}", layer.digest), layer.diff_id.clone());
         let (transfer, meter, ours) = room.transfers.join(key, || {
             let meter = Arc::new(Meter::new(&layer));
             (

@@ -2,10 +2,12 @@
 //! but the throw-away network namespace of a thread that ends.
 
 mod kernel;
+mod monitors;
 mod network;
 mod process;
 mod storage;
 
+pub use monitors::Silent;
 use wharf_proto::api::{Finding, Severity};
 
 use crate::config::Config;

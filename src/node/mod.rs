@@ -342,6 +342,12 @@ impl Node {
         &self.inner.tools.mechanisms
     }
 
+    /// Every pod, complete or not.
+    fn all_pods(&self) -> Vec<Arc<Sandbox>> {
+        let pods = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);
+        pods.values().cloned().collect()
+    }
+
     /// The containers of one pod, complete or not.
     fn containers_of(&self, pod: &str) -> Vec<Arc<Container>> {
         let containers = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);

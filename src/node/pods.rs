@@ -222,7 +222,7 @@ impl Node {
         .await
     }
 
-    async fn stop_pod(&self, pod: &Arc<Sandbox>) -> Result<()> {
+    pub(super) async fn stop_pod(&self, pod: &Arc<Sandbox>) -> Result<()> {
         let _one_at_a_time = pod.teardown.lock().await;
         // From here on no container is created or started in it (contract rule 19).
         if pod.is_ready() {
@@ -240,7 +240,12 @@ impl Node {
         .await;
         stops.into_iter().collect::<containers::Result<()>>()?;
         // The monitor goes next, and with it the way to the runtime.
-        let gone = join_all(running.iter().map(|container| containers::let_go(container))).await;
+        let gone = join_all(
+            running
+                .iter()
+                .map(|container| containers::let_go(&self.inner.tools, container)),
+        )
+        .await;
         for result in gone {
             match result {
                 // A monitor that does not answer is ended by the teardown.

@@ -1,9 +1,13 @@
 //! What the daemon finds at its start: pods that run on under their monitors, pods of an earlier boot, and work that
 //! was cut off. One broken pod delays and spoils nothing but itself.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, future::join_all, stream};
 use wharf_proto::{
     monitor::HelloReply,
     record::{self, ContainerState, PodState},
@@ -22,6 +26,9 @@ const MONITOR_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long the start waits for the slowest monitor. Three hundred that are well need a third of it on two cores.
 const PATIENCE: Duration = Duration::from_millis(900);
+
+/// Pods of an earlier boot that are taken down at a time.
+const CLEARED_AT_ONCE: usize = 4;
 
 /// What is left of a pod on disk.
 struct Found {
@@ -85,6 +92,12 @@ impl Node {
         let images = images.iter().map(|image| (image.id.clone(), image.tags.clone()));
         self.inner.events.history().settle(ids.collect(), images.collect());
         let count = found.len();
+        let of_earlier_boots: Vec<_> = found
+            .iter()
+            .map(|found| &found.pod)
+            .filter(|pod| self.is_of_an_earlier_boot(pod))
+            .cloned()
+            .collect();
         let taken = found.into_iter().map(|found| {
             let node = self.clone();
             self.inner.tasks.spawn(async move { node.take_over(&found).await })
@@ -94,7 +107,36 @@ impl Node {
             Ok(_) => tracing::info!(pods = count, "recovered"),
             Err(_) => tracing::warn!(pods = count, "recovered; some monitors do not answer yet"),
         }
+        if !of_earlier_boots.is_empty() {
+            let node = self.clone();
+            self.inner
+                .tasks
+                .spawn(async move { node.clear_after_reboot(of_earlier_boots).await });
+        }
         Ok(())
+    }
+
+    /// Seen by somebody, not taken down yet, and gone with an earlier boot of the kernel.
+    fn is_of_an_earlier_boot(&self, pod: &Sandbox) -> bool {
+        let record = pod.record.get();
+        let unfinished = matches!(record.state(), PodState::PodCreating | PodState::PodRemoving);
+        record.boot_id != self.mechanisms().boot_id && !record.teardown_done && !unfinished
+    }
+
+    /// Takes down what a reboot has left of pods: their addresses are free, and their plugins told, before anybody asks.
+    /// They stay listed as not ready until kubelet removes them, and what fails here its StopPodSandbox does again.
+    async fn clear_after_reboot(&self, pods: Vec<Arc<Sandbox>>) {
+        tracing::info!(pods = pods.len(), "takes down pods of an earlier boot");
+        let clear = |pod: Arc<Sandbox>| async move {
+            if self.inner.ending.is_cancelled() {
+                return;
+            }
+            if let Err(error) = self.stop_pod(&pod).await {
+                tracing::warn!(pod = pod.id, %error, "could not take down a pod of an earlier boot; its stop tries again");
+            }
+        };
+        // Each may run a chain of plugins, on a machine that is busy with its start.
+        stream::iter(pods).for_each_concurrent(CLEARED_AT_ONCE, clear).await;
     }
 
     /// Reads every record. A directory without a readable one belongs to a pod that was never acknowledged: it gets a
@@ -184,6 +226,7 @@ impl Node {
     /// Connects to the pod's monitor, however long that takes: while it does not answer, its containers run on. False
     /// when the daemon ends first.
     async fn reach_monitor(&self, pod: &Arc<Sandbox>, containers: &[Arc<Container>]) -> bool {
+        let begun = Instant::now();
         loop {
             let socket = pod.paths.monitor();
             let answer = tokio::select! {
@@ -207,6 +250,7 @@ impl Node {
                 }
                 Err(error @ monitor::Error::Timeout { .. }) => {
                     tracing::error!(pod = pod.id, %error, "the pod's monitor does not answer; waiting for it");
+                    pod.note_unreached(begun);
                 }
                 Err(error) => {
                     if pod.is_ready() {

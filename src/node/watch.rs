@@ -80,6 +80,14 @@ impl Node {
     /// A monitor that ended while its pod was ready has crashed or was killed: the pod can't go on.
     pub(super) async fn monitor_ended(&self, pod: &Arc<Sandbox>) {
         pod.forget_monitor();
+        let containers = self.containers_of(&pod.id);
+        let in_use = pod.is_ready() || containers.iter().any(|container| is_unsettled(container));
+        if in_use && pod.record.get().boot_id == self.mechanisms().boot_id {
+            // Its helpers could go on making a container that nobody knows any more.
+            if let Err(error) = pod.end_helpers().await {
+                tracing::error!(pod = pod.id, %error, "could not end what the pod's monitor had begun");
+            }
+        }
         if pod.is_ready() {
             tracing::error!(
                 pod = pod.id,
@@ -91,24 +99,29 @@ impl Node {
             }
         }
         self.tell_pod(pod);
-        for container in self.containers_of(&pod.id) {
+        for container in containers {
             self.container_lost(&container).await;
         }
     }
 
     /// Settles a container that was running and has no monitor any more.
     pub(super) async fn container_lost(&self, container: &Arc<Container>) {
-        if !matches!(
-            container.state(),
-            ContainerState::ContainerStarting | ContainerState::ContainerRunning
-        ) {
+        if !is_unsettled(container) {
             return;
         }
-        match containers::lost(container).await {
+        match containers::lost(&self.inner.tools, container).await {
             Ok(()) => self.release_ended(container).await,
             Err(error) => {
                 tracing::error!(container = container.id, %error, "could not settle a container whose monitor ended");
             }
         }
     }
+}
+
+/// Runs or is about to, as far as anybody knows.
+fn is_unsettled(container: &Container) -> bool {
+    matches!(
+        container.state(),
+        ContainerState::ContainerStarting | ContainerState::ContainerRunning
+    )
 }

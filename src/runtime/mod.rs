@@ -5,7 +5,7 @@
 //! each operation forks a short-lived helper, so that neither parsing nor allocation happens in the monitor, and
 //! returns a [`Pending`] to poll. Init and exec'd processes become children of the monitor, which waits for them.
 //! Must never be called from a process with more than one thread, and knows nothing of pods. May ask `cgroups`. Only
-//! [`features`], what a handler can do, is for the daemon.
+//! [`features`], what a handler can do, and [`forget`] are for the daemon.
 
 mod affinity;
 pub mod builtin;
@@ -141,6 +141,19 @@ pub trait Handler {
     /// Kill what is left and release cgroup and state. Repeatable: nothing there is success. `None`: done.
     fn delete(&self, container: &ContainerRef) -> Result<Option<Pending>>;
     fn finish_delete(&self, pending: Pending) -> Result<()>;
+}
+
+/// Releases what a handler keeps of a container whose monitor has ended, once its processes are gone: a program's state,
+/// and due poststop hooks. For the daemon: it may have threads. Blocks. Nothing there is fine.
+///
+/// # Errors
+/// When the program or a hook fails.
+pub fn forget(path: &str, root: &str, arguments: Vec<String>, id: &str, bundle: &Path) -> Result<()> {
+    if path.is_empty() {
+        return builtin::forget(id, bundle);
+    }
+    let root = (!root.is_empty()).then(|| PathBuf::from(root));
+    command::Command::new(PathBuf::from(path), root, arguments).forget(id, bundle)
 }
 
 /// The handler for a monitor request: an empty path is the built-in one.

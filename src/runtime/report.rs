@@ -146,7 +146,23 @@ pub fn spawn_helper(keep: &[RawFd], work: impl FnOnce() -> Result<Report>) -> Re
     }
 }
 
+/// Has `work`, which a node that is out of processes needs to have any again, done by a helper or, without one, here and
+/// now. `None`: done.
+pub fn helped(work: impl Fn() -> Result<Report>) -> Result<Option<Pending>> {
+    match spawn_helper(&[], &work) {
+        Err(Error::Os { source, .. }) if is_out_of_processes(&source) => work().map(|_| None),
+        pending => pending.map(Some),
+    }
+}
+
+/// EAGAIN: a limit on processes; ENOMEM: none can be made any more, for lack of memory too.
+fn is_out_of_processes(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM))
+}
+
 fn prepare_helper(keep: &[RawFd]) -> Result<()> {
+    // Without the monitor nobody would know of what the helper makes.
+    sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).context(|| "die with the monitor".into())?;
     sys::set_undumpable().context(|| "make the helper undumpable".into())?;
     sys::close_all_but(keep).context(|| "close descriptors".into())?;
     sys::reset_signals();

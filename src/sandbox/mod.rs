@@ -17,7 +17,7 @@ mod users;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use lsm::selinux::Labels;
@@ -152,6 +152,8 @@ pub struct Sandbox {
     monitor: watch::Sender<Option<(Arc<Client>, Processes)>>,
     /// A monitor that this version can't serve, and why. The connection tells of its end.
     foreign: Mutex<Option<(Arc<Client>, String)>>,
+    /// Since when its monitor has been waited for after the daemon's start.
+    unreached: Mutex<Option<Instant>>,
     /// Commands that run in the pod's containers, and who waits for their exit code.
     execs: Mutex<HashMap<String, oneshot::Sender<i32>>>,
 }
@@ -175,6 +177,7 @@ impl Sandbox {
             meter: usage::Meter::default(),
             monitor: watch::Sender::new(None),
             foreign: Mutex::default(),
+            unreached: Mutex::default(),
             execs: Mutex::default(),
         }
     }
@@ -201,6 +204,25 @@ impl Sandbox {
             init: hello.pod_init,
         };
         self.monitor.send_replace(Some((client, processes)));
+        *self.unreached.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Notes that the monitor, which should be there, did not answer since `then`.
+    pub fn note_unreached(&self, then: Instant) {
+        let mut unreached = self.unreached.lock().unwrap_or_else(PoisonError::into_inner);
+        unreached.get_or_insert(then);
+    }
+
+    /// How long the monitor has not answered; `None` when it does, or when there is none.
+    #[must_use]
+    pub fn monitor_silent_for(&self) -> Option<Duration> {
+        match self.monitor() {
+            Some(client) => client.silent_for(),
+            None => {
+                let unreached = self.unreached.lock().unwrap_or_else(PoisonError::into_inner);
+                unreached.map(|since| since.elapsed())
+            }
+        }
     }
 
     /// Leaves the monitor at the other end of `client` alone, for the reason given. Its pod runs on, and can be taken down.
@@ -218,6 +240,7 @@ impl Sandbox {
     pub fn forget_monitor(&self) {
         *self.foreign.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.monitor.send_replace(None);
+        *self.unreached.lock().unwrap_or_else(PoisonError::into_inner) = None;
         // Nobody will tell of their end any more.
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -234,6 +257,16 @@ impl Sandbox {
         monitor::client::wedged::kill(&self.id, &self.paths.monitor())
             .await
             .map_err(self.io("kill the monitor that does not answer"))
+    }
+
+    /// Kills what a monitor that has ended had forked for an operation under way.
+    ///
+    /// # Errors
+    /// When it can't be killed.
+    pub async fn end_helpers(&self) -> Result<()> {
+        monitor::client::wedged::kill(&self.id, &self.paths.monitor())
+            .await
+            .map_err(self.io("kill the helpers of a monitor that has ended"))
     }
 
     /// The pod's own processes, while it has a monitor.

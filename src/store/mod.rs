@@ -187,11 +187,16 @@ pub fn new_id() -> Result<String> {
     Ok(hex::encode(bytes))
 }
 
-/// The kernel's id of this boot; it changes with each reboot.
+/// The kernel's id of this boot; it changes with each reboot. In debug builds, which is what the end-to-end tests run,
+/// `WHARF_BOOT_ID` in the environment replaces it, so that a test can reboot.
 ///
 /// # Errors
 /// When /proc does not show it.
 pub fn boot_id() -> Result<String> {
+    #[cfg(debug_assertions)]
+    if let Ok(id) = std::env::var("WHARF_BOOT_ID") {
+        return Ok(id);
+    }
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     fs::read_to_string(path)
         .map(|id| id.trim().to_owned())

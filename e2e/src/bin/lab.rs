@@ -1,7 +1,7 @@
 //! First process of a lab: makes the namespaces, waits until its standard input closes, and ends; with it ends, by the
 //! kernel's hand, every process in its PID namespace. `lab run NAME COMMAND...` runs a command in such a lab, which ends
 //! with it. `lab whoami ADDRESS` is a server that tells callers their address. `lab fuse DIR` serves a file system
-//! that gets stuck. `lab critest-images DIR` writes the images that critest names into a docker-registry's storage.
+//! that gets stuck. `lab disk DIR FILE LOG` is a disk that logs its writes. `lab trickle ADDRESS` is a registry that sends a byte a second. `lab critest-images DIR` writes the images that critest names into a docker-registry's storage.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -26,13 +26,16 @@ fn main() -> ExitCode {
     let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["whoami", address] => whoami(address).map(|()| 0),
         ["fuse", dir] => fuse(Path::new(dir)).map(|()| 0),
+        ["disk", dir, store, log] => disk([dir, store, log].map(Path::new)).map(|()| 0),
+        ["trickle", address] => trickle(address).map(|()| 0),
         ["cgroup", name, rest @ ..] => lab(name, rest.contains(&"--no-cgroup2"), &[]),
         ["run", "--no-cgroup2", name, command @ ..] if !command.is_empty() => lab(name, true, command),
         ["run", name, command @ ..] if !command.is_empty() => lab(name, false, command),
         ["critest-images", dir] => critest_images(Path::new(dir)).map(|()| 0),
         _ => Err(
             "usage: lab cgroup NAME [--no-cgroup2] | lab run [--no-cgroup2] NAME COMMAND... | \
-                  lab whoami ADDRESS | lab fuse DIR | lab critest-images DIR"
+                  lab whoami ADDRESS | lab fuse DIR | lab trickle ADDRESS | lab disk DIR FILE LOG | \
+                  lab critest-images DIR"
                 .into(),
         ),
     };
@@ -58,6 +61,14 @@ fn whoami(address: &str) -> Result {
 
 fn fuse(dir: &Path) -> Result {
     wharf_e2e::fuse::serve(dir, |what| println!("{what}")).map_err(|error| error.to_string().into())
+}
+
+fn disk([dir, store, log]: [&Path; 3]) -> Result {
+    wharf_e2e::disk::serve(dir, store, log, |what| println!("{what}")).map_err(|error| error.to_string().into())
+}
+
+fn trickle(address: &str) -> Result {
+    wharf_e2e::trickle::serve(address, |what| println!("{what}")).map_err(|error| error.to_string().into())
 }
 
 /// Prints the digest of the image that critest pulls by digest, which can't be the public one's.

@@ -1,4 +1,4 @@
-//! At each fail point of the daemon (`src/failpoint.rs`) a step fails, hangs or kills. A client that does as kubelet does
+//! At each fail point of the daemon (`src/failpoint.rs`; for those of monitors see `monitor_points.rs`) a step fails, hangs or kills. A client that does as kubelet does
 //! must then get what it wants by trying again, and nothing may be left at the end. Each test prints its table.
 
 use std::collections::BTreeSet;
@@ -104,7 +104,9 @@ fn every_fail_point_is_in_the_table() {
     let listed: BTreeSet<_> = POINTS
         .iter()
         .flat_map(|(_, names)| *names)
-        .map(|name| (*name).to_owned())
+        .copied()
+        .chain(crate::monitor_points::POINTS.map(|(name, ..)| name))
+        .map(str::to_owned)
         .collect();
     assert_eq!(found, listed);
 }

@@ -49,6 +49,19 @@ async fn life(tmpfs: &'static str, fill: fn(&Path)) {
     let config = daemon.pod("full");
     let cri = &daemon.cri;
 
+    let other = wharf_e2e::registry::reference("layers:latest");
+    disk.full();
+    refused("PullImage", cri.pull(&other).await);
+    assert!(
+        cri.image(&other).await.unwrap().is_none(),
+        "an image that is not whole is listed"
+    );
+    disk.free();
+    cri.pull(&other).await.expect("PullImage with room");
+    disk.full();
+    cri.remove_image(&other).await.expect("RemoveImage without room");
+    assert!(cri.image(&other).await.unwrap().is_none());
+
     disk.full();
     refused("RunPodSandbox", cri.run_pod(&config, "").await);
     assert!(

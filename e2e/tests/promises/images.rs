@@ -1,5 +1,6 @@
 //! Images: all forms in which registries offer them, and what lies in their layers.
 
+use nix::sys::signal::Signal;
 use wharf_e2e::registry::{PASSWORD, PRIVATE, USER, reference};
 use wharf_e2e::{Daemon, Options, container};
 use wharf_proto::cri as pb;
@@ -168,6 +169,30 @@ async fn an_image_survives_a_kill_of_the_daemon_and_a_running_container_survives
         daemon.cri.shell(&id, "cat /etc/group | head -1").await.unwrap(),
         "root:x:0:\n"
     );
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn images_outlive_any_number_of_orderly_ends() {
+    let mut daemon = Daemon::start().await;
+    let names = ["busybox:latest", "layers:latest"];
+    for name in names {
+        daemon.pull(name).await;
+    }
+    for round in 0..6 {
+        // Something is to be swept when the daemon ends.
+        daemon
+            .cri
+            .remove_image(&daemon.pull("docker:latest").await)
+            .await
+            .unwrap();
+        assert_eq!(daemon.end(Signal::SIGTERM).await.unwrap(), Some(0));
+        daemon.start_again().await.unwrap();
+        for name in names {
+            let image = daemon.cri.image(&reference(name)).await.unwrap();
+            assert!(image.is_some(), "round {round}: {name} is lost");
+        }
+    }
     daemon.finish().await;
 }
 

@@ -176,7 +176,7 @@ async fn addresses_are_given_back_and_not_given_twice_after_a_restart() {
     daemon.finish().await;
 }
 
-fn cni(dir: &str, bin: &str, timeout: u32) -> Options {
+pub(crate) fn cni(dir: &str, bin: &str, timeout: u32) -> Options {
     Options {
         settings: "network = 'cni'".into(),
         tables: format!(
@@ -187,7 +187,7 @@ fn cni(dir: &str, bin: &str, timeout: u32) -> Options {
     }
 }
 
-const BRIDGE: &str = r#"{"cniVersion":"1.0.0","name":"e2e","plugins":[
+pub(crate) const BRIDGE: &str = r#"{"cniVersion":"1.0.0","name":"e2e","plugins":[
   {"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":false,
    "ipam":{"type":"host-local","ranges":[[{"subnet":"10.88.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}],"dataDir":"DIR"}}]}"#;
 

@@ -2,21 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 use wharf_e2e::{Daemon, eventually};
 use wharf_proto::cri::{ContainerState, PodSandboxState};
 
-/// The process id of the monitor of `pod`, as this process numbers it.
-fn monitor_of(daemon: &Daemon, pod: &str) -> Pid {
-    let processes = daemon.lab.processes();
-    let found = processes
-        .iter()
-        .find(|(_, line)| line.contains("monitor") && line.contains(pod));
-    Pid::from_raw(found.expect("the pod has a monitor").0)
-}
+use crate::monitors::monitor_of;
 
 #[tokio::test]
 async fn a_stopped_monitor_holds_up_nothing_but_its_own_pod_at_the_daemons_start() {

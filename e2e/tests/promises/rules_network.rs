@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use wharf_e2e::power::RunDir;
 use wharf_e2e::{Daemon, Options, eventually, specs};
 use wharf_proto::cri as pb;
 
@@ -136,41 +135,17 @@ async fn rule_08_a_pod_of_an_earlier_boot_is_listed_and_its_network_is_torn_down
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = with_plugin(dir.path(), &plugin(dir.path()), 10).await;
     let (pod, id) = daemon.running("reboot", "sleep 1000").await;
-    daemon.end(Signal::SIGKILL).await.unwrap();
-    // What a reboot leaves: no process, no mount, nothing in the run directory, and another boot id.
-    for (pid, line) in daemon.lab.processes() {
-        if !line.contains("registry") {
-            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-        }
-    }
-    let lab = &daemon.lab;
-    eventually("the processes are gone", async || {
-        lab.processes().iter().all(|(_, line)| line.contains("registry"))
-    })
-    .await;
-    for root in [&daemon.run_dir, &daemon.state_dir] {
-        for point in lab.mounts_below(root).iter().rev() {
-            lab.output("umount", &["--lazy", point]).await.unwrap();
-        }
-    }
-    std::fs::remove_dir_all(&daemon.run_dir).unwrap();
-    for cgroup in lab.cgroups_below().into_iter().rev() {
-        std::fs::remove_dir(cgroup).unwrap();
-    }
-    let record = daemon.state_dir.join("pods").join(&pod).join("record");
-    let mut bytes = std::fs::read(&record).unwrap();
-    // Field 8, boot_id: the last of two counts.
-    bytes.extend_from_slice(&[0x42, 5]);
-    bytes.extend_from_slice(b"other");
-    std::fs::write(&record, bytes).unwrap();
-    daemon.start_again().await.unwrap();
+    daemon.reboot(RunDir::Tmpfs).await.unwrap();
 
     let status = daemon.cri.pod_status(&pod).await.unwrap();
     assert_eq!(status.state(), pb::PodSandboxState::SandboxNotready);
     let status = daemon.cri.exited(&id).await.unwrap();
     assert_eq!((status.exit_code, status.reason.as_str()), (255, "Unknown"));
-    assert_eq!(calls(dir.path(), &pod).len(), 1, "kubelet says when");
+    eventually("the plugin is told, without a namespace", async || {
+        calls(dir.path(), &pod).last().is_some_and(|call| call == "DEL []")
+    })
+    .await;
     daemon.cri.stop_pod(&pod).await.unwrap();
-    assert_eq!(calls(dir.path(), &pod).last().unwrap(), "DEL []");
+    assert_eq!(calls(dir.path(), &pod).len(), 2, "it was told");
     daemon.finish().await;
 }

@@ -8,7 +8,7 @@ use wharf_e2e::{Daemon, container, eventually, specs};
 use wharf_proto::cri as pb;
 
 /// Every call that only reads, and a whole life of another pod.
-async fn all_else_goes_on(daemon: &Daemon, name: &str) {
+pub(crate) async fn all_else_goes_on(daemon: &Daemon, name: &str) {
     let (mut runtime, mut images) = (daemon.cri.runtime.clone(), daemon.cri.images.clone());
     let calls = async {
         runtime.version(pb::VersionRequest::default()).await.unwrap();

@@ -25,7 +25,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Endpoint, Session};
+use super::{Endpoint, Session, pace::Pace};
 use crate::images::{Error, Result};
 
 /// Blobs from this size on come in parts.
@@ -174,22 +174,25 @@ impl Request {
             return Err(refused("it sent another range than was asked for"));
         }
         let stall = self.session.http().patience.stall;
+        let mut pace = Pace::new(stall);
         let (mut body, mut left) = (answer.into_body(), self.end - self.from);
         while left > 0 {
-            match timeout(stall, body.frame()).await {
+            match pace.next(body.frame()).await {
                 Ok(Some(Ok(frame))) => {
                     let Ok(data) = frame.into_data() else { continue };
                     if data.len() as u64 > left {
                         return Err(refused("it sent more than was asked for"));
                     }
                     left -= data.len() as u64;
+                    pace.came(data.len())
+                        .map_err(|how| refused(&format!("a part stalled: {how}")))?;
                     if !data.is_empty() {
                         pieces.push_back(data);
                     }
                 }
                 Ok(Some(Err(error))) => return Err(refused(&format!("a part broke off: {error}"))),
                 Ok(None) => return Err(refused("a part ended too early")),
-                Err(_) => return Err(refused("a part stalled")),
+                Err(how) => return Err(refused(&format!("a part stalled: {how}"))),
             }
         }
         // The connection can be used again only when its end was seen.

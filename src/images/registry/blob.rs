@@ -9,11 +9,11 @@ use http::{
 };
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
-use tokio::time::timeout;
 
 use super::{
     Session,
     ahead::{Ahead, LARGE, PART, Part, bounds, range},
+    pace::{Pace, Stalled},
 };
 use crate::images::{Error, ErrorKind, Result};
 
@@ -21,6 +21,8 @@ use crate::images::{Error, ErrorKind, Result};
 const MAX_STRIKES: u32 = 4;
 /// Connections in all, for registries that send a byte at a time.
 const MAX_CONNECTIONS: u32 = 1000;
+/// Stretches in a row in which next to nothing came.
+const MAX_CRAWLS: u32 = 3;
 
 /// A transfer that goes on by range where a connection broke, on the next endpoint if need be. Yields exactly the
 /// promised number of bytes or fails; the digest is the caller's business. A large blob comes in parts, several at once.
@@ -40,6 +42,8 @@ pub(in crate::images) struct BlobStream {
     endpoint: usize,
     strikes: u32,
     connections: u32,
+    pace: Pace,
+    crawls: u32,
 }
 
 impl BlobStream {
@@ -47,6 +51,7 @@ impl BlobStream {
     pub(super) fn new(session: Session, digest: &str, size: u64, from: u64) -> Self {
         let is_large = size.saturating_sub(from) >= LARGE;
         let first = session.endpoints().iter().position(|endpoint| endpoint.digests);
+        let pace = Pace::new(session.http().patience.stall);
         Self {
             session,
             digest: digest.to_owned(),
@@ -61,6 +66,8 @@ impl BlobStream {
             endpoint: first.unwrap_or_default(),
             strikes: 0,
             connections: 0,
+            pace,
+            crawls: 0,
         }
     }
 
@@ -122,7 +129,7 @@ impl BlobStream {
                 }
                 continue;
             };
-            let frame = timeout(self.session.http().patience.stall, body.frame());
+            let frame = self.pace.next(body.frame());
             let frame = match &mut self.ahead {
                 Some(ahead) => ahead.beside(frame).await,
                 None => frame.await,
@@ -144,6 +151,11 @@ impl BlobStream {
                     if self.received == self.until && body.is_end_stream() {
                         self.body = None;
                     }
+                    match self.pace.came(data.len()) {
+                        Ok(()) => {}
+                        Err(crawls) if self.received < self.size => self.crawl(crawls).await?,
+                        Err(_) => {}
+                    }
                     return Ok(Some(data));
                 }
                 Ok(None) if self.received == self.until => self.body = None,
@@ -156,9 +168,8 @@ impl BlobStream {
                     let error = self.cut(&error.to_string());
                     self.broken(error).await?;
                 }
-                Err(_) => {
-                    let stall = self.session.http().patience.stall;
-                    let error = self.cut(&format!("no byte came within {stall:?}"));
+                Err(silent) => {
+                    let error = self.cut(&silent.to_string());
                     self.broken(error).await?;
                 }
             }
@@ -220,6 +231,18 @@ impl BlobStream {
         let wait: Duration = self.session.http().patience.back_off * (self.strikes - 1);
         tokio::time::sleep(wait).await;
         Ok(())
+    }
+
+    /// Leaves a connection by which next to nothing comes, at first for another one.
+    async fn crawl(&mut self, how: Stalled) -> Result<()> {
+        self.crawls += 1;
+        let error = self.cut(&how.to_string());
+        if self.crawls < MAX_CRAWLS {
+            return self.broken(error).await;
+        }
+        self.body = None;
+        self.crawls = 0;
+        self.next_endpoint(error)
     }
 
     /// Turns to the next endpoint; the last one's failure is final.

@@ -14,6 +14,7 @@ mod endpoint;
 #[cfg(fuzzing)]
 pub(super) mod fuzzing;
 mod hosts;
+mod pace;
 mod proxy;
 mod session;
 mod settings;

@@ -21,6 +21,7 @@ use tokio::{
 
 use super::{
     Patience, ahead,
+    pace::Pace,
     proxy::{Connector, Proxies},
     settings::Settings,
     tls,
@@ -235,13 +236,15 @@ impl Http {
 pub(super) async fn read(body: Incoming, limit: usize, stall: Duration) -> Result<Bytes, String> {
     let mut limited = http_body_util::Limited::new(body, limit);
     let mut bytes = Vec::new();
+    let mut pace = Pace::new(stall);
     loop {
-        match timeout(stall, limited.frame()).await {
-            Err(_) => return Err(format!("no byte came within {stall:?}")),
+        match pace.next(limited.frame()).await {
+            Err(how) => return Err(how.to_string()),
             Ok(None) => return Ok(bytes.into()),
             Ok(Some(Ok(frame))) => {
                 if let Ok(data) = frame.into_data() {
                     bytes.extend_from_slice(&data);
+                    pace.came(data.len()).map_err(|how| how.to_string())?;
                 }
             }
             Ok(Some(Err(error))) if error.is::<http_body_util::LengthLimitError>() => {

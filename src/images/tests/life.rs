@@ -22,6 +22,23 @@ fn find(images: &[(&str, Fixture)], seen: &Seen) -> Reply {
         .unwrap_or(Reply::status(404))
 }
 
+/// The daemon's end lets go of all that holds layers, while the janitor may still be at work.
+#[tokio::test]
+async fn the_rooms_end_frees_no_layer() {
+    let server = registry(vec![("latest", small("app"))]).await;
+    let mut lab = Lab::new("").await;
+    lab.images.adopt(&[]).await.unwrap();
+    lab.images
+        .pull(&format!("{}/app", server.host), None, None)
+        .await
+        .unwrap();
+    let (layers, before) = (lab.images.room.layers.clone(), lab.entries("layers"));
+    lab.reopen().await;
+    layers.sweep().unwrap();
+    assert_eq!(lab.entries("layers"), before);
+    assert_eq!(lab.images.list().len(), 1);
+}
+
 #[tokio::test]
 async fn a_pulled_image_is_found_by_all_its_names() {
     let app = small("app");

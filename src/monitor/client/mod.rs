@@ -2,6 +2,7 @@
 
 pub mod passing;
 mod program;
+mod pulse;
 mod spawn;
 pub mod wedged;
 mod wire;
@@ -13,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -27,6 +28,7 @@ use wharf_proto::monitor::{self as proto, ErrorKind, Request, reply::Result as A
 pub use program::Program;
 
 use super::{Error, OLDEST_PROTOCOL, Result, frame};
+use pulse::Pulse;
 use spawn::Order;
 use wire::{Outgoing, Waiting};
 
@@ -36,6 +38,9 @@ const SPAWN_LIMIT: Duration = Duration::from_secs(10);
 /// How long a monitor may take to do what needs no other program: signals, files, forgetting. Longer means that it is
 /// stopped or stuck.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long an answer may take before the monitor is asked whether it is there, and how long the answer to that.
+const SUSPECT: Duration = Duration::from_secs(3);
 
 /// What a new monitor is told.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +88,7 @@ pub struct Client {
     socket: PathBuf,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     waiting: Arc<Waiting>,
+    pulse: Arc<Pulse>,
     next_id: AtomicU64,
     /// True once the connection has closed.
     closed: watch::Receiver<bool>,
@@ -147,9 +153,10 @@ impl Client {
         let (event_sender, events) = mpsc::unbounded_channel();
         let (close, closed) = watch::channel(false);
         let waiting = Arc::new(Waiting::new());
-        let shared = Arc::clone(&waiting);
+        let pulse = Arc::new(Pulse::new());
+        let (shared, heard) = (Arc::clone(&waiting), Arc::clone(&pulse));
         let read = tokio::spawn(async move {
-            wire::read(reader, &shared, event_sender).await;
+            wire::read(reader, &shared, &heard, event_sender).await;
             let _ = close.send(true);
         });
         let write = tokio::spawn(wire::write(writer, frames));
@@ -157,6 +164,7 @@ impl Client {
             socket: socket.to_owned(),
             outgoing,
             waiting,
+            pulse,
             next_id: AtomicU64::new(1),
             closed,
             reaped: None,
@@ -213,7 +221,7 @@ impl Client {
         self.outgoing
             .send(Outgoing { bytes, descriptors })
             .map_err(|_| closed())?;
-        match answer.await {
+        match self.watched(answer).await {
             Ok(Answer::Error(error)) => Err(Error::Refused {
                 attempt,
                 object: object.to_owned(),
@@ -223,6 +231,57 @@ impl Client {
             Ok(answer) => Ok(answer),
             Err(_) => Err(closed()),
         }
+    }
+
+    /// Waits for an answer. When it takes long, the monitor is asked whether it is there: starting a container may take
+    /// any time, but a monitor never waits for it.
+    async fn watched<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        let mut asked: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                answer = &mut answer => return answer,
+                () = tokio::time::sleep(SUSPECT) => {}
+            }
+            match asked {
+                Some(then) if !self.pulse.heard_since(then) => self.note_silence(then),
+                _ => {
+                    asked = Some(Instant::now());
+                    self.tell(whether_there());
+                }
+            }
+        }
+    }
+
+    fn note_silence(&self, asked: Instant) {
+        if self.pulse.miss(asked) {
+            tracing::error!(
+                monitor = %self.socket.display(),
+                "a pod's monitor does not answer: its process is stopped or stuck"
+            );
+        }
+    }
+
+    /// Asks the monitor whether it is there; false when it says nothing within `limit`. One that has ended is not silent.
+    pub async fn answers(&self, limit: Duration) -> bool {
+        let asked = Instant::now();
+        let question = self.ask(
+            "ask whether it is there",
+            "the pod's monitor",
+            whether_there(),
+            Vec::new(),
+        );
+        let answered = tokio::time::timeout(limit, question).await.is_ok();
+        if !answered {
+            self.note_silence(asked);
+        }
+        answered
+    }
+
+    /// How long the monitor has not answered; `None` as far as it does.
+    #[must_use]
+    pub fn silent_for(&self) -> Option<Duration> {
+        self.pulse.silent_for()
     }
 
     async fn ask_done(&self, attempt: &'static str, object: &str, op: Op) -> Result<()> {
@@ -453,6 +512,13 @@ fn version() -> u32 {
         }
     }
     super::PROTOCOL_VERSION
+}
+
+/// A question that every monitor answers at once, if only with an error: no container has an empty id.
+fn whether_there() -> Op {
+    Op::LogCounters(proto::LogCounters {
+        container_id: String::new(),
+    })
 }
 
 fn unexpected(attempt: &'static str, object: &str) -> Error {

@@ -13,6 +13,7 @@ use std::{
 use tokio::process::{Child, Command};
 
 use super::{Program, SpawnOptions};
+use crate::failpoint;
 
 /// Longest path that a unix socket address takes, bytes.
 const LONGEST: usize = 107;
@@ -67,6 +68,7 @@ pub(super) fn start(program: &Path, options: SpawnOptions) -> io::Result<(Child,
     }
     command
         .env_clear()
+        .envs(failpoint::environment())
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(Stdio::null())
         .stderr(Stdio::null());

@@ -18,7 +18,7 @@ use tokio::{
 };
 use wharf_proto::monitor::{Reply, reply::Result as Answer};
 
-use super::{super::frame::Assembler, Event};
+use super::{super::frame::Assembler, Event, pulse::Pulse};
 
 /// A frame to send, with the descriptors that travel with its first byte.
 pub(super) struct Outgoing {
@@ -63,7 +63,12 @@ impl Waiting {
 }
 
 /// Reads until the connection ends or breaks the protocol.
-pub(super) async fn read(mut socket: OwnedReadHalf, waiting: &Waiting, events: mpsc::UnboundedSender<Event>) {
+pub(super) async fn read(
+    mut socket: OwnedReadHalf,
+    waiting: &Waiting,
+    pulse: &Pulse,
+    events: mpsc::UnboundedSender<Event>,
+) {
     let mut assembler = Assembler::default();
     let mut buffer = vec![0; 4096];
     loop {
@@ -71,6 +76,9 @@ pub(super) async fn read(mut socket: OwnedReadHalf, waiting: &Waiting, events: m
             Ok(0) | Err(_) => break,
             Ok(count) => count,
         };
+        if pulse.beat() {
+            tracing::info!("a pod's monitor answers again");
+        }
         let mut bytes = &buffer[..count];
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at(assembler.wanted().min(bytes.len()));

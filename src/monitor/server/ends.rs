@@ -41,6 +41,9 @@ impl Monitor {
     fn ended_child(&mut self, pid: i32, status: i32) {
         if pid == self.pod_init {
             self.pod_init = 0;
+            self.headless = true;
+            self.notes
+                .say("the init of the pod's PID namespace has ended, and all that ran in it");
         } else if let Some(container) = self.containers.iter_mut().find(|c| c.init_pid == pid) {
             if container.is_running() {
                 let serial = container.serial;
@@ -85,6 +88,7 @@ impl Monitor {
     /// A running container's init has ended.
     pub(super) fn container_ended(&mut self, serial: u32, status: i32) {
         let finished_at = store::now();
+        self.fail_point("monitor.ended");
         let Some(container) = self.container(serial) else {
             return;
         };
@@ -144,6 +148,7 @@ impl Monitor {
             .exit_unsaved
             .then(|| container.exit_file.display().to_string());
         let told: Option<ContainerExited> = container.exited();
+        self.fail_point("monitor.recorded");
         if let Some(file) = unsaved {
             self.notes.say(&format!("write {file}: failed, will be tried again"));
         }

@@ -170,6 +170,7 @@ impl Monitor {
     }
 
     fn created(&mut self, origin: Origin, serial: u32, pending: Pending) {
+        self.fail_point("monitor.created");
         let Some(container) = self.container(serial) else {
             return;
         };
@@ -240,6 +241,7 @@ impl Monitor {
     }
 
     fn running(&mut self, origin: Origin, serial: u32) {
+        self.fail_point("monitor.running");
         let Some(container) = self.container(serial) else {
             return;
         };
@@ -377,6 +379,7 @@ impl Monitor {
             self.notes
                 .say(&format!("hand over the terminal of exec {}: {error}", exec.id));
         }
+        self.fail_point("monitor.executed");
         let ended = self.take_unnamed(pid);
         self.answer(origin, Answer::ExecStarted(ExecStarted { pid }));
         match ended {

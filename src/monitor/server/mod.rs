@@ -35,6 +35,7 @@ use super::{
     setup::{self, Notes, Options},
     sys, tree,
 };
+use crate::failpoint;
 use ends::Unnamed;
 use jobs::Job;
 
@@ -93,6 +94,8 @@ pub struct Monitor {
     unnamed: Vec<Unnamed>,
     /// Pid 1 of the shared PID namespace; 0 without one.
     pod_init: i32,
+    /// That pid 1 has ended: no process can be made in the namespace any more, so the pod is over.
+    headless: bool,
     /// A Hello that waits for starts under way, and until when.
     greeting: Option<(Origin, Instant)>,
     next_serial: u32,
@@ -136,6 +139,7 @@ impl Monitor {
             jobs: Vec::new(),
             unnamed: Vec::new(),
             pod_init,
+            headless: false,
             greeting: None,
             next_serial: 0,
             buffer: Vec::new(),
@@ -173,6 +177,10 @@ impl Monitor {
                 self.reap();
             }
             self.keep_time();
+            // The ends of its containers come first; the daemon sees by this monitor's end that the pod is not ready.
+            if self.headless && self.containers.iter().all(Container::has_exited) {
+                self.ended = true;
+            }
         }
         self.end()
     }
@@ -296,6 +304,13 @@ impl Monitor {
             Some(Ok(())) => self.watch_writable(),
             Some(Err(_)) => self.disconnect(),
             None => {}
+        }
+    }
+
+    /// Where a test can make the monitor hang or die; see [`failpoint`].
+    fn fail_point(&self, name: &str) {
+        if let Err(error) = failpoint::reach_now(name) {
+            self.notes.say(&error.to_string());
         }
     }
 

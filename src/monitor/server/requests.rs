@@ -101,6 +101,7 @@ impl Monitor {
             let message = format!("container {} was started before", start.container_id);
             return Err(error(ErrorKind::WrongState, message));
         }
+        self.fail_point("monitor.start");
         let serial = self.serial();
         let handler = start.handler.unwrap_or_default();
         let log_path = PathBuf::from(start.log_path);
@@ -231,6 +232,7 @@ impl Monitor {
     }
 
     fn kill(&mut self, origin: Origin, kill: &proto::Kill) -> Outcome {
+        self.fail_point("monitor.signal");
         let container = self.find(&kill.container_id)?;
         if container.init_pid == 0 {
             let message = format!("container {} does not run", container.id);
@@ -259,6 +261,7 @@ impl Monitor {
     }
 
     fn exec(&mut self, origin: Origin, exec: proto::Exec, mut descriptors: Vec<OwnedFd>) -> Outcome {
+        self.fail_point("monitor.exec");
         let wrong = |message: String| Err(error(ErrorKind::WrongState, message));
         let known = self.execs.iter().any(|e| e.id == exec.exec_id) || self.starting_exec(&exec.exec_id).is_some();
         let container = self.find(&exec.container_id)?;
@@ -345,6 +348,7 @@ impl Monitor {
     }
 
     fn delete(&mut self, origin: Origin, id: &str) -> Outcome {
+        self.fail_point("monitor.delete");
         let Ok(container) = self.find(id) else {
             return Ok(Some(Answer::Done(Done {})));
         };
@@ -368,6 +372,7 @@ impl Monitor {
     }
 
     fn shutdown(&mut self) -> Outcome {
+        self.fail_point("monitor.shutdown");
         if let Some(container) = self.containers.iter().find(|c| !c.has_exited()) {
             return Err(error(ErrorKind::WrongState, format!("container {} runs", container.id)));
         }

@@ -34,6 +34,7 @@ use crate::cgroups::{self, Cgroup};
 use crate::sys;
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 /// The built-in runtime. Keeps no state: the bundle and the kernel have it all.
 #[derive(Default)]
@@ -43,6 +44,11 @@ impl Builtin {
     pub fn new() -> Builtin {
         Builtin
     }
+}
+
+/// See [`super::forget`].
+pub(super) fn forget(id: &str, bundle: &Path) -> Result<()> {
+    hooks::pay_poststop(id, bundle)
 }
 
 impl Handler for Builtin {
@@ -107,7 +113,7 @@ impl Handler for Builtin {
 
     fn kill(&self, container: &ContainerRef, signal: i32, all: bool) -> Result<Option<Pending>> {
         if all {
-            return report::spawn_helper(&[], || kill_all(container, signal)).map(Some);
+            return report::helped(|| kill_all(container, signal));
         }
         if container.init_pid <= 0 {
             return Ok(None);
@@ -130,7 +136,7 @@ impl Handler for Builtin {
     }
 
     fn delete(&self, container: &ContainerRef) -> Result<Option<Pending>> {
-        report::spawn_helper(&[], || remove(container)).map(Some)
+        report::helped(|| remove(container))
     }
 
     fn finish_delete(&self, pending: Pending) -> Result<()> {

@@ -40,6 +40,22 @@ impl Command {
         Command { path, root, arguments }
     }
 
+    /// See [`super::forget`].
+    pub(super) fn forget(&self, id: &str, bundle: &std::path::Path) -> Result<()> {
+        // Most runtimes keep nothing of a container that they never came to make.
+        if self.root.as_ref().is_some_and(|root| !root.join(id).exists()) {
+            return Ok(());
+        }
+        let mut invocation = self.invocation(bundle);
+        invocation.arguments(["delete", "--force", id]);
+        let result = invocation.run();
+        invocation.tidy();
+        match result {
+            Err(error) if !is_gone(&error.to_string(), id) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn invocation(&self, bundle: &std::path::Path) -> Invocation {
         Invocation::new(&self.path, self.root.as_deref(), &self.arguments, bundle)
     }
@@ -128,13 +144,12 @@ impl Handler for Command {
 
     fn kill(&self, container: &ContainerRef, signal: i32, all: bool) -> Result<Option<Pending>> {
         if all {
-            return spawn_helper(&[], || {
+            return report::helped(|| {
                 for pid in cgroup(container)?.pids() {
                     signal_process(pid, signal)?;
                 }
                 Ok(Report::default())
-            })
-            .map(Some);
+            });
         }
         if container.init_pid > 0 {
             signal_process(container.init_pid, signal)?;

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio as Std},
 };
@@ -12,6 +12,7 @@ use super::{
     super::{Error, Result, Stdio, error::Context as _},
     console::ConsoleSocket,
 };
+use crate::sys;
 
 /// Where the program writes the pid of a container's init, in the bundle.
 pub(super) const PID_FILE: &str = "runtime.pid";
@@ -43,6 +44,9 @@ impl Invocation {
     fn in_directory(program: &Path, root: Option<&Path>, first: &[String], bundle: &Path) -> Self {
         let mut command = Command::new(program);
         command.current_dir(bundle).args(first);
+        // When the monitor dies its helper does, and then the program: what it made on would be nobody's.
+        // SAFETY: one system call between fork and exec.
+        unsafe { command.pre_exec(|| sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).map(drop)) };
         if let Some(root) = root {
             command.arg("--root").arg(root);
         }

@@ -1,0 +1,70 @@
+//! A registry that sends one byte a second: a proxy before the real one that lets manifests through as they come.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use crate::Result;
+use crate::registry::ADDRESS;
+
+/// Bodies up to this size come at once: manifests, configurations, errors.
+const SMALL: usize = 4 << 10;
+
+/// Serves `address` until the process is ended. `told` hears `ready`, then `trickles` for each body that comes slowly, and
+/// `gone` when its reader has left.
+///
+/// # Errors
+/// When it can't listen.
+pub fn serve(address: &str, told: fn(&str)) -> Result {
+    let listener = TcpListener::bind(address)?;
+    told("ready");
+    for client in listener.incoming() {
+        let client = client?;
+        std::thread::spawn(move || {
+            // A client that leaves is an error here, and none of the server.
+            let _ = answer(client, told);
+        });
+    }
+    Ok(())
+}
+
+/// Answers one request and closes the connection.
+fn answer(mut client: TcpStream, told: fn(&str)) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head);
+    let kept = head.lines().filter(|line| {
+        let line = line.to_ascii_lowercase();
+        !line.is_empty() && !line.starts_with("connection:") && !line.starts_with("host:")
+    });
+    let request: Vec<&str> = kept.collect();
+    let mut upstream = TcpStream::connect(ADDRESS)?;
+    write!(
+        upstream,
+        "{}\r\nHost: {ADDRESS}\r\nConnection: close\r\n\r\n",
+        request.join("\r\n")
+    )?;
+    let mut response = Vec::new();
+    upstream.read_to_end(&mut response)?;
+    let body = response
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .map_or(response.len(), |at| at + 4);
+    let (head, body) = response.split_at(body);
+    client.write_all(head)?;
+    if body.len() <= SMALL {
+        return client.write_all(body);
+    }
+    told("trickles");
+    let sent = body.iter().try_for_each(|byte| {
+        client.write_all(std::slice::from_ref(byte))?;
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(())
+    });
+    told("gone");
+    sent
+}
