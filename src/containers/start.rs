@@ -128,6 +128,11 @@ async fn forget_dump(container: &Container) {
 async fn request(tools: &Tools, container: &Container, record: &record::Container) -> Result<monitor::Start> {
     let config = record.config.clone().unwrap_or_default();
     let handler = handler(tools, container, record)?;
+    let create_timeout = tools
+        .mechanisms
+        .config
+        .handler_settings(&record.runtime_handler)
+        .create_timeout_secs;
     let seccomp_filter = if handler.path.is_empty() {
         compiled_filter(tools, container).await?
     } else {
@@ -168,7 +173,7 @@ async fn request(tools: &Tools, container: &Container, record: &record::Containe
             socket: container.seccomp_socket().display().to_string(),
             stop: record.seccomp_notifier == "stop",
         }),
-        time_limit: u32::try_from(settings.create_timeout_secs).unwrap_or(0),
+        time_limit: u32::try_from(create_timeout).unwrap_or(0),
     })
 }
 

@@ -8,7 +8,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -119,6 +120,22 @@ impl Links {
         ];
         self.create(RouteNetlinkMessage::NewLink(message), 0)
             .map_err(|refusal| refusal.during(format!("create veth pair {} and {}", veth.host_name, veth.peer_name)))
+    }
+
+    /// Lets the bridge send back to this port of it what came from there: a pod that reaches itself by the node's address,
+    /// where the kernel rewrites addresses of bridged packets too (`bridge-nf-call-iptables`).
+    pub(super) fn reflect(&mut self, name: &str) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::PortKind(InfoPortKind::Bridge),
+                LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+            ]),
+        ];
+        self.request(RouteNetlinkMessage::NewLink(message), NLM_F_ACK)
+            .map(drop)
+            .map_err(|refusal| refusal.during(format!("let the bridge send back to device {name}")))
     }
 
     /// Deletes the device; one that is gone is no error.

@@ -46,8 +46,8 @@ impl Node {
                     image_id: record.image_id.clone(),
                     running: record.state() == ContainerState::ContainerRunning,
                     measured_at: layer.as_ref().map_or(0, |layer| layer.at),
-                    bytes: layer.as_ref().map_or(0, |layer| layer.value.used_bytes),
-                    inodes: layer.as_ref().map_or(0, |layer| layer.value.inodes_used),
+                    bytes: layer.as_ref().map_or(0, |layer| layer.value.layer.used_bytes),
+                    inodes: layer.as_ref().map_or(0, |layer| layer.value.layer.inodes_used),
                     created_at: record.created_at,
                 }
             })

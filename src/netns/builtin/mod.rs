@@ -157,7 +157,11 @@ impl Builtin {
         }
         let (inner, id, netns) = (self.inner.clone(), pod.pod_id.clone(), pod.netns.clone());
         let bandwidth = Bandwidth::of(&pod.annotations)?;
-        thread::run("wharf-net", move || inner.connect(&id, &netns, &addresses, bandwidth)).await
+        let reflect = pod.port_mappings.iter().any(|mapping| mapping.host_port > 0);
+        thread::run("wharf-net", move || {
+            inner.connect(&id, &netns, &addresses, bandwidth, reflect)
+        })
+        .await
     }
 
     /// See [`super::Networks::detach`].

@@ -26,7 +26,15 @@ pub(super) fn device_name(pod_id: &str) -> String {
 impl Inner {
     /// Makes the pair and configures both ends, each of which limits what it sends: the host's what comes to the pod, the
     /// pod's what goes out. Leaves the calling thread in the pod's namespace.
-    pub(super) fn connect(&self, pod_id: &str, netns: &Path, addresses: &[IpAddr], bandwidth: Bandwidth) -> Result<()> {
+    /// `reflect` is for pods that may call themselves by the node's address.
+    pub(super) fn connect(
+        &self,
+        pod_id: &str,
+        netns: &Path,
+        addresses: &[IpAddr],
+        bandwidth: Bandwidth,
+        reflect: bool,
+    ) -> Result<()> {
         let handle = File::open(netns).map_err(|source| Error::io("open network namespace", netns, source))?;
         let mut links = Links::open()?;
         let bridge = match links.find(&self.settings.bridge)? {
@@ -50,6 +58,9 @@ impl Inner {
                 links.add_veth(&veth)?;
             }
             other => other?,
+        }
+        if reflect {
+            links.reflect(&host_name)?;
         }
         if let Some(bits) = bandwidth.ingress
             && let Some(device) = links.find(&host_name)?

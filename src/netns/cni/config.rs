@@ -61,7 +61,7 @@ impl NetworkList {
                     first_error.get_or_insert(error);
                 }
             }
-            if lists.len() == most {
+            if most > 0 && lists.len() == most {
                 break;
             }
         }

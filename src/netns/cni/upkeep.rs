@@ -149,6 +149,10 @@ impl Inner {
 
     async fn check(&self, attached: &Attached) -> Result<()> {
         let pod = &attached.pod;
+        // What is left of a pod of an earlier boot is for its DEL.
+        if super::namespace(&attached.network.netns).await?.is_empty() {
+            return Ok(());
+        }
         let arguments = args::join(&args::environment(pod));
         for part in parts(&attached.network) {
             let text = String::from_utf8_lossy(part.config);

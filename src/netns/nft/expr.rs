@@ -1,6 +1,6 @@
 //! Expressions: what a rule does, step by step, with the kernel's registers. A comparison that fails ends the rule.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::batch::Attributes;
 use crate::netns::subnet::Subnet;
@@ -125,6 +125,12 @@ impl Steps<'_, '_> {
             .payload(Base::Network, offset, network.len() as u32, REG_1)
             .mask(&mask)
             .compare(true, &network)
+    }
+
+    /// Goes on if the receiver is not IPv6's localhost, which the kernel does not let out: better refused than never answered.
+    pub(super) fn not_for_localhost_v6(&mut self) -> &mut Self {
+        self.payload(Base::Network, 24, 16, REG_1)
+            .compare(false, &octets(Ipv6Addr::LOCALHOST.into()))
     }
 
     /// Goes on if the packet is for an address of this machine.

@@ -4,7 +4,7 @@
 //! pods, and needs no handle that would have to be remembered.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::batch::Batch;
 use super::expr::{Steps, octets};
@@ -155,18 +155,17 @@ impl PortTable {
             writer.chain(chain, hook);
             for (v6, with_address) in LOOKUPS {
                 writer.rule(chain, |steps| {
-                    steps.family(v6).for_this_machine().load_destination(v6, with_address);
+                    steps.family(v6).for_this_machine();
+                    if v6 {
+                        steps.not_for_localhost_v6();
+                    }
+                    steps.load_destination(v6, with_address);
                     steps.look_up(map(v6, with_address)).redirect(v6);
                 });
             }
         }
         writer.chain("postrouting", Hook::Postrouting);
         for (v6, with_address) in LOOKUPS {
-            let own = if v6 {
-                Subnet::holding(Ipv6Addr::LOCALHOST.into(), 128)
-            } else {
-                loopback
-            };
             // What was redirected by this table, and not by somebody else.
             let ours = |steps: &mut Steps<'_, '_>| {
                 steps
@@ -175,10 +174,12 @@ impl PortTable {
                     .load_first_destination(v6, with_address);
                 steps.look_up(map(v6, with_address));
             };
-            writer.rule("postrouting", |steps| {
-                ours(steps);
-                steps.sent_from(&own).masquerade();
-            });
+            if !v6 {
+                writer.rule("postrouting", |steps| {
+                    ours(steps);
+                    steps.sent_from(&loopback).masquerade();
+                });
+            }
             for subnet in near.iter().filter(|subnet| subnet.is_v6() == v6) {
                 // A pod that reaches a pod, or itself.
                 writer.rule("postrouting", |steps| {

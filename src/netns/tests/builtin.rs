@@ -121,7 +121,12 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
         call(v4("127.0.0.1"), 8082).unwrap();
         assert!(call(v4("127.0.0.1"), 8081).is_err(), "bound to the uplink");
         call("fd77::1".parse::<IpAddr>().unwrap(), 8080).unwrap();
-        call("::1".parse::<IpAddr>().unwrap(), 8080).unwrap();
+        let refused = call("::1".parse::<IpAddr>().unwrap(), 8080).unwrap_err();
+        assert_eq!(
+            refused.kind(),
+            std::io::ErrorKind::ConnectionRefused,
+            "a client then takes 127.0.0.1"
+        );
         // From another pod and from the pod itself: the answer must come back by the node.
         for caller in [&b, &a] {
             inside(&caller.netns, || call(v4("192.0.2.1"), 8080)).unwrap();
@@ -242,6 +247,31 @@ fn one_pod_is_attached_in_milliseconds() {
         let start = Instant::now();
         networks.detach(&keeper, &network).await.unwrap();
         println!("first {first:?}, last {:?}", start.elapsed());
+
+        // Beside it, the same by CNI's bridge plugin.
+        let mut node = node;
+        cni_mode(&mut node);
+        let text = format!(
+            r#"{{"cniVersion":"1.0.0","name":"n","type":"bridge","bridge":"cbr0","isGateway":true,"ipMasq":false,
+              "ipam":{{"type":"host-local","dataDir":"{}","ranges":[[{{"subnet":"10.68.0.0/24"}}]]}}}}"#,
+            node.scratch.0.join("ipam").display()
+        );
+        std::fs::write(node.config.cni.conf_dir.join("a.conf"), text).unwrap();
+        let networks = node.networks().await;
+        let (mut up, mut down) = (vec![], vec![]);
+        for number in 0..10 {
+            let pod = node.pod(&networks, &format!("c{number}")).await;
+            let start = Instant::now();
+            let network = attach(&networks, &pod).await;
+            up.push(start.elapsed());
+            let start = Instant::now();
+            networks.detach(&pod, &network).await.unwrap();
+            down.push(start.elapsed());
+        }
+        for (name, times) in [("CNI bridge ADD", &mut up), ("CNI bridge DEL", &mut down)] {
+            times.sort();
+            println!("{name}: median {:?}, largest {:?}", times[5], times[9]);
+        }
     });
 }
 
@@ -394,7 +424,7 @@ fn a_network_of_ipv6_alone_works() {
         tell_callers_who_they_are(&a.netns, 80);
         let to = ip(&at, 0);
         assert_eq!(inside(&b.netns, move || call(to, 80)).unwrap(), bt.ips[0]);
-        call("::1".parse::<IpAddr>().unwrap(), 8080).unwrap();
+        call("fd77::1".parse::<IpAddr>().unwrap(), 8080).unwrap();
         for (pod, network) in [(&a, &at), (&b, &bt)] {
             networks.detach(pod, network).await.unwrap();
         }
