@@ -45,6 +45,11 @@ pub struct Server {
     path: PathBuf,
 }
 
+/// Calls of one client that it may have given up before they were looked at. Beyond that its connection is closed, with all
+/// its other calls: meant against floods from the network, the usual 20 are reached by a kubelet whose deadlines pass on
+/// a busy node. Only root and the socket's group can connect.
+const MOST_GIVEN_UP: usize = 4096;
+
 impl Server {
     /// Binds the socket at `path` with mode 0660 and the given group. A socket file that nobody listens on is replaced.
     ///
@@ -98,6 +103,7 @@ impl Server {
             .max_encoding_message_size(MESSAGE_LIMIT);
         let incoming = UnixListenerStream::new(self.listener).map(|stream| stream.map(authority::Lenient::new));
         let result = tonic::transport::Server::builder()
+            .http2_max_pending_accept_reset_streams(Some(MOST_GIVEN_UP))
             .add_service(Lists::new(face.clone(), runtime))
             .add_service(images)
             .add_service(WharfServer::new(face))
