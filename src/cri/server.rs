@@ -61,6 +61,11 @@ pub struct Server {
     path: PathBuf,
 }
 
+/// Calls of one client that it may have given up before they were looked at. Beyond that its connection is closed, with all
+/// its other calls: meant against floods from the network, the usual 20 are reached by a kubelet whose deadlines pass on
+/// a busy node. Only root and the socket's group can connect.
+const MOST_GIVEN_UP: usize = 4096;
+
 impl Server {
     /// Binds the socket at `path` with mode 0660 and the given group. A socket file that nobody listens on is replaced.
     ///
@@ -147,6 +152,7 @@ impl Server {
         let incoming = UnixListenerStream::new(UnixListener::from_std(self.listener).map_err(Error::Thread)?)
             .map(|stream| stream.map(|stream| Gathered::new(authority::Lenient::new(stream))));
         let result = tonic::transport::Server::builder()
+            .http2_max_pending_accept_reset_streams(Some(MOST_GIVEN_UP))
             .add_service(Elsewhere::new(runtime.clone(), Lists::new(face, cri)))
             .add_service(Elsewhere::new(runtime.clone(), images))
             .add_service(Elsewhere::new(runtime, own))
