@@ -41,16 +41,16 @@ impl Census {
     pub async fn settled(daemon: &Daemon, first: Option<&Census>) -> Self {
         guard::pods_left_nothing(daemon).await;
         let end = Instant::now() + Duration::from_secs(10);
+        let mut before: Option<Self> = None;
         loop {
             let now = Self::of(daemon).await;
-            let Some(first) = first else { return now };
-            let memory = first.memory * MEMORY_FACTOR + MEMORY_MORE;
-            let same = Self {
-                memory: first.memory,
-                sockets: first.sockets,
-                ..now.clone()
-            } == *first;
-            if same && now.memory <= memory && now.sockets <= first.sockets + CLIENTS {
+            let settled = match (first, &before) {
+                (Some(first), _) => now.fits(first),
+                // What clients have given up is still being undone: the first count waits until it stands still.
+                (None, Some(before)) => now.counts() == before.counts(),
+                (None, None) => false,
+            };
+            if settled {
                 return now;
             }
             assert!(
@@ -58,8 +58,33 @@ impl Census {
                 "something has leaked; at first\n{first:?}\nnow\n{now:?}\nopen files of the daemon: {:?}",
                 open_files(daemon)
             );
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            before = Some(now);
+            tokio::time::sleep(Duration::from_millis(250)).await;
         }
+    }
+
+    /// All that must come back to what it was.
+    fn counts(&self) -> [usize; 8] {
+        [
+            self.descriptors,
+            self.mounts,
+            self.cgroups,
+            self.links,
+            self.processes,
+            self.addresses,
+            self.files,
+            self.image_files,
+        ]
+    }
+
+    /// Whether nothing is more than at `first`.
+    fn fits(&self, first: &Self) -> bool {
+        let more = self
+            .counts()
+            .iter()
+            .zip(first.counts())
+            .any(|(now, first)| *now > first);
+        !more && self.memory <= first.memory * MEMORY_FACTOR + MEMORY_MORE && self.sockets <= first.sockets + CLIENTS
     }
 
     async fn of(daemon: &Daemon) -> Self {
