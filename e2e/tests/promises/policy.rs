@@ -175,7 +175,9 @@ async fn profiles_of_a_security_module_that_is_not_there_are_refused() {
         (pb::security_profile::ProfileType::RuntimeDefault, !enforced),
         (pb::security_profile::ProfileType::Localhost, true),
     ] {
-        let mut main = container("main", &daemon.busybox().await, "true");
+        // By a name of its own: the second create of the same container would be answered with the first.
+        let name = format!("{kind:?}").to_lowercase();
+        let mut main = container(&name, &daemon.busybox().await, "true");
         specs::security(&mut main).apparmor = Some(pb::SecurityProfile {
             profile_type: kind.into(),
             localhost_ref: "no-such-profile".into(),
