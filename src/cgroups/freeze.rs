@@ -1,6 +1,7 @@
 //! Stopping all processes of a cgroup where they stand, and letting them go on.
 
 use std::{
+    io::ErrorKind,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -45,9 +46,13 @@ impl Cgroup {
     /// # Errors
     /// The kernel refused.
     pub fn thaw(&self) -> Result<()> {
-        match self.freezer() {
-            Ok(freezer) if freezer.dir.is_dir() => freezer.write(false),
-            _ => Ok(()),
+        let Ok(freezer) = self.freezer() else { return Ok(()) };
+        let (file, value) = freezer.order(false);
+        match fsutil::write_raw(&file, value) {
+            // ENODEV: removed while it was written.
+            Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            Err(error) => Err(Error::io(format!("write {value:?} to"), &file, error)),
+            Ok(()) => Ok(()),
         }
     }
 
@@ -87,13 +92,20 @@ struct Freezer {
 }
 
 impl Freezer {
+    /// What to write to which file.
+    fn order(&self, frozen: bool) -> (PathBuf, &'static str) {
+        let (file, value) = match (self.v2, frozen) {
+            (true, true) => ("cgroup.freeze", "1"),
+            (true, false) => ("cgroup.freeze", "0"),
+            (false, true) => ("freezer.state", "FROZEN"),
+            (false, false) => ("freezer.state", "THAWED"),
+        };
+        (self.dir.join(file), value)
+    }
+
     fn write(&self, frozen: bool) -> Result<()> {
-        match (self.v2, frozen) {
-            (true, true) => fsutil::write(&self.dir.join("cgroup.freeze"), "1"),
-            (true, false) => fsutil::write(&self.dir.join("cgroup.freeze"), "0"),
-            (false, true) => fsutil::write(&self.dir.join("freezer.state"), "FROZEN"),
-            (false, false) => fsutil::write(&self.dir.join("freezer.state"), "THAWED"),
-        }
+        let (file, value) = self.order(frozen);
+        fsutil::write(&file, value)
     }
 
     fn is_frozen(&self) -> Result<bool> {

@@ -133,7 +133,7 @@ async fn a_kill_while_a_pod_is_taken_down_leaves_one_that_can_be_taken_down() {
 
 #[tokio::test]
 async fn a_fast_writers_log_is_whole_however_often_the_daemon_is_killed() {
-    const LINES: usize = 400_000;
+    const LINES: usize = 1_500_000;
     const KILLS: usize = 4;
     let mut daemon = Daemon::start().await;
     let config = daemon.pod("fast");

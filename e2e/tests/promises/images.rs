@@ -183,7 +183,7 @@ async fn images_outlive_any_number_of_orderly_ends() {
         // Something is to be swept when the daemon ends.
         daemon
             .cri
-            .remove_image(&daemon.pull("docker:latest").await)
+            .remove_image(&daemon.pull("volumes:latest").await)
             .await
             .unwrap();
         assert_eq!(daemon.end(Signal::SIGTERM).await.unwrap(), Some(0));

@@ -228,7 +228,7 @@ fn unfinished(state: &Path) -> usize {
 async fn a_registry_that_sends_a_byte_a_second_holds_up_nobody_and_is_given_up() {
     const SLOW: &str = "127.0.0.1:5009";
     let daemon = Daemon::with(Options {
-        tables: "[pull]\nstall_timeout_secs = 2\n".into(),
+        tables: "[pull]\nstall_timeout_secs = 2\nkeep_partial_secs = 0\n".into(),
         ..Options::default()
     })
     .await;

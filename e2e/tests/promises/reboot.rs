@@ -10,7 +10,8 @@ use crate::network::{BRIDGE, cni};
 
 /// Addresses that somebody has, on the built-in network.
 fn leases(daemon: &Daemon) -> Vec<String> {
-    let entries = std::fs::read_dir(daemon.state_dir.join("ipam/wharf0")).into_iter();
+    let list = |directory| std::fs::read_dir(daemon.state_dir.join(directory)).into_iter();
+    let entries = list("ipam/wharf0").chain(list("ipam/ports"));
     let names = entries.flatten().flatten().map(|entry| entry.file_name());
     names.map(|name| name.to_string_lossy().into_owned()).collect()
 }
