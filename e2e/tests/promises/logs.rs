@@ -86,7 +86,15 @@ async fn both_streams_come_whole_and_in_order_when_they_are_written_at_once() {
     let daemon = Daemon::start().await;
     let config = daemon.pod("both");
     let pod = daemon.cri.run_pod(&config, "").await.unwrap();
-    let line = format!("seq 1 {LINES} & seq 1 {LINES} >&2 & wait");
+    // Each waits halfway for the other, so that none is done before the other has begun. Half of it does not fit into a pipe.
+    let half = LINES / 2;
+    let writer = |to: &str, own: &str, other: &str| {
+        format!(
+            "(seq 1 {half} {to}; touch /{own}; while [ ! -e /{other} ]; do sleep 0.01; done; seq {} {LINES} {to}) & ",
+            half + 1
+        )
+    };
+    let line = format!("{}{}wait", writer("", "out", "err"), writer(">&2", "err", "out"));
     let main = container("main", &daemon.busybox().await, &line);
     let id = daemon.started(&pod, &config, &main).await;
     daemon.cri.exited(&id).await.unwrap();
