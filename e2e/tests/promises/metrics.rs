@@ -80,8 +80,6 @@ async fn every_metric_that_is_described_is_given_with_its_labels() {
                 "container_fs_writes_",
                 "container_hugetlb_",
                 "container_pressure_",
-                // Only of pods that ask for it, once something was blocked.
-                "container_seccomp_notifier_",
             ]
             .iter()
             .any(|prefix| name.starts_with(prefix))

@@ -192,8 +192,13 @@ fn container(pod: PodNames<'_>, read: &ReadContainer, timestamp: i64) -> Vec<u8>
         sheet.put_with(&is::HUGETLB_USAGE, &[&pages.size], pages.usage);
         sheet.put_with(&is::HUGETLB_MAX_USAGE, &[&pages.size], pages.peak);
     }
-    for call in read.container.blocked() {
+    let blocked = read.container.blocked();
+    for call in &blocked {
         sheet.put_with(&is::SECCOMP_BLOCKED, &[&call.name], call.count);
+    }
+    if blocked.is_empty() {
+        // What is described must be given.
+        sheet.put_with(&is::SECCOMP_BLOCKED, &[""], 0);
     }
     processes(&mut sheet, usage, &figures.descriptors);
     spec(
