@@ -1,7 +1,6 @@
 //! Stopping all processes of a cgroup where they stand, and letting them go on.
 
 use std::{
-    io::ErrorKind,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -47,12 +46,10 @@ impl Cgroup {
     /// The kernel refused.
     pub fn thaw(&self) -> Result<()> {
         let Ok(freezer) = self.freezer() else { return Ok(()) };
-        let (file, value) = freezer.order(false);
-        match fsutil::write_raw(&file, value) {
+        match freezer.write(false) {
             // ENODEV: removed while it was written.
-            Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-            Err(error) => Err(Error::io(format!("write {value:?} to"), &file, error)),
-            Ok(()) => Ok(()),
+            Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+            other => other,
         }
     }
 
@@ -92,20 +89,13 @@ struct Freezer {
 }
 
 impl Freezer {
-    /// What to write to which file.
-    fn order(&self, frozen: bool) -> (PathBuf, &'static str) {
-        let (file, value) = match (self.v2, frozen) {
-            (true, true) => ("cgroup.freeze", "1"),
-            (true, false) => ("cgroup.freeze", "0"),
-            (false, true) => ("freezer.state", "FROZEN"),
-            (false, false) => ("freezer.state", "THAWED"),
-        };
-        (self.dir.join(file), value)
-    }
-
     fn write(&self, frozen: bool) -> Result<()> {
-        let (file, value) = self.order(frozen);
-        fsutil::write(&file, value)
+        match (self.v2, frozen) {
+            (true, true) => fsutil::write(&self.dir.join("cgroup.freeze"), "1"),
+            (true, false) => fsutil::write(&self.dir.join("cgroup.freeze"), "0"),
+            (false, true) => fsutil::write(&self.dir.join("freezer.state"), "FROZEN"),
+            (false, false) => fsutil::write(&self.dir.join("freezer.state"), "THAWED"),
+        }
     }
 
     fn is_frozen(&self) -> Result<bool> {

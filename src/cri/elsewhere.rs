@@ -19,6 +19,9 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
+/// What the services that tonic generates answer with, and those that stand before them.
+pub(super) type Answer = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+
 /// Pieces of an answer that may wait to be sent.
 const AHEAD: usize = 4;
 
@@ -64,16 +67,11 @@ impl<S: NamedService> NamedService for Elsewhere<S> {
 
 impl<S> Service<http::Request<Body>> for Elsewhere<S>
 where
-    S: Service<
-            http::Request<Body>,
-            Response = http::Response<Body>,
-            Error = Infallible,
-            Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>,
-        >,
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future = Answer>,
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+    type Future = Answer;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.service.poll_ready(context)

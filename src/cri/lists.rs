@@ -11,13 +11,12 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::future::BoxFuture;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use tonic::{Request, Status, body::Body, server::NamedService};
 use tower::Service;
 use wharf_proto::cri::ListPodSandboxMetricsRequest;
 
-use super::{Face, ready, streams};
+use super::{Face, elsewhere::Answer, ready, streams};
 
 /// The field of every list's answer that holds the items.
 const ITEMS: u32 = 1;
@@ -43,16 +42,11 @@ impl<S: NamedService> NamedService for Lists<S> {
 
 impl<S> Service<http::Request<Body>> for Lists<S>
 where
-    S: Service<
-            http::Request<Body>,
-            Response = http::Response<Body>,
-            Error = Infallible,
-            Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>,
-        >,
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future = Answer>,
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+    type Future = Answer;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.rest.poll_ready(context)

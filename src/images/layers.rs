@@ -203,16 +203,20 @@ impl Layers {
         self.0.discard(path)
     }
 
-    /// Has nobody find the layer in the directory `name` any more: the next pull unpacks it anew, under another name.
-    pub fn hide(&self, name: &str) {
+    /// Has nobody find the layer in the directory `name` any more: the next pull unpacks it anew, under another name. The pin
+    /// keeps it from the sweep when its images let go of it.
+    pub fn hide(&self, name: &str) -> Option<Pin> {
         self.0.lock().by_diff.retain(|_, shown| shown != name);
+        self.pin_name(name)
     }
 
-    /// Moves a layer that was hidden aside, unless somebody holds it; returns where it is then. Blocking.
-    pub fn set_aside(&self, name: &str) -> Result<Option<PathBuf>> {
+    /// Moves the layer in the directory `name` aside, unless somebody beside `hidden` holds it; returns where it is then.
+    /// Blocking.
+    pub fn set_aside(&self, name: &str, hidden: Option<&Pin>) -> Result<Option<PathBuf>> {
         {
             let mut state = self.0.lock();
-            if state.by_name.get(name).is_some_and(|entry| entry.pins > 0) {
+            let ours = u64::from(hidden.is_some());
+            if state.by_name.get(name).is_some_and(|entry| entry.pins > ours) {
                 return Ok(None);
             }
             // The sweep finds it no more.

@@ -292,7 +292,7 @@ impl Images {
         let (room, name) = (self.room.clone(), name.to_owned());
         pull::blocking(move || {
             let diff_id = format!("sha256:{}", name.split('-').next().unwrap_or_default());
-            room.layers.hide(&name);
+            let hidden = room.layers.hide(&name);
             let images = room.index.list();
             let with = images
                 .iter()
@@ -301,7 +301,7 @@ impl Images {
                 room.index.set_aside(&image.id)?;
             }
             drop(images);
-            Ok(match room.layers.set_aside(&name)? {
+            Ok(match room.layers.set_aside(&name, hidden.as_ref())? {
                 Some(now_at) => format!("moved to {}, with the images that have it", now_at.display()),
                 None => "containers use it until they end; the images that have it are set aside".to_owned(),
             })
