@@ -215,7 +215,7 @@ impl Layers {
     pub fn set_aside(&self, name: &str, hidden: Option<&Pin>) -> Result<Option<PathBuf>> {
         {
             let mut state = self.0.lock();
-            let ours = u64::from(hidden.is_some());
+            let ours = usize::from(hidden.is_some());
             if state.by_name.get(name).is_some_and(|entry| entry.pins > ours) {
                 return Ok(None);
             }
