@@ -20,6 +20,7 @@ use crate::{
     monitor::{self, client::Program},
     netns::{self, Networks},
     node::{self, Node},
+    nri::Nri,
     runtime::features,
     sandbox::{Mechanisms, Roots},
     store::{self, StateLock},
@@ -195,14 +196,22 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
         &mechanisms.boot_id,
         &mechanisms.config.cpu_isolation,
     )?;
-    let node = Node::open(Tools {
+    let (nri, asks) = match &mechanisms.config.nri {
+        settings if settings.enable => {
+            let (nri, asks) = Nri::new(settings);
+            (Some(nri), Some(asks))
+        }
+        _ => (None, None),
+    };
+    let tools = Tools {
         mechanisms,
         images,
         host,
         cdi,
         cpus: Arc::new(cpus),
-    })
-    .await?;
+        nri,
+    };
+    let node = Node::open(tools, asks).await?;
     match streaming::Server::start(&streaming, node.clone()).await {
         Ok(streams) => Ok((node, streams)),
         Err(error) => {

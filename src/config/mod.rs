@@ -11,6 +11,7 @@ mod handlers;
 mod isolation;
 mod model;
 mod network;
+mod nri;
 mod source;
 mod validate;
 
@@ -24,6 +25,7 @@ pub use model::{
     Registry, SeccompDefault, Streaming, TlsVersion, parse_size,
 };
 pub use network::{BuiltinNetwork, Cni};
+pub use nri::{DefaultValidator, Nri};
 use source::Layers;
 
 /// Where the configuration is looked for when no path is given; it may be absent.

@@ -11,6 +11,7 @@ use super::{
     handlers::RuntimeHandler,
     isolation::CpuIsolation,
     network::{BuiltinNetwork, Cni},
+    nri::Nri,
 };
 
 /// Name of the runtime handler that is always there: Wharf's own OCI runtime.
@@ -85,6 +86,8 @@ pub struct Config {
     pub containers: Containers,
     /// Devices that vendors describe (Container Device Interface).
     pub cdi: Cdi,
+    /// Plugins that watch and adjust containers.
+    pub nri: Nri,
     /// Images that kubelet's garbage collection must spare: whole names, in which `*` stands for any text and `?` for any character.
     pub pinned_images: Vec<String>,
     /// Image pulls.
@@ -291,6 +294,7 @@ pub(super) fn defaults() -> Config {
         passwd_entries: true,
         containers: Containers::default(),
         cdi: Cdi::default(),
+        nri: Nri::default(),
         pinned_images: Vec::new(),
         pull: Pull::default(),
         streaming: Streaming::default(),

@@ -56,6 +56,7 @@ pub fn check(config: &Config) -> Check {
     pinned_images(config)?;
     registries(config)?;
     super::network::check(config)?;
+    super::nri::check(&config.nri)?;
     range(&["max_log_line"], u64::from(config.max_log_line), 256, 1 << 20)?;
     if config.log_rate_limit > 0 {
         range(

@@ -6,6 +6,7 @@
 mod access;
 mod archive;
 pub mod base;
+mod bundle;
 pub mod caps;
 pub mod cdi;
 mod checkpoint;
@@ -17,6 +18,7 @@ pub mod hooks;
 pub mod host;
 mod image_volumes;
 mod limits;
+pub mod nri;
 mod passwd;
 mod pause;
 pub mod process;
@@ -61,6 +63,7 @@ use crate::{
     images::{self, Images},
     monitor,
     monitor::client::Client,
+    nri::Nri,
     sandbox::{Mechanisms, Sandbox, Stage, container_exit, container_record},
     store,
     store::{Published, Rendering},
@@ -155,6 +158,8 @@ pub struct Tools {
     pub cdi: cdi::Registry,
     /// What is changed on the node's CPUs for single containers.
     pub cpus: Arc<cpus::Ledger>,
+    /// Plugins, where they are served.
+    pub nri: Option<Nri>,
 }
 
 /// One container.

@@ -118,13 +118,18 @@ impl Node {
         let made = match made {
             Ok(()) if container.sandbox.is_ready() => {
                 self.tell_container(&container);
+                self.plugins_hear_created(&container).await;
                 return Ok(container.id.clone());
             }
             Ok(()) => Error::State(format!("pod sandbox {} was stopped meanwhile", container.sandbox.id)),
             Err(error) => error.into(),
         };
+        let before = self.about_to_go(&container).await;
         match containers::undo(&self.inner.tools, &container).await {
-            Ok(()) => self.forget_container(&container),
+            Ok(()) => {
+                self.plugins_hear_removal(&container, before).await;
+                self.forget_container(&container);
+            }
             Err(error) => {
                 tracing::error!(container = container.id, %error, "container that failed to be created could not be undone");
             }
@@ -163,14 +168,23 @@ impl Node {
         let node = self.clone();
         self.own(async move {
             let others = node.containers_of(&container.sandbox.id);
-            let work = containers::start(&node.inner.tools, &container, &others);
+            let work = async {
+                node.plugins_let_start(&container).await?;
+                Ok(containers::start(&node.inner.tools, &container, &others).await?)
+            };
             let started = node.follow("StartContainer", &container, work).await;
             node.tell_container(&container);
             match &started {
-                Ok(()) => node.sample_new(&container),
-                Err(_) => node.remove_if_over(&container.sandbox),
+                Ok(()) => {
+                    node.sample_new(&container);
+                    node.plugins_hear_started(&container).await;
+                }
+                Err(_) => {
+                    node.plugins_hear_end(&container).await;
+                    node.remove_if_over(&container.sandbox);
+                }
             }
-            Ok(started?)
+            started
         })
         .await
     }
@@ -186,7 +200,9 @@ impl Node {
         let node = self.clone();
         self.own(async move {
             let work = containers::stop(&node.inner.tools, &container, timeout);
-            Ok(node.follow("StopContainer", &container, work).await?)
+            node.follow("StopContainer", &container, work).await?;
+            node.plugins_hear_end(&container).await;
+            Ok(())
         })
         .await
     }
@@ -223,8 +239,10 @@ impl Node {
         };
         let node = self.clone();
         self.own(async move {
+            let before = node.about_to_go(&container).await;
             let work = containers::remove(&node.inner.tools, &container);
             node.follow("RemoveContainer", &container, work).await?;
+            node.plugins_hear_removal(&container, before).await;
             node.forget_container(&container);
             Ok(())
         })

@@ -16,6 +16,7 @@ mod joined;
 mod operations;
 mod over;
 mod pinned;
+mod plugins;
 mod pods;
 mod recovery;
 mod sampler;
@@ -56,6 +57,7 @@ use crate::{
     containers::{Container, Tools},
     images::{self, Images},
     netns::NetworkStatus,
+    nri::Asks,
     sandbox::{self, Mechanisms, Sandbox},
 };
 
@@ -104,11 +106,12 @@ struct Inner {
 }
 
 impl Node {
-    /// Opens the node's state, takes over what still runs and takes down what is unfinished.
+    /// Opens the node's state, takes over what still runs and takes down what is unfinished. `asks` are those of the
+    /// plugins, where `tools` has some.
     ///
     /// # Errors
     /// When a room can't be opened. A single broken pod is logged and taken down, never an error.
-    pub async fn open(tools: Tools) -> Result<Self> {
+    pub async fn open(tools: Tools, asks: Option<Asks>) -> Result<Self> {
         let tasks = TaskTracker::new();
         let (run_dir, boot_id) = (tools.mechanisms.roots.run.clone(), tools.mechanisms.boot_id.clone());
         let owner = tasks.clone();
@@ -134,6 +137,9 @@ impl Node {
         };
         node.recover().await?;
         node.follow_images();
+        if let Some(asks) = asks {
+            node.start_plugins(asks).await?;
+        }
         Ok(node)
     }
 
@@ -151,6 +157,8 @@ impl Node {
                 "work did not end in time; the next start finishes it"
             );
         }
+        // What was under way has been seen by them.
+        self.end_plugins().await;
         // What all pods share is kept between them: taking it down takes longer than a pod's stop.
         if let Err(error) = self.mechanisms().networks.release_unused().await {
             tracing::warn!(%error, "could not take down the network that no pod uses");

@@ -138,7 +138,11 @@ impl Node {
     async fn create_sandbox(&self, record: record::Pod, deadline: Option<Instant>) -> Result<String> {
         self.finish_unseen(&PodKey::of(&record)).await?;
         let pod = Arc::new(Sandbox::new(&self.mechanisms().roots, record));
-        let work = sandbox::bring_up(self.mechanisms(), &pod, deadline);
+        let work = async {
+            let events = sandbox::bring_up(self.mechanisms(), &pod, deadline).await?;
+            self.plugins_agree(&pod).await?;
+            Ok(events)
+        };
         let name = name_of(&pod);
         let operations = &self.inner.operations;
         match operations
@@ -147,6 +151,7 @@ impl Node {
         {
             Ok(events) => {
                 self.insert_pod(&pod);
+                self.plugins_find(&pod).await;
                 self.tell_pod(&pod);
                 self.watch(&pod, events);
                 tracing::info!(pod = pod.id, "pod sandbox is ready");
@@ -160,7 +165,7 @@ impl Node {
                     self.insert_pod(&pod);
                     self.tell_pod(&pod);
                 }
-                Err(error.into())
+                Err(error)
             }
         }
     }
@@ -256,6 +261,7 @@ impl Node {
                 other => other?,
             }
         }
+        self.plugins_hear_pod_stop(pod).await;
         let down = sandbox::tear_down(self.mechanisms(), pod).await;
         self.tell_pod(pod);
         Ok(down?)
@@ -286,13 +292,17 @@ impl Node {
         // One that hangs in an unmount does not keep the others.
         pod.stage.enter("containers");
         let containers = self.containers_of(&pod.id);
-        let removals = containers
-            .iter()
-            .map(|container| containers::remove(&self.inner.tools, container));
+        let removals = containers.iter().map(|container| async {
+            let before = self.about_to_go(container).await;
+            (before, containers::remove(&self.inner.tools, container).await)
+        });
         let mut outcome = Ok(());
-        for (container, removed) in containers.iter().zip(join_all(removals).await) {
+        for (container, (before, removed)) in containers.iter().zip(join_all(removals).await) {
             match removed {
-                Ok(()) => self.forget_container(container),
+                Ok(()) => {
+                    self.plugins_hear_removal(container, before).await;
+                    self.forget_container(container);
+                }
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
@@ -300,6 +310,7 @@ impl Node {
         pod.stage.enter("image volumes and files");
         containers::release_image_volumes(&self.inner.tools, pod).await?;
         sandbox::remove(pod).await?;
+        self.plugins_hear_pod_removal(pod).await;
         self.forget_pod(pod);
         tracing::info!(pod = pod.id, "pod sandbox is removed");
         Ok(())

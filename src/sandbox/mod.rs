@@ -6,6 +6,7 @@
 
 pub mod files;
 mod measured;
+pub mod nri;
 mod paths;
 mod stage;
 mod start;

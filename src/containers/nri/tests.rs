@@ -1,0 +1,1 @@
+//! What plugins want, in specs.
