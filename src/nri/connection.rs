@@ -82,8 +82,6 @@ impl Fault {
 
 /// Status codes that are used here, as gRPC numbers them.
 pub mod code {
-    /// The caller gave up.
-    pub const UNKNOWN: i32 = 2;
     /// What was asked for makes no sense.
     pub const INVALID_ARGUMENT: i32 = 3;
     /// Too much at a time.

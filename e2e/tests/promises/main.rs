@@ -39,6 +39,7 @@ mod monitors;
 mod mounts;
 mod network;
 mod node_settings;
+mod nri;
 mod operations;
 mod overload;
 mod policy;
