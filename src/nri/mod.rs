@@ -17,6 +17,8 @@
 mod connection;
 mod event;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hooks;
 mod join;
 mod launch;
@@ -188,8 +190,12 @@ impl Nri {
     /// # Errors
     /// When the socket can't be opened.
     pub async fn start(&self) -> Result<()> {
-        let state = self.inner.state().await;
-        self.inner.turn.lock().await.told.begin(&state);
+        {
+            // Held meanwhile, so that no end is missed.
+            let mut turn = self.inner.turn.lock().await;
+            let state = self.inner.state().await;
+            turn.told.begin(&state);
+        }
         self.inner.launch().await;
         if self.inner.settings.disable_connections {
             return Ok(());

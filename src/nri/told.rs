@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use wharf_proto::nri::{Container, PodSandbox};
+use wharf_proto::nri::{Container, ContainerState, PodSandbox};
 
 use super::State;
 
@@ -26,14 +26,14 @@ enum Unseen {
 }
 
 impl Told {
-    /// What was there before the first plugin counts as told.
+    /// What was there before the first plugin counts as told, with its end if it has ended.
     pub fn begin(&mut self, state: &State) {
-        let ids = state.pods.iter().map(|pod| &pod.id);
-        for id in ids.chain(state.containers.iter().map(|container| &container.id)) {
-            self.known.entry(id.clone()).or_insert(Known {
-                stopped: false,
-                unseen: None,
-            });
+        let pods = state.pods.iter().map(|pod| (&pod.id, false));
+        let ended = |container: &Container| container.state() == ContainerState::ContainerStopped;
+        let containers = state.containers.iter().map(|one| (&one.id, ended(one)));
+        for (id, stopped) in pods.chain(containers) {
+            let known = Known { stopped, unseen: None };
+            self.known.entry(id.clone()).or_insert(known);
         }
     }
 
@@ -128,16 +128,20 @@ mod tests {
     #[test]
     fn a_new_plugin_hears_of_what_the_others_know_and_of_nothing_else() {
         let mut told = Told::default();
+        let ended = Container {
+            state: ContainerState::ContainerStopped.into(),
+            ..container("ended")
+        };
         told.begin(&State {
             pods: vec![pod("old")],
-            containers: vec![container("o")],
+            containers: vec![container("o"), ended],
         });
         told.pod(pod("new"));
         told.container(container("n"));
         let there = || State {
             // One that is listed and not told of yet, or not any more.
             pods: vec![pod("old"), pod("other")],
-            containers: vec![container("o"), container("x")],
+            containers: vec![container("o"), container("x"), container("ended")],
         };
         // What is on its way is added.
         assert_eq!(ids(&told.all(there())), (vec!["old", "new"], vec!["o", "n"]));

@@ -588,6 +588,8 @@ async fn who_connects_hears_of_exactly_all_and_so_after_a_restart() {
     let over = container("over", &house.daemon.busybox().await, "true");
     let over = house.daemon.started(&pod.0, &pod.1, &over).await;
     house.daemon.cri.exited(&over).await.unwrap();
+    // Returns when plugins have been told of its end, if there were some.
+    house.daemon.cri.stop(&over, 0).await.unwrap();
     let mut expected = vec![pod.0.clone(), runs.clone(), waits.clone()];
     expected.sort();
     let mut first = house.plugin("10", "first", quiet()).await;
