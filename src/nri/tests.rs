@@ -1,6 +1,10 @@
 //! Plugins in this process, over a real socket.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    result::Result,
+    time::Duration,
+};
 
 use prost::Message;
 use tokio::{
@@ -35,7 +39,7 @@ struct Fake {
 
 impl Fake {
     /// Connects, and registers under this name. What `behave` does not answer is answered with nothing.
-    async fn connect(socket: &PathBuf, index: &str, name: &str, events: i32, mut behave: Behaviour) -> Self {
+    async fn connect(socket: &Path, index: &str, name: &str, events: i32, mut behave: Behaviour) -> Self {
         let mut stream = UnixStream::connect(socket).await.unwrap();
         let (told, heard) = mpsc::unbounded_channel();
         let (asks, mut to_ask) = mpsc::unbounded_channel::<UpdateContainersRequest>();
@@ -266,7 +270,7 @@ async fn ends_are_told_once_and_only_of_what_is_known() {
     for _ in 0..2 {
         nri.stop_container("c", subject).await;
     }
-    nri.stop_container("unknown", || async { panic!("nobody asks for it") })
+    nri.stop_container("unknown", || async { (pod("p"), container("unknown")) })
         .await;
     for _ in 0..2 {
         nri.remove_container("c", subject).await;

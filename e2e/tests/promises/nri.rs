@@ -226,6 +226,11 @@ async fn plugins_change_what_is_created() {
                     ..Default::default()
                 }],
                 oom_score_adj: Some(nri::OptionalInt { value: 900 }),
+                // Those of the others here do not know it, and it is refused then.
+                io_priority: (handler == "builtin").then_some(nri::LinuxIoPriority {
+                    class: nri::IoPrioClass::IoprioClassBe.into(),
+                    priority: 7,
+                }),
                 sysctl: [("net.ipv4.ip_default_ttl".to_owned(), "77".to_owned())].into(),
                 ..Default::default()
             }),
@@ -262,6 +267,10 @@ async fn plugins_change_what_is_created() {
             "sleep 2000",
         ];
         assert_eq!(lines, expected, "{seen}");
+        if handler == "builtin" {
+            let priority = house.daemon.cri.shell(&id, "ionice -p 1").await.unwrap();
+            assert_eq!(priority.trim(), "best-effort: prio 7");
+        }
         assert_eq!(limit_of(&house.daemon, &id).await, 150 << 20);
         // The second has seen what the first wanted; afterwards all see all of it.
         let told = two.hears("CreateContainer", &id).await.container;
@@ -665,13 +674,16 @@ async fn installed_plugins_are_started_configured_and_ended() {
     put("20-broken", "exit 1");
     put("wrong-name", "exit 1");
     std::fs::write(at("conf.d/given.conf"), "COLOUR=red\nSIZE=large\n").unwrap();
-    let mut options = Options::default();
-    options.tables = format!(
+    let tables = format!(
         "[nri]\nenable = true\ndisable_connections = true\nsocket = '{root}/nri.sock'\nplugin_path = '{root}/plugins'\n\
          plugin_config_path = '{root}/conf.d'\n",
         root = dir.path().display()
     );
-    let daemon = Daemon::with(options).await;
+    let daemon = Daemon::with(Options {
+        tables,
+        ..Default::default()
+    })
+    .await;
     assert!(!at("nri.sock").exists());
     let (pod, id) = daemon.running("given", "exec sleep 1000").await;
     assert_eq!(
