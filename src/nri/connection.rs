@@ -201,6 +201,8 @@ impl Connection {
             answer.await.map_err(|_| Fault::Closed)
         };
         let answered = tokio::select! {
+            // One that says why before it goes is heard.
+            biased;
             answered = tokio::time::timeout(limit, exchange) => answered,
             () = self.closed.cancelled() => Ok(Err(Fault::Closed)),
         };
