@@ -65,6 +65,7 @@ mod streaming_hostile;
 mod streaming_leaks;
 mod streaming_tls;
 mod stuck;
+mod syscalls;
 mod terminal;
 mod update;
 mod upgrade;
