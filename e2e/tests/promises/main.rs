@@ -67,6 +67,7 @@ mod streaming_tls;
 mod stuck;
 mod syscalls;
 mod terminal;
+mod unclaimed;
 mod update;
 mod upgrade;
 mod userns;
