@@ -10,7 +10,7 @@ use wharf_proto::{
 };
 
 use super::{
-    Container, Error, Result, Tools, base, cdi, cpus, hooks, host,
+    Container, Error, Result, Tools, asked, base, cdi, cpus, hooks, host,
     image_volumes::View,
     limits, nri, passwd, restore,
     seccomp::{self, notify},
@@ -281,6 +281,7 @@ fn finish(tools: &Tools, owner: &Container, bundle: &Bundle, mut made: Made) -> 
     let daemon = &tools.mechanisms.config;
     let handler = daemon.handler_settings(&owner.record.get().runtime_handler);
     let annotations = handler.effective(&bundle.pod.annotations);
+    asked::check_directory(owner, &bundle.rootfs, &made.spec)?;
     let notifier = tell_blocked(&annotations, &bundle.runtime, owner, &mut made.spec)?;
     let json = serde_json::to_vec(&made.spec).map_err(|error| Error::Invalid(error.to_string()))?;
     store::write_file(&owner.dir.join("config.json"), &json, 0o600)?;
@@ -300,7 +301,7 @@ fn tell_blocked(
     container: &Container,
     spec: &mut Spec,
 ) -> Result<Option<notify::Action>> {
-    let Some(action) = notify::Action::read(annotations).map_err(Error::Invalid)? else {
+    let Some(action) = notify::Action::read(annotations) else {
         return Ok(None);
     };
     let Some(linux) = spec.linux_mut() else { return Ok(None) };

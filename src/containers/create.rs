@@ -1,9 +1,6 @@
 //! Creating a container: image, root filesystem, spec. Nothing runs yet.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
 use wharf_proto::{
     cri::{ContainerConfig, NamespaceMode, PodSandboxConfig},
@@ -11,11 +8,11 @@ use wharf_proto::{
 };
 
 use super::{
-    Container, Error, Result, Tools, access,
+    Container, Error, Result, Tools, access, asked,
     bundle::{self, Bundle},
     cpus, ending,
     image_volumes::{self, View},
-    restore, signals,
+    restore,
 };
 use crate::{
     images::{Image, rootfs::Owners},
@@ -67,8 +64,8 @@ pub async fn create(
         }
         None => (tools.images.find(&named).ok_or(Error::NoImage(named))?, None),
     };
-    let log_path = log_path(&on_record, &config)?;
-    let stop_signal = stop_signal(&config, &image)?;
+    let log_path = asked::log_path(container, &on_record, &config)?;
+    let stop_signal = asked::stop_signal(&config, &image)?;
 
     container.stage.enter("record");
     let directory = Arc::clone(container);
@@ -258,40 +255,6 @@ pub(super) fn pid_namespace(
         NamespaceMode::Container | NamespaceMode::Node => return Ok(None),
     };
     Ok((pid > 0).then(|| PathBuf::from(format!("/proc/{pid}/ns/pid"))))
-}
-
-/// The log's absolute path; empty when none is wanted.
-fn log_path(pod: &PodSandboxConfig, config: &ContainerConfig) -> Result<String> {
-    if pod.log_directory.is_empty() || config.log_path.is_empty() {
-        return Ok(String::new());
-    }
-    let relative = Path::new(&config.log_path);
-    let inside = |part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir);
-    if !relative.components().all(inside) || config.log_path.contains('\0') {
-        return Err(Error::Invalid(format!(
-            "log path {:?} leaves the pod's log directory",
-            config.log_path
-        )));
-    }
-    Ok(Path::new(&pod.log_directory).join(relative).display().to_string())
-}
-
-/// The signal that StopContainer sends first: the container's, else the image's, else SIGTERM (feature row B7).
-fn stop_signal(config: &ContainerConfig, image: &Image) -> Result<String> {
-    if let Some(name) = signals::from_cri(config.stop_signal()) {
-        return Ok(name);
-    }
-    let name = image.config.stop_signal.trim();
-    if name.is_empty() {
-        return Ok("SIGTERM".to_owned());
-    }
-    match signals::number(name) {
-        Some(_) => Ok(name.to_owned()),
-        None => Err(Error::Invalid(format!(
-            "image {} has an unknown stop signal {name:?}",
-            image.id
-        ))),
-    }
 }
 
 /// The container's cgroup: below the pod's, which kubelet makes and limits.

@@ -5,6 +5,7 @@
 
 mod access;
 mod archive;
+mod asked;
 pub mod base;
 mod bundle;
 pub mod caps;
@@ -64,7 +65,7 @@ use crate::{
     monitor,
     monitor::client::Client,
     nri::Nri,
-    sandbox::{Mechanisms, Sandbox, Stage, container_exit, container_record},
+    sandbox::{Claim, Mechanisms, Sandbox, Stage, container_exit, container_record},
     store,
     store::{Published, Rendering},
 };
@@ -177,6 +178,8 @@ pub struct Container {
     pub record: Published<record::Container>,
     /// What its creation is at.
     pub stage: Stage,
+    /// Whether anybody has been told of it.
+    pub claim: Claim,
     /// Its line in lists.
     pub listed: Rendering<Arc<record::Container>>,
     /// Its line in lists of stats.
@@ -212,6 +215,7 @@ impl Container {
             dir,
             sandbox,
             stage: Stage::default(),
+            claim: Claim::default(),
             listed: Rendering::default(),
             stats_listed: Rendering::default(),
             metrics_listed: Rendering::default(),

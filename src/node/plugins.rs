@@ -8,10 +8,10 @@ use std::{sync::Arc, time::Duration};
 use wharf_proto::{
     cri::LinuxContainerResources,
     nri::{self as pb, ContainerEviction, ContainerUpdate, Event, PodSandbox},
-    record::{ContainerState, Owner},
+    record::ContainerState,
 };
 
-use super::{Error, Node, Result};
+use super::{Error, Node, Result, containers::is_visible, pods};
 use crate::{
     containers::{self, Container},
     nri::{Ask, Asks, Nri, State},
@@ -62,11 +62,12 @@ impl Node {
         }
     }
 
-    /// All pods and containers, of all owners.
+    /// All pods and containers, of all owners, and those that wait for somebody to ask for them again.
     async fn all_for_plugins(&self) -> State {
-        let owners = [Owner::Cri, Owner::User];
-        let pods = self.pods(&owners);
-        let containers = self.containers(&owners);
+        let mut pods = self.all_pods();
+        pods.retain(|pod| pods::is_visible(&pod.record.get()));
+        let mut containers = self.all_containers();
+        containers.retain(|container| is_visible(&container.record.get()));
         let unset = self.config().unset_seccomp;
         let read = move || State {
             pods: pods.iter().map(|pod| sandbox::nri::message(pod)).collect(),
@@ -93,7 +94,7 @@ impl Node {
                 reason,
                 "stops a container that an NRI plugin evicts"
             );
-            let stopped = match self.container(&container_id) {
+            let stopped = match self.known_container(&container_id) {
                 Ok(container) => containers::stop(&self.inner.tools, &container, Duration::ZERO)
                     .await
                     .map_err(Error::from),
@@ -120,8 +121,17 @@ impl Node {
         failed
     }
 
+    /// Plugins know those, too, of which nobody else has been told.
+    fn known_container(&self, id: &str) -> Result<Arc<Container>> {
+        let found = self.all_containers().into_iter().find(|container| container.id == id);
+        found.ok_or_else(|| Error::NotFound {
+            what: "container",
+            id: id.to_owned(),
+        })
+    }
+
     async fn update_for_plugin(&self, update: &ContainerUpdate) -> Result<()> {
-        let container = self.container(&update.container_id)?;
+        let container = self.known_container(&update.container_id)?;
         let limits = update.linux.as_ref().and_then(|linux| linux.resources.as_ref());
         let Some(limits) = limits else { return Ok(()) };
         let wanted = containers::nri::wanted(limits)?;
@@ -137,9 +147,11 @@ impl Node {
     }
 
     /// The pod can be found from now on.
-    pub(super) async fn plugins_find(&self, pod: &Sandbox) {
+    pub(super) fn plugins_find(&self, pod: &Sandbox) {
         if let Some(plugins) = self.plugins() {
-            plugins.seen(&pod.id).await;
+            let (plugins, id) = (plugins.clone(), pod.id.clone());
+            // It may be somebody else's turn.
+            self.inner.tasks.spawn(async move { plugins.seen(&id).await });
         }
     }
 

@@ -300,7 +300,7 @@ async fn ends_are_told_once_and_only_of_what_is_known() {
 async fn one_that_does_not_answer_is_cut_off_and_holds_up_nobody() {
     let mut house = House::open("hang", |_| {}).await;
     let hangs = Box::new(|method: &str, _: &[u8]| (method == "CreateContainer").then(|| Err((-1, String::new()))));
-    let slow = house.plugin("10", "slow", &[], hangs).await;
+    let slow = house.plugin("10", "slow", &[Event::CreateContainer], hangs).await;
     let mut quick = house.plugin("20", "quick", &[Event::CreateContainer], quiet()).await;
     let begun = std::time::Instant::now();
     house.nri.create_container(pod("p"), container("c")).await.unwrap();
