@@ -15,7 +15,7 @@ use super::{
     restore,
 };
 use crate::{
-    images::{Image, rootfs::Owners},
+    images::rootfs::Owners,
     sandbox::{self, DEFAULT_CGROUP_PARENT, Labels},
     store,
 };
