@@ -32,6 +32,8 @@ use crate::{
 ///
 /// `others` are the pod's other containers. `pod_config` is what the caller says of the pod; it must name the same pod as the one on record, which counts.
 ///
+/// `part` is its part of a pod's checkpoint, from which it then comes.
+///
 /// # Errors
 /// When the pod is not ready, the image is not on the node, or the config can't be met; what was made by then is for
 /// [`undo`].
@@ -40,6 +42,7 @@ pub async fn create(
     container: &Arc<Container>,
     pod_config: Option<PodSandboxConfig>,
     others: &[Arc<Container>],
+    part: Option<restore::Part>,
 ) -> Result<()> {
     let pod = container.sandbox.record.get();
     if !container.sandbox.is_ready() {
@@ -64,14 +67,7 @@ pub async fn create(
         .as_ref()
         .map(|image| image.image.clone())
         .unwrap_or_default();
-    let (image, dumped) = match restore::archive(&named) {
-        Some(archive) => {
-            restore::supported(tools, container)?;
-            let dumped = Arc::new(restore::read(container, archive).await?);
-            (dumped.image(tools).await?, Some(dumped))
-        }
-        None => (tools.images.find(&named).ok_or(Error::NoImage(named))?, None),
-    };
+    let (image, dumped) = restore::find(tools, container, named, part).await?;
     let log_path = log_path(&on_record, &config)?;
     let stop_signal = stop_signal(&config, &image)?;
 
@@ -114,7 +110,7 @@ pub async fn create(
     if let Some(dumped) = &dumped {
         dumped.apply(container, &rootfs, &log_path).await?;
     }
-    let restore = dumped.is_some();
+    let restored = dumped.as_ref().map(|dumped| (dumped.name(), dumped.made_at()));
     container.fail_point("create.rootfs").await?;
     container.stage.enter("image volumes");
     let views = image_volumes::mount(tools, container, &config, owners.as_ref(), labels.as_ref()).await?;
@@ -162,7 +158,11 @@ pub async fn create(
             record.resources = resources;
             record.stop_signal = stop_signal;
             record.cgroup_path = cgroup_path;
-            record.restore = restore;
+            record.restore = restored.is_some();
+            if let Some((archive, made_at)) = restored {
+                record.checkpoint_archive = archive;
+                record.checkpointed_at = made_at;
+            }
             record.isolation = isolation;
             record.rdt_tasks = written
                 .rdt_tasks
@@ -263,7 +263,11 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 limits::check(wanted, handler.min_memory)?;
             }
             let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-            let user = users::resolve(rootfs, context, &image.config.user)?;
+            let mut user = users::resolve(rootfs, context, &image.config.user)?;
+            if let Some(dumped) = dumped {
+                user = dumped.user(&user)?;
+                dumped.make_sources(config, &daemon.containers)?;
+            }
             let mut facts = host::inspect(config, &daemon.containers)?;
             facts.add_views(views.iter().map(|view| view.as_ref().map(|view| view.path.as_path())));
             if daemon.containers.image_volumes == ImageVolumes::Bind {
@@ -275,6 +279,9 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                     &owner.dir.join("volumes"),
                     owners.as_ref(),
                 )?;
+                if let Some(dumped) = dumped {
+                    dumped.fill(&owner, &facts.volumes)?;
+                }
                 if let Some(labels) = labels {
                     for volume in &facts.volumes {
                         lsm::selinux::relabel(&volume.source, &labels.files)
@@ -294,7 +301,8 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 labels: labels.clone(),
             };
             relabel(config, &facts, labels.as_ref())?;
-            let entries = match daemon.passwd_entries {
+            let had_entries = dumped.as_ref().is_some_and(|dumped| dumped.had_entries());
+            let entries = match daemon.passwd_entries || had_entries {
                 true => passwd::write_missing(&owner.dir, rootfs, &user, config, &image.config)?,
                 false => passwd::Written::default(),
             };
@@ -346,7 +354,10 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
             spec.annotations_mut().get_or_insert_default().extend(passed);
             add_hooks(&daemon.containers.hooks_dirs, pod, config, &mut spec)?;
             if let Some(dumped) = dumped {
-                dumped.adopt(&mut spec)?;
+                dumped.adopt(&mut spec, &owner.dir)?;
+                if daemon.handler(&owner.record.get().runtime_handler).is_some() {
+                    restore::point_to_options(&owner, &mut spec);
+                }
             }
             let notifier = tell_blocked(&handler.effective(&pod.annotations), runtime, &owner, &mut spec)?;
             let json = serde_json::to_vec(&spec).map_err(|error| Error::Invalid(error.to_string()))?;

@@ -3,6 +3,7 @@
 //! One file per group of calls; `status.rs` is the one place where errors become codes; `server.rs` listens.
 
 mod authority;
+mod checkpoints;
 mod containers;
 mod elsewhere;
 mod events;

@@ -271,14 +271,3 @@ async fn rule_47_no_privileged_container_in_an_unprivileged_pod() {
         .expect_err("the pod is not privileged");
     daemon.finish().await;
 }
-
-#[tokio::test]
-async fn unimplemented_calls_answer_exactly_unimplemented() {
-    let daemon = Daemon::start().await;
-    let mut runtime = daemon.cri.runtime.clone();
-    let answer = runtime.checkpoint_pod(pb::CheckpointPodRequest::default()).await;
-    assert_eq!(code(answer), Code::Unimplemented);
-    let answer = runtime.restore_pod(pb::RestorePodRequest::default()).await;
-    assert_eq!(code(answer), Code::Unimplemented);
-    daemon.finish().await;
-}

@@ -84,8 +84,7 @@ pub fn dump(request: &CheckpointRequest, cgroup: &Cgroup) -> Result<()> {
     checkpoint::run(criu, request.work, DUMP_LOG)
 }
 
-/// Joins the UTS and IPC namespaces that the container shares with its pod: what CRIU is in itself it takes for the
-/// host's, neither dumps nor makes anew. (With `--join-ns` version 3.17 makes another UTS namespace all the same.)
+/// Joins the UTS and IPC namespaces that the container shares with its pod; see [`checkpoint::enter`].
 fn enter_shared(bundle: &Bundle) -> Result<()> {
     let kinds = [
         (LinuxNamespaceType::Ipc, libc::CLONE_NEWIPC),
@@ -93,9 +92,7 @@ fn enter_shared(bundle: &Bundle) -> Result<()> {
     ];
     for (kind, flag) in kinds {
         if let Namespace::Join(path) = bundle.namespace(kind) {
-            let what = || format!("join namespace {}", path.display());
-            let file = File::open(path).context(what)?;
-            sys::setns(file.as_fd(), flag).context(what)?;
+            checkpoint::enter(path, flag)?;
         }
     }
     Ok(())
