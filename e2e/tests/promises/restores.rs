@@ -60,13 +60,7 @@ fn layout(dir: &Path, layer: &Path, named: bool) -> PathBuf {
 
 async fn load(daemon: &Daemon, dir: &Path, layer: &Path, named: bool) {
     let layout = layout(dir, layer, named).display().to_string();
-    let archive = dir.join("image.tar").display().to_string();
-    daemon
-        .lab
-        .output("tar", &["-cf", &archive, "-C", &layout, "."])
-        .await
-        .unwrap();
-    let output = daemon.wharf(&["load", "-i", &archive]).output().await.unwrap();
+    let output = daemon.wharf(&["load", "-i", &layout]).output().await.unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 
@@ -96,6 +90,7 @@ async fn an_image_is_a_checkpoint_by_its_annotation() {
     );
     // It is one after a restart of the daemon too.
     let mut daemon = daemon;
+    daemon.crash().await;
     daemon.start_again().await.unwrap();
     let error = daemon.cri.create(&pod, &main, &config).await.unwrap_err();
     assert!(error.message().contains("config.dump"), "{error}");

@@ -3,8 +3,6 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use tonic::Code;
-use wharf_e2e::cri::code;
 use wharf_e2e::specs;
 use wharf_e2e::{Daemon, container, eventually, logs};
 use wharf_proto::cri as pb;
