@@ -108,7 +108,7 @@ pub async fn create(
             source,
         })?;
     if let Some(dumped) = &dumped {
-        dumped.apply(container, &rootfs, &log_path).await?;
+        dumped.apply(container, &rootfs, &log_path, builtin).await?;
     }
     let restored = dumped.as_ref().map(|dumped| (dumped.name(), dumped.made_at()));
     container.fail_point("create.rootfs").await?;

@@ -40,3 +40,25 @@ pub fn checkpoint(name: &str, text: &[u8]) {
 fn has_parent(path: &Path) -> bool {
     path.components().any(|part| part == std::path::Component::ParentDir)
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_seeds_are_what_they_are_taken_for() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/checkpoint");
+        let names = ["config.dump", "spec.dump", "deleted.files", "bind.mounts", "volumes.dump", "pod.dump"];
+        let mut seen = 0;
+        for seed in std::fs::read_dir(seeds).unwrap() {
+            let bytes = std::fs::read(seed.unwrap().path()).unwrap();
+            let name = names[usize::from(bytes[0]) % names.len()];
+            let read = match name {
+                "pod.dump" => super::Description::parse(&bytes[1..]).map(drop),
+                _ => super::described::Descriptions::default().take(name, &bytes[1..]),
+            };
+            read.unwrap_or_else(|error| panic!("{name}: {error}"));
+            super::checkpoint(name, &bytes[1..]);
+            seen += 1;
+        }
+        assert_eq!(seen, names.len());
+    }
+}

@@ -30,7 +30,7 @@ pub const DESCRIPTORS: &str = "descriptors.json";
 pub const CRIU_OPTIONS: &str = "criu.conf";
 
 /// The mounts that were dumped, in the images directory: a JSON array of mount points and kinds of file systems.
-const MOUNTS: &str = "wharf.mounts.json";
+pub const MOUNTS: &str = "wharf.mounts.json";
 
 /// Lines of CRIU's log that an error shows.
 const SHOWN: usize = 4;

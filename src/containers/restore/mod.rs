@@ -37,7 +37,7 @@ use super::{
 use crate::{
     config::Containers,
     images::{Image, rootfs::remove_tree, unpack},
-    runtime::checkpoint::CRIU_OPTIONS,
+    runtime::checkpoint::{CRIU_OPTIONS, MOUNTS},
     store,
 };
 
@@ -232,11 +232,18 @@ impl Dumped {
         tools.images.find(&id).ok_or(Error::NoImage(id))
     }
 
-    /// Puts the changes into the mounted root file system, and keeps what the start needs.
+    /// Puts the changes into the mounted root file system, and keeps what the start needs. `builtin` is the runtime that will
+    /// restore it.
     ///
     /// # Errors
-    /// When the checkpoint is broken or something can't be written.
-    pub async fn apply(self: &Arc<Self>, container: &Container, rootfs: &Path, log: &str) -> Result<()> {
+    /// When the checkpoint is broken or another runtime's, or something can't be written.
+    pub async fn apply(
+        self: &Arc<Self>,
+        container: &Container,
+        rootfs: &Path,
+        log: &str,
+        builtin: bool,
+    ) -> Result<()> {
         let (dumped, dir, rootfs, log) = (
             Arc::clone(self),
             directory(container),
@@ -248,6 +255,13 @@ impl Dumped {
                 store::remove_dir(&dir)?;
                 store::create_dir(&dir.join(IMAGES))?;
                 dumped.unpack(&dir, Path::new(&log))?;
+                if builtin && !dir.join(IMAGES).join(MOUNTS).is_file() {
+                    return Err(Error::Unsupported(format!(
+                        "the checkpoint {} was not made by the built-in runtime, which needs its own notes of mounts ({MOUNTS}); \
+                         restore it with the handler that made it",
+                        dumped.name()
+                    )));
+                }
                 dumped.change(&dir.join(ROOTFS_DIFF), &rootfs)
             })
             .await
