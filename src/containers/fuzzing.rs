@@ -46,7 +46,14 @@ mod tests {
     #[test]
     fn the_seeds_are_what_they_are_taken_for() {
         let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/checkpoint");
-        let names = ["config.dump", "spec.dump", "deleted.files", "bind.mounts", "volumes.dump", "pod.dump"];
+        let names = [
+            "config.dump",
+            "spec.dump",
+            "deleted.files",
+            "bind.mounts",
+            "volumes.dump",
+            "pod.dump",
+        ];
         let mut seen = 0;
         for seed in std::fs::read_dir(seeds).unwrap() {
             let bytes = std::fs::read(seed.unwrap().path()).unwrap();

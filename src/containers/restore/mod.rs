@@ -237,13 +237,7 @@ impl Dumped {
     ///
     /// # Errors
     /// When the checkpoint is broken or another runtime's, or something can't be written.
-    pub async fn apply(
-        self: &Arc<Self>,
-        container: &Container,
-        rootfs: &Path,
-        log: &str,
-        builtin: bool,
-    ) -> Result<()> {
+    pub async fn apply(self: &Arc<Self>, container: &Container, rootfs: &Path, log: &str, builtin: bool) -> Result<()> {
         let (dumped, dir, rootfs, log) = (
             Arc::clone(self),
             directory(container),

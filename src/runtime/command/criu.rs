@@ -32,8 +32,9 @@ pub(super) fn enter_shared(bundle: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a cgroup namespace whose root is the container's cgroup, if the container has one of its own: what is restored
-/// without its cgroups inherits it.
+/// Moves into the container's cgroup and makes a cgroup namespace with that as its root, if the container has one of its
+/// own: what is restored without its cgroups inherits it. The program has to be in the cgroup itself, as version 2 lets
+/// nobody move a process over the root of his namespace (`nsdelegate`); runc warns of that until 1.1, and refuses it later.
 pub(super) fn enter_cgroup(bundle: &Path, path: &str) -> Result<()> {
     let failed = |error: cgroups::Error| Error::Cgroup(error.to_string());
     let hierarchies = cgroups::detect().map_err(failed)?;
@@ -44,26 +45,9 @@ pub(super) fn enter_cgroup(bundle: &Path, path: &str) -> Result<()> {
     if !own {
         return Ok(());
     }
-    let before = current()?;
     let cgroup = Cgroup::new(&hierarchies, path).map_err(failed)?;
-    let before = Cgroup::new(&hierarchies, &before).map_err(failed)?;
-    // Its files are opened while they can be seen.
-    let back = before.joiner().map_err(failed)?;
-    cgroup.create().map_err(failed)?;
-    cgroup.join_self().map_err(failed)?;
-    let made = sys::unshare(libc::CLONE_NEWCGROUP).context(|| "make a cgroup namespace".into());
-    // The program itself must not count: it refuses a cgroup that has processes.
-    back.join().map_err(failed)?;
-    made
-}
-
-/// The calling process's cgroup on version 2.
-fn current() -> Result<String> {
-    let file = "/proc/self/cgroup";
-    let text = fs::read_to_string(file).context(|| format!("read {file}"))?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::"));
-    path.map(ToOwned::to_owned)
-        .ok_or_else(|| Error::Cgroup(format!("{file} names no cgroup of version 2")))
+    cgroup.create().and_then(|()| cgroup.join_self()).map_err(failed)?;
+    sys::unshare(libc::CLONE_NEWCGROUP).context(|| "make a cgroup namespace".into())
 }
 
 fn spec(bundle: &Path) -> Result<Spec> {
