@@ -83,6 +83,8 @@ pub enum Error {
 /// When it can't start, or the server fails.
 pub fn run(config: Config) -> Result<(), Error> {
     let system = |attempt| move |source| Error::System { attempt, source };
+    // What whoever started the daemon had open is nothing to monitors, which outlive it.
+    sys::close_range(3, u32::MAX, true).map_err(system("mark inherited descriptors"))?;
     // Held until the process ends.
     let _lock = lock(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

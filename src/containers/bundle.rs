@@ -182,7 +182,11 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         limits::check(wanted, handler.min_memory)?;
     }
     let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-    let user = users::resolve(rootfs, context, &image.config.user)?;
+    let mut user = users::resolve(rootfs, context, &image.config.user)?;
+    if let Some(dumped) = dumped {
+        user = dumped.user(&user)?;
+        dumped.make_sources(config, &daemon.containers)?;
+    }
     let mut facts = host::inspect(config, &daemon.containers)?;
     facts.add_views(views.iter().map(|view| view.as_ref().map(|view| view.path.as_path())));
     if daemon.containers.image_volumes == ImageVolumes::Bind {
@@ -194,6 +198,9 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
             &owner.dir.join("volumes"),
             owners.as_ref(),
         )?;
+        if let Some(dumped) = dumped {
+            dumped.fill(owner, &facts.volumes)?;
+        }
         if let Some(labels) = labels {
             for volume in &facts.volumes {
                 lsm::selinux::relabel(&volume.source, &labels.files)
@@ -213,7 +220,8 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         labels: labels.clone(),
     };
     relabel(config, &facts, labels.as_ref())?;
-    let entries = match daemon.passwd_entries {
+    let had_entries = dumped.as_ref().is_some_and(|dumped| dumped.had_entries());
+    let entries = match daemon.passwd_entries || had_entries {
         true => passwd::write_missing(&owner.dir, rootfs, &user, config, &image.config)?,
         false => passwd::Written::default(),
     };
@@ -265,7 +273,10 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
     spec.annotations_mut().get_or_insert_default().extend(passed);
     add_hooks(&daemon.containers.hooks_dirs, pod, config, &mut spec)?;
     if let Some(dumped) = dumped {
-        dumped.adopt(&mut spec)?;
+        dumped.adopt(&mut spec, &owner.dir)?;
+        if daemon.handler(&owner.record.get().runtime_handler).is_some() {
+            restore::point_to_options(owner, &mut spec);
+        }
     }
     Ok(Made {
         spec,

@@ -24,6 +24,8 @@ use crate::{
 ///
 /// `others` are the pod's other containers. `pod_config` is what the caller says of the pod; it must name the same pod as the one on record, which counts.
 ///
+/// `part` is its part of a pod's checkpoint, from which it then comes.
+///
 /// # Errors
 /// When the pod is not ready, the image is not on the node, or the config can't be met; what was made by then is for
 /// [`undo`].
@@ -32,6 +34,7 @@ pub async fn create(
     container: &Arc<Container>,
     pod_config: Option<PodSandboxConfig>,
     others: &[Arc<Container>],
+    part: Option<restore::Part>,
 ) -> Result<()> {
     let pod = container.sandbox.record.get();
     if !container.sandbox.is_ready() {
@@ -56,14 +59,7 @@ pub async fn create(
         .as_ref()
         .map(|image| image.image.clone())
         .unwrap_or_default();
-    let (image, dumped) = match restore::archive(&named) {
-        Some(archive) => {
-            restore::supported(tools, container)?;
-            let dumped = Arc::new(restore::read(container, archive).await?);
-            (dumped.image(tools).await?, Some(dumped))
-        }
-        None => (tools.images.find(&named).ok_or(Error::NoImage(named))?, None),
-    };
+    let (image, dumped) = restore::find(tools, container, named, part).await?;
     let log_path = asked::log_path(container, &on_record, &config)?;
     let stop_signal = asked::stop_signal(&config, &image)?;
 
@@ -104,9 +100,9 @@ pub async fn create(
             source,
         })?;
     if let Some(dumped) = &dumped {
-        dumped.apply(container, &rootfs, &log_path).await?;
+        dumped.apply(container, &rootfs, &log_path, builtin).await?;
     }
-    let restore = dumped.is_some();
+    let restored = dumped.as_ref().map(|dumped| (dumped.name(), dumped.made_at()));
     container.fail_point("create.rootfs").await?;
     container.stage.enter("image volumes");
     let views = image_volumes::mount(tools, container, &config, owners.as_ref(), labels.as_ref()).await?;
@@ -153,7 +149,11 @@ pub async fn create(
             record.resources = written.resources;
             record.stop_signal = stop_signal;
             record.cgroup_path = written.cgroup_path;
-            record.restore = restore;
+            record.restore = restored.is_some();
+            if let Some((archive, made_at)) = restored {
+                record.checkpoint_archive = archive;
+                record.checkpointed_at = made_at;
+            }
             record.isolation = isolation;
             record.rdt_tasks = written
                 .rdt_tasks

@@ -4,6 +4,7 @@
 //! It holds no protocol of a face and touches no mechanism itself: objects (`sandbox`, `containers`) and the image
 //! store do. Read `pods.rs` for a pod's life from top to bottom.
 
+mod checkpoints;
 mod claims;
 mod containers;
 mod disk;
@@ -32,6 +33,7 @@ use std::{
     time::Duration,
 };
 
+pub use checkpoints::{RestoreOrder, Restored};
 pub use disk::Used;
 pub use error::{Error, Result};
 pub use events::{Event, Moment, Step, Subscription};

@@ -63,26 +63,7 @@ impl Node {
         owner: Owner,
         deadline: Option<Instant>,
     ) -> Result<String> {
-        if config.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty()) {
-            return Err(Error::Invalid(
-                "the pod sandbox config has no metadata with a name".into(),
-            ));
-        }
-        check_size("pod sandbox", &config)?;
-        sandbox::check(self.mechanisms(), &config)?;
-        self.check_handler(&handler)?;
-        self.check_users(&config, &handler).await?;
-        let record = record::Pod {
-            schema: store::schema(),
-            id: store::new_id()?,
-            owner: owner.into(),
-            config: Some(config),
-            runtime_handler: handler,
-            created_at: store::now(),
-            state: PodState::PodCreating.into(),
-            boot_id: self.mechanisms().boot_id.clone(),
-            ..Default::default()
-        };
+        let record = self.new_pod(config, handler, owner).await?;
         let key = PodKey::of(&record);
         let (node, finder, wanted) = (self.clone(), self.clone(), record.config.clone());
         let wanted_key = key.clone();
@@ -95,6 +76,33 @@ impl Node {
                 |why| Err(Error::Internal(format!("run pod sandbox: {why}"))),
             )
             .await
+    }
+
+    /// The record of a pod that is to be made.
+    ///
+    /// # Errors
+    /// When the config is invalid, or the handler unknown or not able to meet it.
+    pub(super) async fn new_pod(&self, config: PodSandboxConfig, handler: String, owner: Owner) -> Result<record::Pod> {
+        if config.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty()) {
+            return Err(Error::Invalid(
+                "the pod sandbox config has no metadata with a name".into(),
+            ));
+        }
+        check_size("pod sandbox", &config)?;
+        sandbox::check(self.mechanisms(), &config)?;
+        self.check_handler(&handler)?;
+        self.check_users(&config, &handler).await?;
+        Ok(record::Pod {
+            schema: store::schema(),
+            id: store::new_id()?,
+            owner: owner.into(),
+            config: Some(config),
+            runtime_handler: handler,
+            created_at: store::now(),
+            state: PodState::PodCreating.into(),
+            boot_id: self.mechanisms().boot_id.clone(),
+            ..Default::default()
+        })
     }
 
     fn check_handler(&self, handler: &str) -> Result<()> {
@@ -128,7 +136,7 @@ impl Node {
     }
 
     /// What an earlier request for this pod has made. What nobody was told of is given only for the same config.
-    fn finished_pod(&self, key: &PodKey, config: Option<&PodSandboxConfig>) -> Option<Result<String>> {
+    pub(super) fn finished_pod(&self, key: &PodKey, config: Option<&PodSandboxConfig>) -> Option<Result<String>> {
         let pod = self.all_pods().into_iter().find(|pod| {
             let record = pod.record.get();
             is_visible(&record) && PodKey::of(&record) == *key
@@ -150,7 +158,12 @@ impl Node {
         })
     }
 
-    async fn create_sandbox(&self, record: record::Pod, deadline: Option<Instant>, callers: Callers) -> Result<String> {
+    pub(super) async fn create_sandbox(
+        &self,
+        record: record::Pod,
+        deadline: Option<Instant>,
+        callers: Callers,
+    ) -> Result<String> {
         self.finish_unseen(&record).await?;
         let pod = Arc::new(Sandbox::new(&self.mechanisms().roots, record));
         let work = async {

@@ -35,6 +35,8 @@ pub struct Features {
     namespaces: BTreeSet<String>,
     /// It maps the owners of files in a mount.
     pub idmapped_mounts: bool,
+    /// It says that it makes and restores checkpoints: it has been built with CRIU.
+    pub restores: bool,
     /// Actions of seccomp profiles; `None` where it does not say.
     seccomp_actions: Option<BTreeSet<String>>,
     /// It sets the I/O priority of a process.
@@ -50,6 +52,7 @@ impl Features {
             mount_options: set(&["rro", "ro", "noexec", "nodev", "nosuid"]),
             namespaces: set(&["cgroup", "ipc", "mount", "network", "pid", "user", "uts"]),
             idmapped_mounts: true,
+            restores: true,
             seccomp_actions: None,
             io_priority: true,
         }
@@ -70,6 +73,12 @@ impl Features {
                 .and_then(|extensions| extensions.idmap)
                 .and_then(|idmap| idmap.enabled)
                 .unwrap_or(false),
+            // runc's and crun's own: `org.opencontainers.runc.checkpoint.enabled`, `run.oci.crun.checkpoint.enabled`.
+            restores: document
+                .annotations
+                .unwrap_or_default()
+                .iter()
+                .any(|(key, value)| key.ends_with(".checkpoint.enabled") && value == "true"),
             seccomp_actions: linux.seccomp.and_then(|seccomp| seccomp.actions),
             io_priority: document.oci_version_max.is_some_and(|version| since_1_1(&version)),
         })
@@ -123,6 +132,7 @@ struct Document {
     oci_version_max: Option<String>,
     mount_options: Option<BTreeSet<String>>,
     linux: Option<Linux>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Default, Deserialize)]
