@@ -17,6 +17,7 @@ pub mod http2;
 pub mod lab;
 pub mod logs;
 pub mod power;
+pub mod pulse;
 pub mod raw;
 pub mod registry;
 #[cfg(test)]
