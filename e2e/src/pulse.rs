@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,6 +80,25 @@ impl<T> Drop for Worker<T> {
     }
 }
 
+/// Lets a socket hold what comes while its thread has no processor: what is lost is to be the network's fault.
+fn roomy(socket: &UdpSocket) -> std::io::Result<()> {
+    let bytes: libc::c_int = 8 << 20;
+    // SAFETY: the socket is open, and the pointer and length are those of a value that outlives the call.
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const bytes).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    match outcome {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
 /// Answers datagrams.
 pub struct Datagrams {
     _worker: Worker<()>,
@@ -92,6 +112,7 @@ impl Datagrams {
     pub fn start(netns: &Path, at: SocketAddr, answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) -> Result<Self> {
         let begin = move || {
             let socket = UdpSocket::bind(at)?;
+            roomy(&socket)?;
             socket.set_read_timeout(Some(TICK))?;
             Ok(socket)
         };
@@ -203,6 +224,7 @@ impl Pulse {
                 ([0u16; 8], 0).into()
             };
             let socket = UdpSocket::bind(own)?;
+            roomy(&socket)?;
             socket.connect(to)?;
             socket.set_read_timeout(Some(TICK))?;
             Ok((socket.try_clone()?, socket))

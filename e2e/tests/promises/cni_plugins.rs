@@ -6,6 +6,7 @@ use wharf_e2e::{Daemon, container, eventually};
 use wharf_proto::cri as pb;
 
 use crate::network::cni;
+use crate::several_hosts::lan;
 use crate::traffic::{addresses, at, netns, node_netns};
 
 /// A daemon with one list of plugins; `DIR` in it is a directory of the test.
@@ -136,17 +137,6 @@ async fn ptp_leads_from_the_node_to_each_pod_and_between_them() {
     daemon.finish().await;
 }
 
-/// Puts a bridge there that plays the node's network card.
-async fn card(daemon: &Daemon) {
-    for line in ["link add outside type bridge", "link set outside up"] {
-        daemon
-            .lab
-            .output("ip", &line.split(' ').collect::<Vec<_>>())
-            .await
-            .unwrap();
-    }
-}
-
 #[tokio::test]
 async fn macvlan_pods_reach_each_other_beside_the_node() {
     let dir = tempfile::tempdir().unwrap();
@@ -155,7 +145,7 @@ async fn macvlan_pods_reach_each_other_beside_the_node() {
         &format!(r#"{{"type":"macvlan","master":"outside","mode":"bridge",{IPAM}}}"#),
     )
     .await;
-    card(&daemon).await;
+    let switch = lan(&[&daemon], &[]).await;
     let (a, _, on_a) = started(&daemon, &daemon.pod("a")).await;
     let (b, id, on_b) = started(&daemon, &daemon.pod("b")).await;
     let server = Server::start(&netns(&daemon, &a), 80, "a").unwrap();
@@ -167,6 +157,7 @@ async fn macvlan_pods_reach_each_other_beside_the_node() {
         daemon.gone(&pod).await;
     }
     daemon.finish().await;
+    switch.end().await.unwrap();
 }
 
 #[tokio::test]
@@ -177,7 +168,7 @@ async fn ipvlan_works_where_the_kernel_has_it_and_is_named_where_it_has_not() {
         &format!(r#"{{"type":"ipvlan","master":"outside","mode":"l2",{IPAM}}}"#),
     )
     .await;
-    card(&daemon).await;
+    let switch = lan(&[&daemon], &[]).await;
     let probe = ["link", "add", "link", "outside", "name", "probe", "type", "ipvlan"];
     if daemon.lab.output("ip", &probe).await.is_ok() {
         daemon.lab.output("ip", &["link", "delete", "probe"]).await.unwrap();
@@ -211,4 +202,5 @@ async fn ipvlan_works_where_the_kernel_has_it_and_is_named_where_it_has_not() {
     })
     .await;
     daemon.finish().await;
+    switch.end().await.unwrap();
 }

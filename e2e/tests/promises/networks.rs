@@ -249,7 +249,13 @@ async fn networks_addresses_and_rules_outlive_the_daemon_and_the_last_to_leave_t
     )
     .await;
     run(&daemon, "db", &["--network", "back"]).await;
-    let tables = async |daemon: &Daemon| daemon.lab.output("nft", &["list", "ruleset"]).await.unwrap();
+    // A table that is made anew is the last of the list.
+    let tables = async |daemon: &Daemon| {
+        let list = daemon.lab.output("nft", &["list", "ruleset"]).await.unwrap();
+        let mut tables: Vec<_> = list.split("table ").map(str::to_owned).collect();
+        tables.sort();
+        tables.concat()
+    };
     let seen = async |daemon: &Daemon| {
         let inspected = ok(daemon, &["network", "inspect", "front", "back"]).await;
         let own = [
@@ -309,25 +315,26 @@ async fn names_are_found_through_every_restart_of_the_daemon() {
     let mut daemon = Daemon::start().await;
     ok(&daemon, &["network", "create", "front"]).await;
     run(&daemon, "web", &["--network", "front", "--network-alias", "www"]).await;
-    run(&daemon, "client", &["--network", "front"]).await;
     let web = own_address(&daemon, "web", "eth0").await;
     let web = web.trim().split('/').next().unwrap().to_owned();
     // One question after the other, by a client that asks again when nobody answers.
     let line = format!(
-        "rm -f /stop; while [ ! -e /stop ]; do nslookup www > /last 2>&1; \
-         if grep -q 'Address.*{web}' /last; then echo found; else echo LOST; cat /last; fi; done > /seen; echo done >> /seen"
+        "while [ ! -e /stop ]; do nslookup -timeout=15 -retry=30 www > /last 2>&1; \
+         if grep -q 'Address.*{web}' /last; then echo found; else echo LOST; cat /last; fi; done > /seen; \
+         echo done >> /seen; sleep 1000"
     );
-    ok(
-        &daemon,
-        &[
-            "exec",
-            "client",
-            "sh",
-            "-c",
-            &format!("({line}) </dev/null >/dev/null 2>&1 &"),
-        ],
-    )
-    .await;
+    let (image, logs) = (daemon.busybox().await, daemon.logs.to_string_lossy().into_owned());
+    let client = [
+        "run",
+        "-d",
+        "--log-dir",
+        &logs,
+        "--name",
+        "client",
+        "--network",
+        "front",
+    ];
+    ok(&daemon, &[&client[..], &[&image, "sh", "-c", &line]].concat()).await;
     let seen = async |daemon: &Daemon| sh(daemon, "client", "cat /seen").await;
     let found = async |daemon: &Daemon, more: usize| {
         let before = seen(daemon).await.matches("found").count();

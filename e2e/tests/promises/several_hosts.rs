@@ -14,7 +14,7 @@ use crate::traffic::{addresses, at, netns, node_netns, pod_with_port};
 const NETS: [&str; 2] = ["192.0.2.", "2001:db8::"];
 
 /// Joins the hosts by a switch in a namespace of its own: host number N, from 1 on, has the address N in each of `nets`.
-async fn lan(hosts: &[&Daemon], nets: &[&str]) -> Lab {
+pub(crate) async fn lan(hosts: &[&Daemon], nets: &[&str]) -> Lab {
     let switch = Lab::start(false).await.unwrap();
     for line in ["link add lan type bridge", "link set lan up"] {
         switch.output("ip", &words(line)).await.unwrap();
@@ -85,7 +85,7 @@ async fn hosts_with_the_built_in_network_reach_each_others_ports_while_daemons_d
         }
     }
     let pulses = [
-        Pulse::datagrams(&netns(&one, &pods[0]), at("192.0.2.2", 8080), Duration::from_millis(2)).unwrap(),
+        Pulse::datagrams(&netns(&one, &pods[0]), at("192.0.2.2", 8080), Duration::from_millis(4)).unwrap(),
         Pulse::connections(&netns(&one, &pods[0]), at("192.0.2.2", 8080), Duration::from_millis(10)).unwrap(),
         Pulse::connections(&node_netns(&three), at("2001:db8::1", 8080), Duration::from_millis(10)).unwrap(),
     ];
@@ -151,7 +151,7 @@ async fn hosts_with_cni_and_routes_to_each_other_give_pods_addresses_that_all_se
     // Host ports are Wharf's here: the list has no portmap. The caller's address stays.
     assert_eq!(call(&in_a, at("192.0.2.2", 8080)).unwrap(), format!("b {on_a}"));
     let pulses = [
-        Pulse::datagrams(&in_a, at(&on_b, 80), Duration::from_millis(2)).unwrap(),
+        Pulse::datagrams(&in_a, at(&on_b, 80), Duration::from_millis(4)).unwrap(),
         Pulse::connections(&in_b, at(&on_a, 80), Duration::from_millis(10)).unwrap(),
     ];
     for host in &mut hosts {
