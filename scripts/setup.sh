@@ -9,6 +9,7 @@ packages=(
   docker-registry skopeo umoci busybox-static   # fixture images and who serves them
   criu                     # checkpoints
   e2fsprogs                # the file system that a test takes the power from
+  strace                   # counts the system calls of the hot paths
   nftables iproute2 util-linux procps jq
   shellcheck
 )

@@ -4,6 +4,7 @@
 //! The room knows nothing of containers, requests or owners' rights. It asks the mechanisms (`netns`, `monitor`,
 //! `store`, `config`) and is asked by `containers` and `node`.
 
+mod claim;
 pub mod files;
 mod measured;
 mod membership;
@@ -21,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use claim::Claim;
 pub use lsm::selinux::Labels;
 pub use measured::{Measured, Taken};
 pub use membership::{HOSTS, HostEntry, NETWORKS, connect, disconnect};
@@ -144,6 +146,8 @@ pub struct Sandbox {
     pub teardown: tokio::sync::Mutex<()>,
     /// What its creation is at.
     pub stage: Stage,
+    /// Whether anybody has been told of it.
+    pub claim: Claim,
     /// Its line in lists.
     pub listed: Rendering<Arc<record::Pod>>,
     /// How figures name it.
@@ -173,6 +177,7 @@ impl Sandbox {
             paths,
             teardown: tokio::sync::Mutex::new(()),
             stage: Stage::default(),
+            claim: Claim::default(),
             listed: Rendering::default(),
             attributes: Rendering::default(),
             image_volumes: tokio::sync::Mutex::new(()),
