@@ -24,7 +24,7 @@ use crate::{
     runtime::features,
     sandbox::{Mechanisms, Roots},
     store::{self, StateLock},
-    streaming,
+    streaming, sys,
 };
 
 /// How often the memory is looked after, and when first.

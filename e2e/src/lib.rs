@@ -18,6 +18,7 @@ pub mod lab;
 pub mod logs;
 pub mod nri;
 pub mod power;
+pub mod pulse;
 pub mod raw;
 pub mod registry;
 #[cfg(test)]

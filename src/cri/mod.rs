@@ -18,6 +18,7 @@ mod info;
 mod inout;
 mod lists;
 mod metrics;
+mod networks;
 mod own;
 mod pods;
 mod ready;

@@ -7,6 +7,7 @@
 mod claim;
 pub mod files;
 mod measured;
+mod membership;
 pub mod nri;
 mod paths;
 mod stage;
@@ -25,6 +26,7 @@ use std::{
 pub use claim::Claim;
 pub use lsm::selinux::Labels;
 pub use measured::{Measured, Taken};
+pub use membership::{HOSTS, HostEntry, NETWORKS, connect, disconnect};
 pub use paths::{PodPaths, Roots, container_exit, container_record};
 pub use stage::Stage;
 pub use start::{bring_up, check, visible_hostname};
@@ -331,9 +333,10 @@ impl Sandbox {
     fn network_error(&self) -> impl FnOnce(netns::Error) -> Error + '_ {
         |source| match source {
             // Wrong in what was asked for, not in the machine.
-            netns::Error::Sysctl { .. } | netns::Error::Setting { .. } | netns::Error::PortMapping { .. } => {
-                Error::Invalid(source.to_string())
-            }
+            netns::Error::Sysctl { .. }
+            | netns::Error::Setting { .. }
+            | netns::Error::PortMapping { .. }
+            | netns::Error::BadNetwork { .. } => Error::Invalid(source.to_string()),
             source => Error::Network {
                 pod: self.id.clone(),
                 source: Box::new(source),
@@ -363,6 +366,8 @@ impl Sandbox {
             handler,
             ips: Vec::new(),
             mac: None,
+            // Checked when the pod was asked for.
+            networks: membership::networks(&record).unwrap_or_default(),
         }
     }
 }
