@@ -12,6 +12,7 @@ mod isolation;
 mod model;
 mod network;
 mod source;
+mod trust;
 mod validate;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ pub use model::{
 };
 pub use network::{BuiltinNetwork, Cni};
 use source::Layers;
+pub use trust::{Keyless, ScopePolicy, Trust, TrustScope, Verdict};
 
 /// Where the configuration is looked for when no path is given; it may be absent.
 pub const DEFAULT_PATH: &str = "/etc/wharf/wharf.toml";

@@ -70,8 +70,17 @@ pub async fn create(
             let dumped = Arc::new(restore::read(container, archive).await?);
             (dumped.image(tools).await?, Some(dumped))
         }
-        None => (tools.images.find(&named).ok_or(Error::NoImage(named))?, None),
+        None => (tools.images.find(&named).ok_or(Error::NoImage(named.clone()))?, None),
     };
+    if let Some(artifact) = &image.artifact {
+        return Err(Error::Invalid(format!(
+            "{named:?} is an artifact of type {:?}, not an image: it can be mounted as a volume, not run",
+            artifact.kind
+        )));
+    }
+    let asked = config.image.as_ref().map(|image| image.user_specified_image.as_str());
+    let asked = asked.filter(|asked| !asked.is_empty()).unwrap_or(&named);
+    tools.images.vouch(&image, asked).await.map_err(Error::Image)?;
     let log_path = log_path(&on_record, &config)?;
     let stop_signal = stop_signal(&config, &image)?;
 
