@@ -4,6 +4,7 @@
 //! `WHARF_HANDLERS="builtin runc crun"` says on which runtime handlers the pod's life is tested (default: all).
 
 mod archives;
+mod artifacts;
 mod bad_calls;
 mod bad_input;
 mod bad_requests;
@@ -34,6 +35,7 @@ mod life;
 mod limits;
 mod logs;
 mod metrics;
+mod migrate;
 mod monitor_points;
 mod monitors;
 mod mounts;
@@ -66,6 +68,7 @@ mod streaming_leaks;
 mod streaming_tls;
 mod stuck;
 mod terminal;
+mod trust;
 mod update;
 mod upgrade;
 mod userns;
