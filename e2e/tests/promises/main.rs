@@ -46,6 +46,7 @@ mod overload;
 mod policy;
 mod power_loss;
 mod profiles;
+mod pull_memory;
 mod races;
 mod reads;
 mod reboot;

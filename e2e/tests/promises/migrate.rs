@@ -14,7 +14,7 @@ fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// What is migrated is what a pull would have brought, and works.
+/// What is migrated is what a pull would have brought.
 async fn is_as_pulled(daemon: &Daemon, source: &[&str], names: &[(&str, String)]) {
     for (fixture, name) in names {
         let pulled = daemon.cri.image(&daemon.pull(fixture).await).await.unwrap().unwrap();
@@ -34,10 +34,14 @@ async fn is_as_pulled(daemon: &Daemon, source: &[&str], names: &[(&str, String)]
     }
     let (good, said) = wharf(daemon, &["fsck"]).await;
     assert!(good, "{said}");
+}
+
+/// A container of it does.
+async fn works(daemon: &Daemon, name: &str) {
     let sandbox = daemon.pod("migrated");
     let pod = daemon.cri.run_pod(&sandbox, "").await.unwrap();
     let main = daemon
-        .started(&pod, &sandbox, &container("main", &names[0].1, "sleep 1000"))
+        .started(&pod, &sandbox, &container("main", name, "sleep 1000"))
         .await;
     assert_eq!(daemon.cri.shell(&main, "echo works").await.unwrap(), "works\n");
     daemon.gone(&pod).await;
@@ -64,6 +68,7 @@ async fn images_of_cri_o_and_podman_are_taken_over() {
         "a dry run takes nothing over"
     );
     is_as_pulled(&daemon, &["--storage", &root], &names).await;
+    works(&daemon, &names[0].1).await;
     let (good, said) = wharf(&daemon, &["migrate", "--storage", &root, "absent"]).await;
     assert!(!good && said.contains("no image \"absent\""), "{said}");
     let (good, said) = wharf(&daemon, &["migrate", "--storage", "/nowhere"]).await;
@@ -129,5 +134,6 @@ async fn images_of_containerd_are_taken_over_while_it_runs() {
     assert!(!good && said.contains("has let go of it"), "{said}");
     containerd.start_kill().unwrap();
     containerd.wait().await.unwrap();
+    works(&daemon, &names[0].1).await;
     daemon.finish().await;
 }

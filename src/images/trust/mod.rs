@@ -95,14 +95,15 @@ impl Trust {
         use std::os::unix::fs::MetadataExt as _;
         let about = std::fs::metadata(&self.policy_json).ok();
         let stamp = about.and_then(|about| Some((about.ino(), about.size(), about.modified().ok()?)));
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, policy)) = &*read
+        // Not held while the file is read: who waits for a slow disk should hold up nobody.
+        let read = || self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, policy)) = &*read()
             && *known == stamp
         {
             return Ok(policy.clone());
         }
         let policy = policy_json::read(&self.policy_json)?;
-        *read = Some((stamp, policy.clone()));
+        *read() = Some((stamp, policy.clone()));
         Ok(policy)
     }
 

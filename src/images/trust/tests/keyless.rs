@@ -10,7 +10,10 @@ use rcgen::{
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Attached, Keys, NOTHING_ELSE, key_pem, payload, pem, pull, signature};
+use super::{
+    super::{certificate, signature::Signature},
+    Attached, Keys, NOTHING_ELSE, key_pem, payload, pem, pull, signature,
+};
 use crate::images::testing::Lab;
 
 const NOW: i64 = 1_700_000_000;
@@ -264,5 +267,41 @@ async fn a_bundle_that_refers_to_the_image_counts_however_it_is_found() {
             Ok(_) => assert_eq!(reason, ""),
             Err(error) => assert!(!reason.is_empty() && error.contains(reason), "{reason:?}: {error}"),
         }
+    }
+}
+
+#[test]
+fn damaged_certificates_and_bundles_are_refused_without_a_panic() {
+    let store = sigstore(true);
+    let good = store.leaf.der().to_vec();
+    let said = certificate::said(&good).unwrap();
+    assert_eq!(
+        (said.issuer.as_deref(), said.identities),
+        (Some(ISSUER), vec![IDENTITY.to_owned()])
+    );
+    let roots = [store.root.der().clone()];
+    for at in 0..good.len() {
+        let _ = certificate::said(&good[..at]);
+        for value in [0, 0x7f, 0x81, 0xff] {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            let _ = certificate::said(&bytes);
+            if bytes != good {
+                let chain = [bytes, store.between.der().to_vec()];
+                assert!(
+                    certificate::check(&chain, &roots, NOW as u64).is_err(),
+                    "byte {at} is {value}"
+                );
+            }
+        }
+    }
+    let chain = [good, store.between.der().to_vec()];
+    certificate::check(&chain, &roots, NOW as u64).unwrap();
+    for json in [
+        "{}",
+        "[]",
+        r#"{"verificationMaterial":{},"dsseEnvelope":{"payload":"","payloadType":"","signatures":[]}}"#,
+    ] {
+        assert!(Signature::from_bundle(json.as_bytes()).is_none(), "{json}");
     }
 }
