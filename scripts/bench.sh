@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Measures Wharf beside Debian's containerd and runc: same machine, same client, same images, turn by turn.
+# Measures Wharf beside Debian's containerd, with runc and crun: same machine, same client, same images, turn by turn.
 #   scripts/bench.sh WHARF [reads] [arguments of the bench program, for example --rounds 5]
+# Wharf runs twice: with its built-in network (endpoints wharf, wharf-runc and wharf-crun, by handler), and with the CNI plugins
+# that containerd has (wharf-cni). BENCH_ENDPOINTS="wharf containerd" takes only some of them.
 # With `reads`: how long lists and statuses take with 1,000 containers, while others come and go; Wharf has one more, which
 # is stuck in a file system that does not answer.
 # Each daemon has its own state; both live in namespaces and cgroups of their own, so that the machine's stay as they are.
-# BENCH_CNI=1 gives Wharf the same CNI plugins as containerd instead of its built-in network; BENCH_PEERS=wharf measures it
-# alone.
 set -euo pipefail
 
 if [ "${BENCH_INSIDE:-}" != 1 ]; then
   wharf=$(readlink -f "${1:?usage: bench.sh WHARF [arguments]}")
   shift
   here=$(cd "$(dirname "$0")/.." && pwd)
-  [ "${BENCH_PEERS:-}" = wharf ] || "$here/scripts/setup.sh" bench >/dev/null
+  "$here/scripts/setup.sh" bench >/dev/null
   export BENCH_INSIDE=1 BENCH_PROGRAM="$here/target/release/bench"
   exec "$here/target/release/lab" run "bench-$$" "$(readlink -f "$0")" "$wharf" "$@"
 fi
@@ -23,10 +23,12 @@ dir=$(mktemp -d /tmp/wb.XXXXXX)
 # What a failure has left is unmounted first; the lab ends the processes.
 trap 'awk -v dir="$dir/" "index(\$5, dir) == 1 { print \$5 }" /proc/self/mountinfo | tac | xargs -r umount --lazy; rm -rf "$dir"' EXIT
 mode=()
+endpoints=${BENCH_ENDPOINTS:-wharf wharf-runc wharf-crun wharf-cni containerd containerd-crun}
 if [ "${1:-}" = reads ]; then
   shift
   mode=(reads --stuck "wharf=$dir/stuck")
   BENCH_LAYERS=1 BENCH_MIB=1
+  endpoints=${BENCH_ENDPOINTS:-wharf containerd}
 fi
 ip link set lo up
 mkdir -p "$dir/work" "$dir/cni" "$dir/storage"
@@ -66,28 +68,71 @@ runtime_type = "io.containerd.runc.v2"
 # Without a table of options the shim of Debian's 1.6 waits for them and fails.
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
 SystemdCgroup = false
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.crun]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.crun.options]
+BinaryName = "/usr/bin/crun"
+SystemdCgroup = false
 [plugins."io.containerd.grpc.v1.cri".registry.mirrors."127.0.0.1:5000"]
 endpoint = ["http://127.0.0.1:5000"]
 TOML
-cat >"$dir/wharf.toml" <<TOML
-state_dir = "$dir/wharf"
-run_dir = "$dir/run"
-network = "$([ "${BENCH_CNI:-}" = 1 ] && echo cni || echo builtin)"
+for network in builtin cni; do
+  cat >"$dir/wharf-$network.toml" <<TOML
+state_dir = "$dir/wharf-$network"
+run_dir = "$dir/run-$network"
+network = "$network"
 [cni]
 conf_dir = "$dir/cni"
 bin_dirs = ["/usr/lib/cni"]
+[runtimes.runc]
+path = "/usr/sbin/runc"
+[runtimes.crun]
+path = "/usr/bin/crun"
 TOML
+done
 
-"$wharf" serve --config "$dir/wharf.toml" >"$dir/wharf.log" 2>&1 &
-daemons=($!)
-peers=(--endpoint "wharf=unix://$dir/run/wharf.sock" --daemon-pid "wharf=$!")
-sockets=("$dir/run/wharf.sock")
-if [ "${BENCH_PEERS:-}" != wharf ]; then
-  containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 &
-  daemons+=($!)
-  peers+=(--endpoint "containerd=unix://$dir/containerd.sock" --daemon-pid "containerd=$!")
-  sockets+=("$dir/containerd.sock")
-fi
+# start NAME SOCKET COMMAND...: sets pid.
+daemons=()
+sockets=()
+start() {
+  local name=$1 socket=$2
+  shift 2
+  "$@" >"$dir/$name.log" 2>&1 &
+  pid=$!
+  daemons+=("$pid")
+  sockets+=("$socket")
+}
+peers=()
+builtin=
+containerd=
+for name in $endpoints; do
+  case $name in
+    wharf | wharf-runc | wharf-crun)
+      socket=$dir/run-builtin/wharf.sock
+      if [ -z "$builtin" ]; then
+        start wharf "$socket" "$wharf" serve --config "$dir/wharf-builtin.toml"
+        builtin=$pid
+        peers+=(--daemon-pid "$name=$builtin")
+      fi
+      peers+=(--endpoint "$name=unix://$socket")
+      [ "$name" = wharf ] || peers+=(--handler "$name=${name#wharf-}")
+      ;;
+    wharf-cni)
+      start wharf-cni "$dir/run-cni/wharf.sock" "$wharf" serve --config "$dir/wharf-cni.toml"
+      peers+=(--endpoint "$name=unix://$dir/run-cni/wharf.sock" --daemon-pid "$name=$pid")
+      ;;
+    containerd | containerd-crun)
+      if [ -z "$containerd" ]; then
+        start containerd "$dir/containerd.sock" containerd --config "$dir/containerd.toml"
+        containerd=$pid
+        peers+=(--daemon-pid "$name=$pid")
+      fi
+      peers+=(--peer "$name=unix://$dir/containerd.sock")
+      [ "$name" = containerd ] || peers+=(--handler "$name=crun")
+      ;;
+    *) echo "no endpoint is called $name" >&2 && exit 2 ;;
+  esac
+done
 for socket in "${sockets[@]}"; do
   for _ in $(seq 200); do
     "$wharf" --endpoint "unix://$socket" version >/dev/null 2>&1 && continue 2

@@ -10,6 +10,7 @@ packages=(
   criu                     # checkpoints
   containerd openssl       # images to take over, and who signs some
   e2fsprogs                # the file system that a test takes the power from
+  strace                   # counts the system calls of the hot paths
   nftables iproute2 util-linux procps jq
   shellcheck
 )

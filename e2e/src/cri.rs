@@ -26,6 +26,15 @@ pub struct Cri {
 }
 
 impl Cri {
+    /// Name and version of the runtime.
+    ///
+    /// # Errors
+    /// What the server answers.
+    pub async fn version(&self) -> Answer<pb::VersionResponse> {
+        let request = pb::VersionRequest::default();
+        Ok(self.runtime.clone().version(request).await?.into_inner())
+    }
+
     /// Connects to a socket.
     ///
     /// # Errors

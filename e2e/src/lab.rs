@@ -16,6 +16,12 @@ use crate::Result;
 /// can't have any.
 pub const PROCESSES: &str = "lab-processes";
 
+/// Whether the machine has cgroup v2 alone.
+#[must_use]
+pub fn is_v2() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 /// Own network, mount, PID and cgroup namespaces. They end, with all that runs in them, when this is dropped.
 pub struct Lab {
     /// The outer process; its standard input is the lab's life line.

@@ -18,7 +18,7 @@ mod validate;
 use std::path::{Path, PathBuf};
 
 pub use containers::{Containers, ImageVolumes, MissingHostPaths, Ulimit, parse_device};
-pub use handlers::{ExecCpuAffinity, RuntimeHandler, SECCOMP_NOTIFIER};
+pub use handlers::{ExecCpuAffinity, RuntimeHandler, SECCOMP_NOTIFIER, SHM_SIZE};
 pub use isolation::{CpuIsolation, CpuSet};
 pub use model::{
     BUILTIN_RUNTIME, BlockIoClass, Cdi, CgroupDriver, Config, IpPreference, Log, LogFormat, NetworkMode, Pull, Rdt,

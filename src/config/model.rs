@@ -29,6 +29,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Group that may use the socket beside root.
     pub socket_group: Option<String>,
+    /// Seconds that a pod or container is kept whose creation ended when nobody waited for it any more; 1 to 3600.
+    pub unclaimed_secs: u64,
     /// Who connects pods to the network.
     pub network: NetworkMode,
     /// Which of a pod's addresses is told first.
@@ -272,6 +274,7 @@ pub(super) fn defaults() -> Config {
         run_dir: "/run/wharf".into(),
         socket: PathBuf::new(),
         socket_group: None,
+        unclaimed_secs: 120,
         network: NetworkMode::Builtin,
         ip_preference: IpPreference::Ipv4,
         log: Log::default(),

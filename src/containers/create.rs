@@ -1,10 +1,6 @@
 //! Creating a container: image, root filesystem, spec. Nothing runs yet.
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use oci_spec::runtime::Spec;
 use wharf_proto::{
@@ -13,11 +9,11 @@ use wharf_proto::{
 };
 
 use super::{
-    Container, Error, Result, Tools, access, base, cdi, cpus, ending, hooks, host,
+    Container, Error, Result, Tools, access, asked, base, cdi, cpus, ending, hooks, host,
     image_volumes::{self, View},
     limits, passwd, restore,
     seccomp::{self, notify},
-    signals, spec, users, volumes,
+    spec, users, volumes,
 };
 use crate::{
     config::{ImageVolumes, SECCOMP_NOTIFIER},
@@ -72,17 +68,9 @@ pub async fn create(
         }
         None => (tools.images.find(&named).ok_or(Error::NoImage(named.clone()))?, None),
     };
-    if let Some(artifact) = &image.artifact {
-        return Err(Error::Invalid(format!(
-            "{named:?} is an artifact of type {:?}, not an image: it can be mounted as a volume, not run",
-            artifact.kind
-        )));
-    }
-    let asked = config.image.as_ref().map(|image| image.user_specified_image.as_str());
-    let asked = asked.filter(|asked| !asked.is_empty()).unwrap_or(&named);
-    tools.images.vouch(&image, asked).await.map_err(Error::Image)?;
-    let log_path = log_path(&on_record, &config)?;
-    let stop_signal = stop_signal(&config, &image)?;
+    asked::may_run(tools, &image, &named, &config).await?;
+    let log_path = asked::log_path(container, &on_record, &config)?;
+    let stop_signal = asked::stop_signal(&config, &image)?;
 
     container.stage.enter("record");
     let directory = Arc::clone(container);
@@ -357,6 +345,7 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
             if let Some(dumped) = dumped {
                 dumped.adopt(&mut spec)?;
             }
+            asked::check_directory(&owner, rootfs, &spec)?;
             let notifier = tell_blocked(&handler.effective(&pod.annotations), runtime, &owner, &mut spec)?;
             let json = serde_json::to_vec(&spec).map_err(|error| Error::Invalid(error.to_string()))?;
             store::write_file(&owner.dir.join("config.json"), &json, 0o600)?;
@@ -376,7 +365,7 @@ fn tell_blocked(
     container: &Container,
     spec: &mut Spec,
 ) -> Result<Option<notify::Action>> {
-    let Some(action) = notify::Action::read(annotations).map_err(Error::Invalid)? else {
+    let Some(action) = notify::Action::read(annotations) else {
         return Ok(None);
     };
     let Some(linux) = spec.linux_mut() else { return Ok(None) };
@@ -506,40 +495,6 @@ pub(super) fn pid_namespace(
         NamespaceMode::Container | NamespaceMode::Node => return Ok(None),
     };
     Ok((pid > 0).then(|| PathBuf::from(format!("/proc/{pid}/ns/pid"))))
-}
-
-/// The log's absolute path; empty when none is wanted.
-fn log_path(pod: &PodSandboxConfig, config: &ContainerConfig) -> Result<String> {
-    if pod.log_directory.is_empty() || config.log_path.is_empty() {
-        return Ok(String::new());
-    }
-    let relative = Path::new(&config.log_path);
-    let inside = |part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir);
-    if !relative.components().all(inside) || config.log_path.contains('\0') {
-        return Err(Error::Invalid(format!(
-            "log path {:?} leaves the pod's log directory",
-            config.log_path
-        )));
-    }
-    Ok(Path::new(&pod.log_directory).join(relative).display().to_string())
-}
-
-/// The signal that StopContainer sends first: the container's, else the image's, else SIGTERM (feature row B7).
-fn stop_signal(config: &ContainerConfig, image: &Image) -> Result<String> {
-    if let Some(name) = signals::from_cri(config.stop_signal()) {
-        return Ok(name);
-    }
-    let name = image.config.stop_signal.trim();
-    if name.is_empty() {
-        return Ok("SIGTERM".to_owned());
-    }
-    match signals::number(name) {
-        Some(_) => Ok(name.to_owned()),
-        None => Err(Error::Invalid(format!(
-            "image {} has an unknown stop signal {name:?}",
-            image.id
-        ))),
-    }
 }
 
 /// The container's cgroup: below the pod's, which kubelet makes and limits.

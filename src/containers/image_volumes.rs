@@ -90,7 +90,7 @@ fn check(mount: &cri::Mount, owners: Option<&Owners>) -> Result<()> {
         .any(|part| matches!(part, Component::ParentDir | Component::RootDir))
         || mount.image_sub_path.contains('\0')
     {
-        "image_sub_path must be relative and must not contain \"..\""
+        "image_sub_path must be relative and must not contain \"..\": path escapes from parent"
     } else {
         return Ok(());
     };
@@ -127,9 +127,12 @@ async fn mount_one(
     let path = path.map_err(|error| {
         let sub_path = &mount.image_sub_path;
         let why = match error.kind() {
-            io::ErrorKind::NotFound => format!("sub path {sub_path:?} does not exist in image {}", image.id),
+            io::ErrorKind::NotFound => format!("sub path {sub_path:?} does not exist in image volume {}", image.id),
             io::ErrorKind::NotADirectory => {
-                format!("sub path {sub_path:?} of image {} is not a directory", image.id)
+                format!(
+                    "sub path {sub_path:?} of image {} is not a directory, and only directory subpath is supported",
+                    image.id
+                )
             }
             _ => format!("sub path {sub_path:?} of image {}: {error}", image.id),
         };

@@ -5,6 +5,7 @@
 
 mod access;
 mod archive;
+mod asked;
 pub mod base;
 pub mod caps;
 pub mod cdi;
@@ -61,7 +62,7 @@ use crate::{
     images::{self, Images},
     monitor,
     monitor::client::Client,
-    sandbox::{Mechanisms, Sandbox, Stage, container_exit, container_record},
+    sandbox::{Claim, Mechanisms, Sandbox, Stage, container_exit, container_record},
     store,
     store::{Published, Rendering},
 };
@@ -175,6 +176,8 @@ pub struct Container {
     pub record: Published<record::Container>,
     /// What its creation is at.
     pub stage: Stage,
+    /// Whether anybody has been told of it.
+    pub claim: Claim,
     /// Its line in lists.
     pub listed: Rendering<Arc<record::Container>>,
     /// Its line in lists of stats.
@@ -210,6 +213,7 @@ impl Container {
             dir,
             sandbox,
             stage: Stage::default(),
+            claim: Claim::default(),
             listed: Rendering::default(),
             stats_listed: Rendering::default(),
             metrics_listed: Rendering::default(),

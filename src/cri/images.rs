@@ -17,12 +17,20 @@ use crate::{
 
 impl Face {
     pub(super) async fn pull(&self, request: PullImageRequest) -> Result<String, Status> {
-        let image = request.image.map(|image| image.image).unwrap_or_default();
+        let spec = request.image.unwrap_or_default();
+        let image = spec.image;
         if image.is_empty() {
             return Err(Status::invalid_argument("the request names no image"));
         }
-        self.node()?
-            .pull(&image, request.auth, None)
+        let node = self.node()?;
+        // All handlers run the same images; one that is not there would never run this.
+        if !node.config().has_handler(&spec.runtime_handler) {
+            return Err(Status::invalid_argument(format!(
+                "pull {image}: no runtime handler {:?} is configured",
+                spec.runtime_handler
+            )));
+        }
+        node.pull(&image, request.auth, None)
             .await
             .map_err(|error| status(&error.into()))
     }

@@ -3,10 +3,13 @@
 //! One file per group of calls; `status.rs` is the one place where errors become codes; `server.rs` listens.
 
 mod authority;
+mod cni_result;
 mod containers;
 mod elsewhere;
 mod events;
 mod filters;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gathered;
 mod image_service;
 mod images;

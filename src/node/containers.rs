@@ -10,6 +10,7 @@ use wharf_proto::{
 
 use super::{
     ContainerKey, Error, Node, Result,
+    joined::Callers,
     pods::{absent_is_none, check_size},
 };
 use crate::{
@@ -68,13 +69,14 @@ impl Node {
             ..Default::default()
         };
         let key = ContainerKey::of(&record);
-        let (node, finder, wanted) = (self.clone(), self.clone(), key.clone());
+        let (node, finder, wanted) = (self.clone(), self.clone(), record.config.clone());
+        let wanted_key = key.clone();
         self.inner
             .container_jobs
             .run(
                 key,
-                move || finder.finished_container(&wanted),
-                move || async move { node.make_container(pod, record, pod_config).await },
+                move || finder.finished_container(&wanted_key, wanted.as_ref()),
+                move |callers| async move { node.make_container(pod, record, pod_config, callers).await },
                 |why| Err(Error::Internal(format!("create container: {why}"))),
             )
             .await
@@ -89,11 +91,19 @@ impl Node {
             .await
     }
 
-    fn finished_container(&self, key: &ContainerKey) -> Option<Result<String>> {
+    /// What an earlier request for this container has made. What nobody was told of is given only for the same config.
+    fn finished_container(&self, key: &ContainerKey, config: Option<&ContainerConfig>) -> Option<Result<String>> {
         let container = self
             .containers_of(&key.pod)
             .into_iter()
             .find(|container| ContainerKey::of(&container.record.get()) == *key)?;
+        if container.claim.is_hidden() {
+            let same = container.record.get().config.as_ref() == config;
+            if !(same && container.claim.claim()) {
+                return None;
+            }
+            self.tell_container(&container);
+        }
         Some(match container.state() {
             ContainerState::ContainerCreated => Ok(container.id.clone()),
             _ => Err(Error::Exists(format!(
@@ -108,11 +118,16 @@ impl Node {
         pod: Arc<Sandbox>,
         record: record::Container,
         pod_config: Option<PodSandboxConfig>,
+        callers: Callers,
     ) -> Result<String> {
+        self.finish_unseen_containers(&record).await;
         let container = Arc::new(Container::new(pod, record));
         let others = self.containers_of(&container.sandbox.id);
         let work = containers::create(&self.inner.tools, &container, pod_config, &others);
         let made = self.follow("CreateContainer", &container, work).await;
+        if made.is_ok() && container.sandbox.is_ready() && callers.are_gone() {
+            self.hide_container(&container);
+        }
         // Listed even before it is complete, so that a pod stopped meanwhile finds it.
         self.insert_container(&container);
         let made = match made {
@@ -240,7 +255,8 @@ impl Node {
         let container = self.container(id)?;
         let gone = CancellationToken::new();
         let _caller = gone.clone().drop_guard();
-        self.own(async move { Ok(containers::exec_sync(&container, command, timeout, gone).await?) })
+        let drain = Duration::from_secs(self.config().containers.exec_drain_secs);
+        self.own(async move { Ok(containers::exec_sync(&container, command, timeout, drain, gone).await?) })
             .await
     }
 

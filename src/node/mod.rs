@@ -4,6 +4,7 @@
 //! It holds no protocol of a face and touches no mechanism itself: objects (`sandbox`, `containers`) and the image
 //! store do. Read `pods.rs` for a pod's life from top to bottom.
 
+mod claims;
 mod containers;
 mod disk;
 mod disk_usage;
@@ -277,7 +278,7 @@ impl Node {
     pub fn pods(&self, owners: &[Owner]) -> Vec<Arc<Sandbox>> {
         let pods = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);
         pods.values()
-            .filter(|pod| owners.contains(&pod.owner) && pods::is_visible(&pod.record.get()))
+            .filter(|pod| owners.contains(&pod.owner) && pods::is_visible(&pod.record.get()) && !pod.claim.is_hidden())
             .cloned()
             .collect()
     }
@@ -289,7 +290,9 @@ impl Node {
         containers
             .values()
             .filter(|container| {
-                owners.contains(&container.sandbox.owner) && containers::is_visible(&container.record.get())
+                owners.contains(&container.sandbox.owner)
+                    && containers::is_visible(&container.record.get())
+                    && !container.claim.is_hidden()
             })
             .cloned()
             .collect()
@@ -309,11 +312,12 @@ impl Node {
     /// # Errors
     /// [`Error::NotFound`], or [`Error::Invalid`] when several ids begin so.
     pub fn pod(&self, id: &str) -> Result<Arc<Sandbox>> {
-        by_id(
+        let found = by_id(
             &self.inner.pods.read().unwrap_or_else(PoisonError::into_inner),
             "pod sandbox",
             id,
-        )
+        );
+        claims::told("pod sandbox", id, found?)
     }
 
     /// The container with this id or unambiguous beginning of an id.
@@ -321,11 +325,12 @@ impl Node {
     /// # Errors
     /// As [`Node::pod`].
     pub fn container(&self, id: &str) -> Result<Arc<Container>> {
-        by_id(
+        let found = by_id(
             &self.inner.containers.read().unwrap_or_else(PoisonError::into_inner),
             "container",
             id,
-        )
+        );
+        claims::told("container", id, found?)
     }
 
     /// Takes the node's pod CIDR from kubelet: a CNI configuration is made of it if there is a template and no

@@ -12,7 +12,7 @@ use wharf_proto::{
     record::{self, Owner, PodState},
 };
 
-use super::{Error, Node, PodKey, Result};
+use super::{Error, Node, PodKey, Result, joined::Callers};
 use crate::{containers, monitor, sandbox, sandbox::Sandbox, store};
 
 /// Lists show pods that were brought up once, until their removal is done.
@@ -21,7 +21,7 @@ pub(super) fn is_visible(record: &record::Pod) -> bool {
 }
 
 impl PodKey {
-    fn of(record: &record::Pod) -> Self {
+    pub(super) fn of(record: &record::Pod) -> Self {
         let metadata = record
             .config
             .as_ref()
@@ -34,6 +34,18 @@ impl PodKey {
             attempt: metadata.attempt,
             owner: record.owner,
         }
+    }
+
+    /// Whether the two differ in the attempt at most.
+    pub(super) fn is_of_the_same_pod(&self, other: &Self) -> bool {
+        let Self {
+            name,
+            namespace,
+            uid,
+            attempt: _,
+            owner,
+        } = self;
+        (name, namespace, uid, owner) == (&other.name, &other.namespace, &other.uid, &other.owner)
     }
 }
 
@@ -72,13 +84,14 @@ impl Node {
             ..Default::default()
         };
         let key = PodKey::of(&record);
-        let (node, finder, wanted) = (self.clone(), self.clone(), key.clone());
+        let (node, finder, wanted) = (self.clone(), self.clone(), record.config.clone());
+        let wanted_key = key.clone();
         self.inner
             .pod_jobs
             .run(
                 key,
-                move || finder.finished_pod(&wanted),
-                move || async move { node.create_sandbox(record, deadline).await },
+                move || finder.finished_pod(&wanted_key, wanted.as_ref()),
+                move |callers| async move { node.create_sandbox(record, deadline, callers).await },
                 |why| Err(Error::Internal(format!("run pod sandbox: {why}"))),
             )
             .await
@@ -114,17 +127,19 @@ impl Node {
         Ok(())
     }
 
-    /// What an earlier request for this pod has made.
-    fn finished_pod(&self, key: &PodKey) -> Option<Result<String>> {
-        let pods = self
-            .inner
-            .pods
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let pod = pods.values().find(|pod| {
+    /// What an earlier request for this pod has made. What nobody was told of is given only for the same config.
+    fn finished_pod(&self, key: &PodKey, config: Option<&PodSandboxConfig>) -> Option<Result<String>> {
+        let pod = self.all_pods().into_iter().find(|pod| {
             let record = pod.record.get();
             is_visible(&record) && PodKey::of(&record) == *key
         })?;
+        if pod.claim.is_hidden() {
+            let same = pod.record.get().config.as_ref() == config;
+            if !(same && pod.is_ready() && pod.claim.claim()) {
+                return None;
+            }
+            self.tell_pod(&pod);
+        }
         Some(if pod.is_ready() {
             Ok(pod.id.clone())
         } else {
@@ -135,8 +150,8 @@ impl Node {
         })
     }
 
-    async fn create_sandbox(&self, record: record::Pod, deadline: Option<Instant>) -> Result<String> {
-        self.finish_unseen(&PodKey::of(&record)).await?;
+    async fn create_sandbox(&self, record: record::Pod, deadline: Option<Instant>, callers: Callers) -> Result<String> {
+        self.finish_unseen(&record).await?;
         let pod = Arc::new(Sandbox::new(&self.mechanisms().roots, record));
         let work = sandbox::bring_up(self.mechanisms(), &pod, deadline);
         let name = name_of(&pod);
@@ -146,6 +161,9 @@ impl Node {
             .await
         {
             Ok(events) => {
+                if callers.are_gone() {
+                    self.hide_pod(&pod);
+                }
                 self.insert_pod(&pod);
                 self.tell_pod(&pod);
                 self.watch(&pod, events);
@@ -163,28 +181,6 @@ impl Node {
                 Err(error.into())
             }
         }
-    }
-
-    /// Removes what a daemon that was killed had begun for the same pod: the start of this one may still be at it.
-    async fn finish_unseen(&self, key: &PodKey) -> Result<()> {
-        let unseen: Vec<_> = {
-            let pods = self
-                .inner
-                .pods
-                .read()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            pods.values()
-                .filter(|pod| {
-                    let record = pod.record.get();
-                    !is_visible(&record) && PodKey::of(&record) == *key
-                })
-                .cloned()
-                .collect()
-        };
-        for pod in unseen {
-            self.remove_pod(&pod).await?;
-        }
-        Ok(())
     }
 
     /// Lists a pod that could not be undone as not ready, so that Stop and Remove can finish it (contract rule 6).

@@ -4,6 +4,7 @@
 //! The room knows nothing of containers, requests or owners' rights. It asks the mechanisms (`netns`, `monitor`,
 //! `store`, `config`) and is asked by `containers` and `node`.
 
+mod claim;
 pub mod files;
 mod measured;
 mod paths;
@@ -20,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use claim::Claim;
 pub use lsm::selinux::Labels;
 pub use measured::{Measured, Taken};
 pub use paths::{PodPaths, Roots, container_exit, container_record};
@@ -142,6 +144,8 @@ pub struct Sandbox {
     pub teardown: tokio::sync::Mutex<()>,
     /// What its creation is at.
     pub stage: Stage,
+    /// Whether anybody has been told of it.
+    pub claim: Claim,
     /// Its line in lists.
     pub listed: Rendering<Arc<record::Pod>>,
     /// How figures name it.
@@ -171,6 +175,7 @@ impl Sandbox {
             paths,
             teardown: tokio::sync::Mutex::new(()),
             stage: Stage::default(),
+            claim: Claim::default(),
             listed: Rendering::default(),
             attributes: Rendering::default(),
             image_volumes: tokio::sync::Mutex::new(()),

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     cgroups::Cgroup,
+    config::{SHM_SIZE, parse_size},
     lsm,
     monitor::client::{Client, Events, SpawnOptions},
     netns::{self, Users, Want},
@@ -34,18 +35,7 @@ pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
             .map_err(|error| Error::Invalid(format!("cgroup_parent {parent:?}: {error}")))?;
     }
     netns::Bandwidth::of(&config.annotations).map_err(|error| Error::Invalid(error.to_string()))?;
-    let log_directory = &config.log_directory;
-    if !log_directory.is_empty() && !std::path::Path::new(log_directory).is_absolute() {
-        return Err(Error::Invalid(format!(
-            "log_directory {log_directory:?} is not an absolute path"
-        )));
-    }
     users(config)?;
-    if matches!(options.pid(), NamespaceMode::Target) {
-        return Err(Error::Invalid(
-            "a pod sandbox can't use PID namespace mode TARGET".into(),
-        ));
-    }
     files::check_hostname(&config.hostname).map_err(|error| Error::Invalid(error.to_string()))?;
     // Its processes would see the node's name all the same.
     if files::host_network(config) && !config.hostname.is_empty() {
@@ -55,17 +45,25 @@ pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
         )));
     }
     let logs = &config.log_directory;
-    if !logs.is_empty() && (!logs.starts_with('/') || logs.contains('\0')) {
+    let upwards = |part| part == std::path::Component::ParentDir;
+    if !logs.is_empty()
+        && (!logs.starts_with('/') || logs.contains('\0') || std::path::Path::new(logs).components().any(upwards))
+    {
         return Err(Error::Invalid(format!(
-            "log directory {logs:?} is not an absolute path"
+            "log directory {logs:?} is not an absolute path without \"..\""
         )));
     }
     for (namespace, mode) in [("network", options.network), ("PID", options.pid), ("IPC", options.ipc)] {
-        if NamespaceMode::try_from(mode).is_err() {
-            return Err(Error::Invalid(format!(
-                "{namespace} namespace mode {mode} is not known"
-            )));
-        }
+        let shown = match NamespaceMode::try_from(mode) {
+            Ok(NamespaceMode::Pod | NamespaceMode::Node) => continue,
+            // Each container its own, which is the default.
+            Ok(NamespaceMode::Container) if namespace == "PID" => continue,
+            Ok(other) => other.as_str_name().to_owned(),
+            Err(_) => mode.to_string(),
+        };
+        return Err(Error::Invalid(format!(
+            "{namespace} namespace mode {shown} is not possible for a pod sandbox"
+        )));
     }
     let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str());
     if let Some(parent) = parent.filter(|parent| !parent.is_empty()) {
@@ -146,7 +144,7 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, deadline:
     let label = labels(mechanisms, &sandbox.record.get(), None)?.map(|labels| labels.files);
     let pod = Arc::clone(sandbox);
     let pod_config = config.clone();
-    let shm_size = mechanisms.config.containers.shm_size;
+    let shm_size = shm_size(mechanisms, &record.runtime_handler, &config)?;
     blocking(sandbox, move || {
         prepare_files(&pod, &pod_config, label.as_deref(), shm_size)
     })
@@ -190,6 +188,21 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, deadline:
         .await?;
     sandbox.fail_point("run.ready").await?;
     Ok(events)
+}
+
+/// Bytes of the pod's /dev/shm: as its annotation says, where its handler lets it, else as configured.
+fn shm_size(mechanisms: &Mechanisms, handler: &str, config: &PodSandboxConfig) -> Result<u64> {
+    let settings = mechanisms.config.handler_settings(handler);
+    let effective = settings.effective(&config.annotations);
+    let Some((key, text)) = SHM_SIZE.iter().find_map(|key| Some((key, effective.get(*key)?))) else {
+        return Ok(mechanisms.config.containers.shm_size);
+    };
+    match parse_size(text) {
+        Some(bytes) if (4096..=i64::MAX.cast_unsigned()).contains(&bytes) => Ok(bytes),
+        _ => Err(Error::Invalid(format!(
+            "annotation {key}: {text:?} is not a size such as \"64MiB\", at least 4096 bytes"
+        ))),
+    }
 }
 
 /// The pod's SELinux level: the one that it asks for, or one that no other pod has.

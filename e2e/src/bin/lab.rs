@@ -14,7 +14,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
-use wharf_e2e::lab::PROCESSES;
+use wharf_e2e::lab::{PROCESSES, is_v2};
 
 /// Where the hierarchies are mounted; itself one where there is only version 2.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -211,11 +211,6 @@ fn v1_hierarchies() -> Result<Vec<(PathBuf, String)>> {
         found.push((PathBuf::from(point), text));
     }
     Ok(found)
-}
-
-/// Whether the machine has cgroup v2 alone.
-fn is_v2() -> bool {
-    Path::new(CGROUPS).join("cgroup.controllers").exists()
 }
 
 /// A cgroup `wharf-e2e/NAME` in each hierarchy. On version 2 it has all controllers for what is made below it, and so

@@ -1,49 +1,45 @@
 //! Times a CRI runtime, or several side by side with the same client in the same run.
 //!
 //! ```text
-//! bench --endpoint wharf=unix:///run/wharf/wharf.sock --endpoint containerd=unix:///run/containerd/containerd.sock \
-//!       --image 127.0.0.1:5000/busybox:latest --rounds 3 --pods 20 --parallel 10 \
-//!       --daemon-pid wharf=1234 --pull 127.0.0.1:5000/big:latest
+//! bench --endpoint wharf=unix:///run/wharf/wharf.sock --endpoint wharf-runc=unix:///run/wharf/wharf.sock \
+//!       --handler wharf-runc=runc --peer containerd=unix:///run/containerd/containerd.sock \
+//!       --image 127.0.0.1:5000/busybox:latest --rounds 3 --pods 20 --parallel 10 --growth 1,50,500 \
+//!       --daemon-pid wharf=1234 --pull 127.0.0.1:5000/big:latest --report target/bench
 //! ```
 //! With `--streams MIB` only one thing is measured: moving as many MiB through an exec by each protocol.
-//! Every round visits each endpoint in turn. A cell is the median of the rounds' medians; the ratio is to the best
-//! endpoint that is not the first one given. Output is a markdown table.
+//! Every round visits each endpoint in turn. A cell is the median of the rounds' medians; what stands behind `×` is the share
+//! of the best `--peer`. Output is Markdown; with `--report` also JSON and plots.
 //! `bench reads ...` times what kubelet's health depends on while a thousand containers run, see `reads.rs`.
 //! `bench make-images DIR [LAYERS] [MIB]` writes the images that it needs into a docker-registry's storage.
 
 mod cycle;
+mod growth;
 mod memory;
+mod options;
+mod plot;
 mod reads;
+mod report;
 mod streams;
 mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use options::Options;
+use report::Report;
+use table::Table;
 use wharf_e2e::{Cri, Result, fixtures};
 
 /// One runtime under test.
+#[derive(Clone)]
 pub struct Peer {
     pub name: String,
     pub cri: Cri,
     pub daemon: Option<i32>,
     pub handler: String,
     pub host_network: bool,
-}
-
-struct Options {
-    endpoints: Vec<(String, String)>,
-    pids: Vec<(String, String)>,
-    handlers: Vec<(String, String)>,
-    host_network: Vec<String>,
-    image: String,
-    pull: Option<String>,
-    rounds: usize,
-    pods: usize,
-    parallel: usize,
-    density: usize,
-    lists: usize,
-    streams: usize,
+    /// One of ours, to be compared with those that are not.
+    pub ours: bool,
 }
 
 fn main() -> ExitCode {
@@ -51,7 +47,7 @@ fn main() -> ExitCode {
     let outcome = match args.first().map(String::as_str) {
         Some("make-images") => make_images(&args[1..]),
         Some("reads") => reads::run(&args[1..]),
-        _ => parse(&args).and_then(|options| {
+        _ => Options::parse(&args).and_then(|options| {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()
@@ -75,63 +71,15 @@ fn make_images(args: &[String]) -> Result {
     fixtures::make_big(&dir, number(1, 6)?, number(2, 100)?)
 }
 
-fn parse(args: &[String]) -> Result<Options> {
-    let mut options = Options {
-        endpoints: vec![],
-        pids: vec![],
-        handlers: vec![],
-        host_network: vec![],
-        image: "127.0.0.1:5000/busybox:latest".into(),
-        pull: None,
-        rounds: 3,
-        pods: 10,
-        parallel: 10,
-        density: 20,
-        lists: 500,
-        streams: 0,
-    };
-    let mut args = args.iter();
-    while let Some(flag) = args.next() {
-        let value = args.next().ok_or_else(|| format!("{flag} needs a value"))?;
-        let pair = || {
-            value
-                .split_once('=')
-                .map(|(k, v)| (k.to_owned(), v.to_owned()))
-                .ok_or(format!("{flag} NAME=VALUE"))
-        };
-        match flag.as_str() {
-            "--endpoint" => options.endpoints.push(pair()?),
-            "--daemon-pid" => options.pids.push(pair()?),
-            "--handler" => options.handlers.push(pair()?),
-            "--host-network" => options.host_network.push(value.clone()),
-            "--image" => options.image = value.clone(),
-            "--pull" => options.pull = Some(value.clone()),
-            "--rounds" => options.rounds = value.parse()?,
-            "--pods" => options.pods = value.parse()?,
-            "--parallel" => options.parallel = value.parse()?,
-            "--density" => options.density = value.parse()?,
-            "--lists" => options.lists = value.parse()?,
-            "--streams" => options.streams = value.parse()?,
-            other => return Err(format!("unknown flag {other}").into()),
-        }
-    }
-    if options.endpoints.is_empty() {
-        return Err("give at least one --endpoint NAME=unix:///PATH".into());
-    }
-    Ok(options)
-}
-
-async fn bench(options: &Options) -> Result {
+async fn connect(options: &Options) -> Result<Vec<Peer>> {
     let mut peers = Vec::new();
-    for (name, endpoint) in &options.endpoints {
+    for (name, endpoint, ours) in &options.endpoints {
         let path = PathBuf::from(endpoint.trim_start_matches("unix://"));
         let cri = Cri::connect(&path)
             .await
             .map_err(|error| format!("connect to {name} at {endpoint}: {error}"))?;
         let find = |list: &[(String, String)]| list.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         let daemon = find(&options.pids).map(|pid| pid.parse()).transpose()?;
-        let handler = find(&options.handlers).unwrap_or_default();
-        let host_network = options.host_network.contains(name);
         cri.pull(&options.image)
             .await
             .map_err(|error| format!("pull by {name}: {error}"))?;
@@ -139,71 +87,124 @@ async fn bench(options: &Options) -> Result {
             name: name.clone(),
             cri,
             daemon,
-            handler,
-            host_network,
+            handler: find(&options.handlers).unwrap_or_default(),
+            host_network: options.host_network.contains(name),
+            ours: *ours,
         });
     }
-    let names: Vec<String> = peers.iter().map(|peer| peer.name.clone()).collect();
+    Ok(peers)
+}
+
+async fn bench(options: &Options) -> Result {
+    let peers = connect(options).await?;
+    let names: Vec<(String, bool)> = peers.iter().map(|peer| (peer.name.clone(), peer.ours)).collect();
     if options.streams > 0 {
         return streams(options, &peers, &names).await;
     }
+    let mut report = Report::begin(&peers, options.rounds).await?;
     let idle: Vec<_> = peers.iter().map(|peer| peer.daemon.and_then(memory::pss)).collect();
+    cycles(options, &peers, &names, &mut report).await?;
+    grow(options, &peers, &names, &idle, &mut report).await?;
+    if let Some(reference) = &options.pull {
+        let mut pulls = Table::new("Pull of the large image, seconds", &names);
+        for round in 0..options.rounds {
+            // Once for each daemon: handlers and networks make no difference.
+            for peer in peers.iter().filter(|peer| peer.daemon.is_some()) {
+                eprintln!("pull {}: {}", round + 1, peer.name);
+                let taken = cycle::pull(peer, reference).await?;
+                pulls.add(&peer.name, round, vec![("pull".into(), taken)]);
+            }
+        }
+        report.add(pulls);
+    }
+    match &options.report {
+        Some(dir) => report.write(dir),
+        None => Ok(()),
+    }
+}
 
-    let mut sequential = table::Table::new("One after another, milliseconds", &names);
-    let mut parallel = table::Table::new(&format!("{} at once, milliseconds", options.parallel), &names);
+/// The steps of a pod's life, one after another and at once, and what they cost in processor time.
+async fn cycles(options: &Options, peers: &[Peer], names: &[(String, bool)], report: &mut Report) -> Result {
+    let mut sequential = Table::new("One after another, milliseconds", names);
+    let mut parallel = Table::new(&format!("{} at once, milliseconds", options.parallel), names);
+    let mut processor = Table::new(
+        "Processor time of a pod cycle, milliseconds: all processes but the client",
+        names,
+    );
+    // What the client computes itself is in the lab's sum.
+    let spent = || {
+        let own = memory::processor_time(std::process::id().cast_signed())?;
+        Some(memory::lab_processor_time()? - own)
+    };
     for round in 0..options.rounds {
-        for peer in &peers {
+        for peer in peers {
             eprintln!("round {}: {}", round + 1, peer.name);
+            let before = spent();
             for steps in cycle::sequential(peer, &options.image, options.pods).await? {
                 sequential.add(&peer.name, round, steps);
             }
+            if let (Some(before), Some(after)) = (before, spent()) {
+                // One cycle more is made, which warms up.
+                let each = (after - before) * 1000.0 / (options.pods + 1) as f64;
+                processor.add(&peer.name, round, vec![("one after another".into(), each)]);
+            }
+            let before = spent();
             for steps in cycle::parallel(peer, &options.image, options.parallel).await? {
                 parallel.add(&peer.name, round, steps);
             }
-        }
-    }
-    println!("{}\n{}", sequential.markdown(), parallel.markdown());
-
-    let mut memory = table::Table::new(&format!("Memory, KiB PSS; {} pods", options.density), &names);
-    let mut lists = table::Table::new(
-        &format!("ListContainers with {} pods, milliseconds", options.density),
-        &names,
-    );
-    for (peer, idle) in peers.iter().zip(idle) {
-        eprintln!("memory: {}", peer.name);
-        let measured = cycle::density(peer, &options.image, options.density, options.lists).await?;
-        let mut rows = vec![];
-        if let (Some(idle), Some(full)) = (idle, measured.daemon) {
-            rows.push(("daemon at start".to_owned(), idle as f64));
-            rows.push(("daemon with pods".to_owned(), full as f64));
-        }
-        rows.push(("helper processes per pod".to_owned(), measured.per_pod));
-        memory.add(&peer.name, 0, rows);
-        lists.add(&peer.name, 0, measured.lists);
-    }
-    println!("{}\n{}", memory.markdown(), lists.markdown());
-
-    if let Some(reference) = &options.pull {
-        let mut pulls = table::Table::new("Pull of the large image, seconds", &names);
-        for round in 0..options.rounds {
-            for peer in &peers {
-                eprintln!("pull {}: {}", round + 1, peer.name);
-                pulls.add(
-                    &peer.name,
-                    round,
-                    vec![("pull".into(), cycle::pull(peer, reference).await?)],
-                );
+            if let (Some(before), Some(after)) = (before, spent()) {
+                let each = (after - before) * 1000.0 / options.parallel as f64;
+                let row = format!("{} at once", options.parallel);
+                processor.add(&peer.name, round, vec![(row, each)]);
             }
         }
-        println!("{}", pulls.markdown());
     }
+    report.add(sequential);
+    report.add(parallel);
+    report.add(processor);
     Ok(())
 }
 
-async fn streams(options: &Options, peers: &[Peer], names: &[String]) -> Result {
+/// Memory, lists and starts with ever more pods.
+async fn grow(
+    options: &Options,
+    peers: &[Peer],
+    names: &[(String, bool)],
+    idle: &[Option<u64>],
+    report: &mut Report,
+) -> Result {
+    let mut memory = Table::new("Memory, KiB PSS", names);
+    let mut ready = Table::new("Until one more pod is ready beside others, milliseconds", names);
+    let mut lists = Table::new("ListContainers, milliseconds", names);
+    for (peer, idle) in peers.iter().zip(idle) {
+        if let Some(idle) = idle {
+            memory.add(&peer.name, 0, vec![("daemon at the start".into(), *idle as f64)]);
+        }
+        let points = growth::measure(peer, &options.image, &options.growth).await?;
+        for point in &points {
+            let n = point.pods;
+            let daemon = point.daemon.map(|kib| (format!("daemon, {n} pods"), kib as f64));
+            let helpers = (format!("helpers of each pod, {n} pods"), point.helpers);
+            memory.add(&peer.name, 0, daemon.into_iter().chain([helpers]).collect());
+            ready.add(&peer.name, 0, vec![(format!("{n} pods"), point.ready)]);
+            let rows = vec![
+                (format!("p50, {n} pods"), point.list.0),
+                (format!("p99, {n} pods"), point.list.1),
+            ];
+            lists.add(&peer.name, 0, rows);
+        }
+        report.grown(&peer.name, points);
+    }
+    report.add(memory);
+    report.add(ready);
+    report.add(lists);
+    Ok(())
+}
+
+async fn streams(options: &Options, peers: &[Peer], names: &[(String, bool)]) -> Result {
     let title = format!("Exec of {} MiB, seconds", options.streams);
-    let mut times = table::Table::new(&title, names);
-    let mut processor = table::Table::new("Processor time of the daemon meanwhile, seconds", names);
+    let mut times = Table::new(&title, names);
+    let mut processor = Table::new("Processor time of the daemon meanwhile, seconds", names);
     for round in 0..options.rounds {
         for peer in peers {
             eprintln!("streams {}: {}", round + 1, peer.name);

@@ -1,4 +1,4 @@
-//! Memory of processes: proportional set size, which counts shared pages once.
+//! What processes use: memory (proportional set size, which counts shared pages once) and processor time.
 
 use std::collections::BTreeSet;
 
@@ -35,4 +35,17 @@ pub fn processor_time(pid: i32) -> Option<f64> {
     let fields: Vec<_> = stat.rsplit(") ").next()?.split(' ').collect();
     let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
     Some((ticks(11)? + ticks(12)?) / 100.0)
+}
+
+/// Seconds that everything in this cgroup namespace has computed, whatever has become of it since; `None` where no hierarchy
+/// counts it.
+pub fn lab_processor_time() -> Option<f64> {
+    // cgroup-v1/cpuacct.rst: nanoseconds of the cgroup and all below, also of cgroups that were removed.
+    let v1 = std::fs::read_to_string("/sys/fs/cgroup/cpuacct/cpuacct.usage");
+    if let Ok(text) = v1 {
+        return Some(text.trim().parse::<f64>().ok()? / 1e9);
+    }
+    let text = std::fs::read_to_string("/sys/fs/cgroup/cpu.stat").ok()?;
+    let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+    Some(usage.parse::<f64>().ok()? / 1e6)
 }

@@ -145,7 +145,7 @@ fn parse(args: &[String]) -> Result<Options> {
             Result::Ok((name.to_owned(), value.to_owned()))
         };
         match flag.as_str() {
-            "--endpoint" => options.endpoints.push(pair()?),
+            "--endpoint" | "--peer" => options.endpoints.push(pair()?),
             "--daemon-pid" => {
                 let (name, pid) = pair()?;
                 options.pids.insert(name, pid.parse()?);
