@@ -13,6 +13,7 @@ mod model;
 mod network;
 mod nri;
 mod source;
+mod trust;
 mod validate;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ pub use model::{
 pub use network::{BuiltinNetwork, Cni};
 pub use nri::{DefaultValidator, Nri};
 use source::Layers;
+pub use trust::{Keyless, ScopePolicy, Trust, TrustScope, Verdict};
 
 /// Where the configuration is looked for when no path is given; it may be absent.
 pub const DEFAULT_PATH: &str = "/etc/wharf/wharf.toml";

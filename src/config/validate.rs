@@ -99,6 +99,7 @@ pub fn check(config: &Config) -> Check {
         .spec_dirs
         .iter()
         .try_for_each(|dir| absolute(&["cdi", "spec_dirs"], dir))?;
+    super::trust::check(&config.trust)?;
     streaming(config)?;
     apparmor(config)?;
     range(&["selinux_categories"], u64::from(config.selinux_categories), 2, 1024)?;

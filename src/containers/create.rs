@@ -59,7 +59,8 @@ pub async fn create(
         .as_ref()
         .map(|image| image.image.clone())
         .unwrap_or_default();
-    let (image, dumped) = restore::find(tools, container, named, part).await?;
+    let (image, dumped) = restore::find(tools, container, named.clone(), part).await?;
+    asked::may_run(tools, &image, &named, &config).await?;
     let log_path = asked::log_path(container, &on_record, &config)?;
     let stop_signal = asked::stop_signal(&config, &image)?;
 

@@ -131,6 +131,9 @@ pub enum Error {
     /// A record or directory of the container.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The image can't be used.
+    #[error(transparent)]
+    Image(images::Error),
     /// Root filesystem.
     #[error("root filesystem of container {id}: {source}")]
     Rootfs {

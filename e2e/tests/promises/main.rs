@@ -4,6 +4,7 @@
 //! `WHARF_HANDLERS="builtin runc crun"` says on which runtime handlers the pod's life is tested (default: all).
 
 mod archives;
+mod artifacts;
 mod bad_calls;
 mod bad_input;
 mod bad_requests;
@@ -35,6 +36,7 @@ mod life;
 mod limits;
 mod logs;
 mod metrics;
+mod migrate;
 mod monitor_points;
 mod monitors;
 mod mounts;
@@ -48,6 +50,7 @@ mod pod_checkpoint;
 mod policy;
 mod power_loss;
 mod profiles;
+mod pull_memory;
 mod races;
 mod reads;
 mod reboot;
@@ -74,6 +77,7 @@ mod stuck;
 mod syscalls;
 mod terminal;
 mod traffic;
+mod trust;
 mod unclaimed;
 mod update;
 mod upgrade;
