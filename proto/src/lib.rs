@@ -29,6 +29,11 @@ mod wharf {
     }
 }
 
+/// gRPC's health checking protocol (`health.proto`).
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
+
 pub use runtime::v1 as cri;
 pub use wharf::{monitor::v1 as monitor, record::v1 as record, v1 as api};
 pub mod json;

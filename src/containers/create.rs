@@ -24,7 +24,7 @@ use crate::{
     images::{Image, rootfs::Owners},
     lsm,
     runtime::features::Features,
-    sandbox::{self, DEFAULT_CGROUP_PARENT, Labels, PodPaths, host_ipc, host_network},
+    sandbox::{self, Labels, PodPaths, host_ipc, host_network},
     store,
 };
 
@@ -89,7 +89,7 @@ pub async fn create(
     container.fail_point("create.record").await?;
     let owners = owners(container, &on_record, &config)?;
     let labels = labels(tools, &pod, &config)?;
-    let daemon = &tools.mechanisms.config;
+    let daemon = &tools.mechanisms.config.get();
     let builtin = daemon.handler(&container.record.get().runtime_handler).is_none();
     if let Some(owners) = owners.as_ref().filter(|_| !builtin) {
         let (owner, state_dir, gid) = (Arc::clone(container), daemon.state_dir.clone(), owners.gids.host_id);
@@ -120,12 +120,13 @@ pub async fn create(
     let views = image_volumes::mount(tools, container, &config, owners.as_ref(), labels.as_ref()).await?;
     let mounted_images = mounted_images(&views);
     container.fail_point("create.volumes").await?;
-    let cgroup_path = cgroup_path(&on_record, &container.id);
-    let handler = tools.mechanisms.config.handler_settings(&pod.runtime_handler);
+    let cgroup = sandbox::container_cgroup(&container.sandbox.record.get(), &container.id)
+        .map_err(|error| Error::Invalid(error.to_string()))?;
+    let handler = tools.mechanisms.config.get().handler_settings(&pod.runtime_handler);
     handler.command(&on_record.annotations).map_err(Error::Invalid)?;
     let parent = on_record.linux.as_ref().map_or("", |linux| &linux.cgroup_parent);
     let cpus = cpus::prepare(
-        &tools.mechanisms.config,
+        &tools.mechanisms.config.get(),
         &handler,
         &on_record.annotations,
         parent,
@@ -142,7 +143,7 @@ pub async fn create(
         owners,
         rootfs,
         labels,
-        cgroup_path: cgroup_path.clone(),
+        cgroup_path: cgroup.in_spec,
         dumped,
         cpus,
         runtime: runtime_features(tools, container).await,
@@ -161,7 +162,7 @@ pub async fn create(
             record.user = Some(written.user);
             record.resources = resources;
             record.stop_signal = stop_signal;
-            record.cgroup_path = cgroup_path;
+            record.cgroup_path = cgroup.path;
             record.restore = restore;
             record.isolation = isolation;
             record.rdt_tasks = written
@@ -224,7 +225,8 @@ struct Bundle {
 async fn runtime_features(tools: &Tools, container: &Container) -> Arc<Features> {
     let mechanisms = &tools.mechanisms;
     let record = container.record.get();
-    let handler = mechanisms.config.resolve_handler(&record.runtime_handler);
+    let settings = mechanisms.config.get();
+    let handler = settings.resolve_handler(&record.runtime_handler);
     mechanisms.runtime_features.current(handler).await
 }
 
@@ -257,7 +259,7 @@ async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bu
                 pid_namespace,
                 runtime,
             } = &bundle;
-            let daemon = &tools.mechanisms.config;
+            let daemon = &tools.mechanisms.config.get();
             let handler = daemon.handler_settings(&owner.record.get().runtime_handler);
             if let Some(wanted) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
                 limits::check(wanted, handler.min_memory)?;
@@ -531,19 +533,4 @@ fn stop_signal(config: &ContainerConfig, image: &Image) -> Result<String> {
             image.id
         ))),
     }
-}
-
-/// The container's cgroup: below the pod's, which kubelet makes and limits.
-fn cgroup_path(pod: &PodSandboxConfig, id: &str) -> String {
-    let parent = pod
-        .linux
-        .as_ref()
-        .map(|linux| linux.cgroup_parent.as_str())
-        .unwrap_or_default();
-    let parent = if parent.is_empty() {
-        DEFAULT_CGROUP_PARENT
-    } else {
-        parent
-    };
-    format!("{}/{id}", parent.trim_end_matches('/'))
 }

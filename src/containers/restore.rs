@@ -86,7 +86,7 @@ pub(super) fn archive(image: &str) -> Option<PathBuf> {
 /// [`Error::Unsupported`] with the handler's name.
 pub(super) fn supported(tools: &Tools, container: &Container) -> Result<()> {
     let handler = &container.record.get().runtime_handler;
-    match tools.mechanisms.config.handler(handler) {
+    match tools.mechanisms.config.get().handler(handler) {
         None => Ok(()),
         Some(command) => Err(Error::Unsupported(format!(
             "restore container {}: not supported with {}, only with the built-in runtime",

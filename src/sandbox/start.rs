@@ -9,8 +9,8 @@ use wharf_proto::{
 };
 
 use super::{
-    Error, Mechanisms, PodPaths, Result, Sandbox, files, host_ipc, host_network, labels, namespace_options, security,
-    users,
+    Error, Mechanisms, PodPaths, Result, Sandbox, cgroup, files, host_ipc, host_network, labels, namespace_options,
+    security, users,
 };
 use crate::{
     cgroups::Cgroup,
@@ -32,6 +32,7 @@ pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
         // The root is nobody's, what lies below it may be a pod's.
         Cgroup::new(&mechanisms.cgroups, &format!("{parent}/pod"))
             .map_err(|error| Error::Invalid(format!("cgroup_parent {parent:?}: {error}")))?;
+        cgroup::slice(mechanisms, config)?;
     }
     netns::Bandwidth::of(&config.annotations).map_err(|error| Error::Invalid(error.to_string()))?;
     let log_directory = &config.log_directory;
@@ -146,7 +147,7 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, deadline:
     let label = labels(mechanisms, &sandbox.record.get(), None)?.map(|labels| labels.files);
     let pod = Arc::clone(sandbox);
     let pod_config = config.clone();
-    let shm_size = mechanisms.config.containers.shm_size;
+    let shm_size = mechanisms.config.get().containers.shm_size;
     blocking(sandbox, move || {
         prepare_files(&pod, &pod_config, label.as_deref(), shm_size)
     })
@@ -333,7 +334,7 @@ async fn make_namespaces(mechanisms: &Mechanisms, sandbox: &Sandbox, config: &Po
             &sandbox.paths.namespaces(),
             want,
             &hostname,
-            &sysctls(config, users.as_ref(), &mechanisms.config.containers.sysctls),
+            &sysctls(config, users.as_ref(), &mechanisms.config.get().containers.sysctls),
         )
         .await
         .map_err(sandbox.network_error())?;
@@ -349,7 +350,7 @@ async fn attach(
     if host_network(config) {
         return Ok(None);
     }
-    let pod = sandbox.pod_network(&mechanisms.config);
+    let pod = sandbox.pod_network(&mechanisms.config.get());
     if !mechanisms.networks.is_usable(&pod) {
         sandbox.stage.enter("wait for the network to be ready");
     }
@@ -379,12 +380,13 @@ async fn start_monitor(
     config: &PodSandboxConfig,
     user_namespace: Option<PathBuf>,
 ) -> Result<Events> {
+    let monitors = cgroup::of_monitors(mechanisms);
     let options = SpawnOptions {
         pod_id: &sandbox.id,
         socket: &sandbox.paths.monitor(),
         pid_namespace: namespace_options(config).pid() == NamespaceMode::Pod,
         user_namespace: user_namespace.as_deref(),
-        cgroup: None,
+        cgroup: Some(&monitors),
     };
     sandbox.fail_point("run.monitor").await?;
     let (client, hello, events) = Client::spawn(&mechanisms.monitor_program, options)

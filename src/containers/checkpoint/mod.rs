@@ -85,7 +85,7 @@ pub async fn checkpoint(tools: &Tools, container: &Arc<Container>, location: &st
 
 fn handler(tools: &Tools, record: &record::Container) -> String {
     match record.runtime_handler.as_str() {
-        "" => tools.mechanisms.config.default_runtime.clone(),
+        "" => tools.mechanisms.config.get().default_runtime.clone(),
         name => name.to_owned(),
     }
 }
