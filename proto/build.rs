@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "wharf.proto",
         "record.proto",
         "monitor.proto",
+        "health.proto",
         "nri.proto",
         "ttrpc.proto",
     ];

@@ -8,6 +8,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("sys", 0),
     ("memory", 0),
     ("failpoint", 0),
+    ("telemetry", 0),
     ("config", 1),
     ("store", 1),
     ("cgroups", 1),
@@ -22,6 +23,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("node", 3),
     ("cri", 4),
     ("streaming", 4),
+    ("observe", 4),
     ("cli", 4),
 ];
 
@@ -29,6 +31,7 @@ const FLOORS: &[(&str, u8)] = &[
 const NEIGHBOURS: &[(&str, &[&str])] = &[
     ("monitor", &["runtime", "cgroups"]),
     ("runtime", &["cgroups"]),
+    ("telemetry", &["memory"]),
     ("containers", &["sandbox"]),
     // Exec, Attach and PortForward answer with the URLs of the streaming server.
     ("cri", &["streaming"]),

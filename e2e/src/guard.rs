@@ -53,7 +53,8 @@ async fn leftovers(daemon: &Daemon) -> Vec<String> {
         }
     }
     for cgroup in lab.cgroups_below() {
-        if !["wharf", "wharf-monitors"].iter().any(|name| cgroup.ends_with(name)) {
+        let shared = ["wharf", "wharf-monitors"].iter().any(|name| cgroup.ends_with(name));
+        if !shared && !cgroup.to_string_lossy().ends_with("-monitors.scope") {
             left.push(format!("cgroup {}", cgroup.display()));
         }
     }

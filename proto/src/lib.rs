@@ -30,6 +30,10 @@ mod wharf {
     }
 }
 
+/// gRPC's health checking protocol (`health.proto`).
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
 /// What NRI plugins and the daemon say to each other (`nri.proto`).
 pub mod nri {
     tonic::include_proto!("nri.pkg.api.v1alpha1");

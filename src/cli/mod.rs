@@ -16,6 +16,7 @@ mod command;
 mod commit;
 mod completions;
 mod cp;
+mod debug;
 mod dockerconfig;
 mod doctor;
 mod error;
@@ -151,6 +152,7 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Rmi(arguments) => rmi::run(&client, &arguments).await,
         Command::Inspect(arguments) => inspect::run(&client, &arguments).await,
         Command::Info(arguments) => info::run(&client, &arguments).await,
+        Command::Debug(arguments) => debug::run(&client, &arguments).await,
         Command::Version(arguments) => version::run(&client, &arguments).await,
         Command::Doctor(arguments) => doctor::run(&client, global, &arguments).await,
         Command::System(arguments) => system::run(&client, &arguments).await,

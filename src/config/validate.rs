@@ -8,7 +8,7 @@ use std::path::Path;
 use super::{
     containers::{Ulimit, parse_device},
     isolation::CpuSet,
-    model::{CgroupDriver, Config, TlsVersion},
+    model::{Config, TlsVersion},
 };
 
 /// A value that is not allowed.
@@ -47,10 +47,16 @@ pub fn check(config: &Config) -> Check {
         );
     }
     runtimes::check(config)?;
-    if config.cgroup_driver == CgroupDriver::Systemd {
+    if let Some(file) = &config.audit.file {
+        absolute(&["audit", "file"], file)?;
+    }
+    if !config.cgroups.has_slice() {
         return fault(
-            &["cgroup_driver"],
-            "the systemd driver is not supported yet; set \"cgroupfs\" here and in kubelet's configuration",
+            &["cgroups", "slice"],
+            format!(
+                "\"{}\" is not the name of a slice, such as \"wharf.slice\"",
+                config.cgroups.slice
+            ),
         );
     }
     pinned_images(config)?;

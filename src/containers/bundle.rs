@@ -53,7 +53,8 @@ pub(super) struct Bundle {
 pub(super) async fn runtime_features(tools: &Tools, container: &Container) -> Arc<Features> {
     let mechanisms = &tools.mechanisms;
     let record = container.record.get();
-    let handler = mechanisms.config.resolve_handler(&record.runtime_handler);
+    let settings = mechanisms.config.get();
+    let handler = settings.resolve_handler(&record.runtime_handler);
     mechanisms.runtime_features.current(handler).await
 }
 
@@ -119,7 +120,7 @@ async fn ask(
         config: Some(bundle.config.clone()),
         ..Default::default()
     });
-    let unset = tools.mechanisms.config.unset_seccomp;
+    let unset = tools.mechanisms.config.get().unset_seccomp;
     let message = nri::message(container, Some(&made.spec), image, unset);
     let pod = sandbox::nri::message(&container.sandbox);
     let wanted = plugins.create_container(pod, message).await;
@@ -135,7 +136,7 @@ fn adjust(
     adjustment: &ContainerAdjustment,
     mut made: Made,
 ) -> Result<Made> {
-    let daemon = &tools.mechanisms.config;
+    let daemon = &tools.mechanisms.config.get();
     let record = owner.record.get();
     let name = bundle.config.metadata.clone().unwrap_or_default().name;
     let ground = nri::Ground {
@@ -176,7 +177,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         pid_namespace,
         runtime,
     } = &bundle;
-    let daemon = &tools.mechanisms.config;
+    let daemon = &tools.mechanisms.config.get();
     let handler = daemon.handler_settings(&owner.record.get().runtime_handler);
     if let Some(wanted) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
         limits::check(wanted, handler.min_memory)?;
@@ -289,7 +290,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
 
 /// Writes the spec. Blocking.
 fn finish(tools: &Tools, owner: &Container, bundle: &Bundle, mut made: Made) -> Result<Written> {
-    let daemon = &tools.mechanisms.config;
+    let daemon = &tools.mechanisms.config.get();
     let handler = daemon.handler_settings(&owner.record.get().runtime_handler);
     let annotations = handler.effective(&bundle.pod.annotations);
     asked::check_directory(owner, &bundle.rootfs, &made.spec)?;

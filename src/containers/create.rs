@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     images::rootfs::Owners,
-    sandbox::{self, DEFAULT_CGROUP_PARENT, Labels},
+    sandbox::{self, Labels},
     store,
 };
 
@@ -78,7 +78,7 @@ pub async fn create(
     container.fail_point("create.record").await?;
     let owners = owners(container, &on_record, &config)?;
     let labels = labels(tools, &pod, &config)?;
-    let daemon = &tools.mechanisms.config;
+    let daemon = &tools.mechanisms.config.get();
     let builtin = daemon.handler(&container.record.get().runtime_handler).is_none();
     if let Some(owners) = owners.as_ref().filter(|_| !builtin) {
         let (owner, state_dir, gid) = (Arc::clone(container), daemon.state_dir.clone(), owners.gids.host_id);
@@ -109,12 +109,13 @@ pub async fn create(
     let views = image_volumes::mount(tools, container, &config, owners.as_ref(), labels.as_ref()).await?;
     let mounted_images = mounted_images(&views);
     container.fail_point("create.volumes").await?;
-    let cgroup_path = cgroup_path(&on_record, &container.id);
-    let handler = tools.mechanisms.config.handler_settings(&pod.runtime_handler);
+    let cgroup = sandbox::container_cgroup(&container.sandbox.record.get(), &container.id)
+        .map_err(|error| Error::Invalid(error.to_string()))?;
+    let handler = tools.mechanisms.config.get().handler_settings(&pod.runtime_handler);
     handler.command(&on_record.annotations).map_err(Error::Invalid)?;
     let parent = on_record.linux.as_ref().map_or("", |linux| &linux.cgroup_parent);
     let cpus = cpus::prepare(
-        &tools.mechanisms.config,
+        &tools.mechanisms.config.get(),
         &handler,
         &on_record.annotations,
         parent,
@@ -130,7 +131,7 @@ pub async fn create(
         owners,
         rootfs,
         labels,
-        cgroup_path,
+        cgroup_path: cgroup.in_spec.clone(),
         dumped,
         cpus,
         runtime: bundle::runtime_features(tools, container).await,
@@ -149,7 +150,12 @@ pub async fn create(
             record.user = Some(written.user);
             record.resources = written.resources;
             record.stop_signal = stop_signal;
-            record.cgroup_path = written.cgroup_path;
+            // A plugin may have wanted another.
+            record.cgroup_path = if written.cgroup_path == cgroup.in_spec {
+                cgroup.path
+            } else {
+                written.cgroup_path
+            };
             record.restore = restored.is_some();
             if let Some((archive, made_at)) = restored {
                 record.checkpoint_archive = archive;
@@ -256,19 +262,4 @@ pub(super) fn pid_namespace(
         NamespaceMode::Container | NamespaceMode::Node => return Ok(None),
     };
     Ok((pid > 0).then(|| PathBuf::from(format!("/proc/{pid}/ns/pid"))))
-}
-
-/// The container's cgroup: below the pod's, which kubelet makes and limits.
-fn cgroup_path(pod: &PodSandboxConfig, id: &str) -> String {
-    let parent = pod
-        .linux
-        .as_ref()
-        .map(|linux| linux.cgroup_parent.as_str())
-        .unwrap_or_default();
-    let parent = if parent.is_empty() {
-        DEFAULT_CGROUP_PARENT
-    } else {
-        parent
-    };
-    format!("{}/{id}", parent.trim_end_matches('/'))
 }

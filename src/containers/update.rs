@@ -42,7 +42,7 @@ pub async fn update(
     };
     cpus::hold(record.isolation.as_ref(), &mut wanted)?;
     let merged = merge(record.resources.clone().unwrap_or_default(), &wanted);
-    let builtin = tools.mechanisms.config.handler(&record.runtime_handler).is_none();
+    let builtin = tools.mechanisms.config.get().handler(&record.runtime_handler).is_none();
     let whole = spec::resources_to_oci(&merged, &tools.host, builtin)?;
     let change = Change {
         wanted: wanted.clone(),
@@ -179,7 +179,7 @@ impl Change {
         let handler = &container.record.get().runtime_handler;
         limits::check(
             &self.wanted,
-            tools.mechanisms.config.handler_settings(handler).min_memory,
+            tools.mechanisms.config.get().handler_settings(handler).min_memory,
         )?;
         if running {
             let path = container.record.get().cgroup_path.clone();

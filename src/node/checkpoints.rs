@@ -144,7 +144,8 @@ impl Node {
                 checkpoint.display()
             )))
         };
-        let handler = self.config().resolve_handler(&record.runtime_handler);
+        let daemon = self.config();
+        let handler = daemon.resolve_handler(&record.runtime_handler);
         if description.runtime_handler != handler {
             return invalid(format!(
                 "it was made by runtime handler {:?}, and the request names {handler:?}",

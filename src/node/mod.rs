@@ -58,7 +58,7 @@ use wharf_proto::{
 };
 
 use crate::{
-    config::Config,
+    config::{Config, Reloaded},
     containers::{Container, Tools},
     images::{self, Images},
     netns::NetworkStatus,
@@ -119,6 +119,7 @@ impl Node {
     pub async fn open(tools: Tools, asks: Option<Asks>) -> Result<Self> {
         let tasks = TaskTracker::new();
         let (run_dir, boot_id) = (tools.mechanisms.roots.run.clone(), tools.mechanisms.boot_id.clone());
+        let telemetry = tools.mechanisms.telemetry.clone();
         let owner = tasks.clone();
         let history = tokio::task::spawn_blocking(move || history::History::open(run_dir, &boot_id, &owner));
         let history = history
@@ -137,7 +138,7 @@ impl Node {
                 runtime: tokio::runtime::Handle::current(),
                 sampler: sampler::Sampler::default(),
                 events: events::Bus::new(history),
-                operations: operations::Operations::default(),
+                operations: operations::Operations::new(telemetry),
             }),
         };
         node.recover().await?;
@@ -207,8 +208,31 @@ impl Node {
 
     /// The configuration in force.
     #[must_use]
-    pub fn config(&self) -> &Config {
-        &self.mechanisms().config
+    pub fn config(&self) -> Arc<Config> {
+        self.mechanisms().config.get()
+    }
+
+    /// Takes over what of a configuration can change while the daemon runs.
+    pub fn reload(&self, wanted: &Config) -> Reloaded {
+        self.mechanisms().config.reload(wanted)
+    }
+
+    /// How many listen to what happens to pods.
+    #[must_use]
+    pub fn listeners(&self) -> usize {
+        self.inner.events.listeners()
+    }
+
+    /// How many of its own tasks have not ended.
+    #[must_use]
+    pub fn tasks(&self) -> usize {
+        self.inner.tasks.len()
+    }
+
+    /// Whether systemd makes the cgroups of new pods.
+    #[must_use]
+    pub fn has_systemd_cgroups(&self) -> bool {
+        self.mechanisms().slice.is_some()
     }
 
     /// Whether pods of a handler (empty for the default) can get a user namespace.
@@ -217,7 +241,7 @@ impl Node {
         let mechanisms = self.mechanisms();
         let features = mechanisms
             .runtime_features
-            .known(mechanisms.config.resolve_handler(handler));
+            .known(mechanisms.config.get().resolve_handler(handler));
         features.user_namespaces() && self.inner.tools.host.user_namespaces()
     }
 
@@ -227,7 +251,7 @@ impl Node {
         let mechanisms = self.mechanisms();
         let features = mechanisms
             .runtime_features
-            .known(mechanisms.config.resolve_handler(handler));
+            .known(mechanisms.config.get().resolve_handler(handler));
         features.recursive_read_only() && self.inner.tools.host.recursive_read_only()
     }
 
@@ -279,10 +303,11 @@ impl Node {
             }
             pulled
         };
-        self.inner
-            .operations
-            .follow("PullImage", reference, "", &stage, work)
-            .await
+        let since = std::time::Instant::now();
+        let operations = &self.inner.operations;
+        let pulled = operations.follow("PullImage", reference, "", &stage, work).await;
+        self.mechanisms().telemetry.pull(pulled.is_ok(), since.elapsed());
+        pulled
     }
 
     /// Every complete pod of the given owners. Waits for nothing.

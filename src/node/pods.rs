@@ -92,6 +92,7 @@ impl Node {
         sandbox::check(self.mechanisms(), &config)?;
         self.check_handler(&handler)?;
         self.check_users(&config, &handler).await?;
+        let slice = sandbox::slice(self.mechanisms(), &config)?;
         Ok(record::Pod {
             schema: store::schema(),
             id: store::new_id()?,
@@ -101,6 +102,7 @@ impl Node {
             created_at: store::now(),
             state: PodState::PodCreating.into(),
             boot_id: self.mechanisms().boot_id.clone(),
+            slice,
             ..Default::default()
         })
     }
@@ -126,7 +128,8 @@ impl Node {
             ));
         }
         let mechanisms = self.mechanisms();
-        let name = mechanisms.config.resolve_handler(handler);
+        let config = mechanisms.config.get();
+        let name = config.resolve_handler(handler);
         if !mechanisms.runtime_features.current(name).await.user_namespaces() {
             return Err(Error::Invalid(format!(
                 "runtime handler {name:?} does not support user namespaces with id-mapped mounts, by its features"

@@ -56,11 +56,7 @@ impl Node {
 
     /// The cgroup that holds this pod's containers and no others, as kubelet makes one for each pod.
     fn own_cgroup(&self, pod: &Arc<Sandbox>) -> Result<Option<String>> {
-        let parent = |pod: &Sandbox| {
-            let record = pod.record.get();
-            let linux = record.config.as_ref()?.linux.as_ref()?;
-            Some(linux.cgroup_parent.trim_end_matches('/').to_owned()).filter(|parent| !parent.is_empty())
-        };
+        let parent = |pod: &Sandbox| sandbox::cgroup_parent(&pod.record.get());
         let Some(own) = parent(pod) else { return Ok(None) };
         let pods = self
             .inner

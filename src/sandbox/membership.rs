@@ -77,7 +77,7 @@ pub async fn connect(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, wish: &Mem
         let edit = |pod: &mut record::Pod| pod.network = Some(network.clone());
         sandbox.record.change_regardless(edit).await;
     };
-    let pod = sandbox.pod_network(&mechanisms.config);
+    let pod = sandbox.pod_network(&mechanisms.config.get());
     let networks = &mechanisms.networks;
     let network = networks
         .connect(&pod, &now, wish, note)
@@ -94,7 +94,7 @@ pub async fn connect(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, wish: &Mem
 pub async fn disconnect(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, name: &str) -> Result<()> {
     let _one_at_a_time = sandbox.teardown.lock().await;
     let now = attached(sandbox)?;
-    let pod = sandbox.pod_network(&mechanisms.config);
+    let pod = sandbox.pod_network(&mechanisms.config.get());
     let left = mechanisms.networks.disconnect(&pod, &now, name).await;
     let network = left.map_err(sandbox.network_error())?;
     sandbox.record.change(|pod| pod.network = Some(network.clone())).await?;
@@ -116,7 +116,7 @@ async fn ask(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, network: &record::
         network: one.network.clone(),
         ..Membership::default()
     };
-    let mut pod = sandbox.pod_network(&mechanisms.config);
+    let mut pod = sandbox.pod_network(&mechanisms.config.get());
     pod.networks = Some(network.attachments.iter().map(wish).collect());
     let resolver = mechanisms.networks.resolver(&pod);
     let sandbox = Arc::clone(sandbox);

@@ -4,6 +4,7 @@
 //! The room knows nothing of containers, requests or owners' rights. It asks the mechanisms (`netns`, `monitor`,
 //! `store`, `config`) and is asked by `containers` and `node`.
 
+mod cgroup;
 mod claim;
 pub mod files;
 mod measured;
@@ -23,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use cgroup::{Place, of_container as container_cgroup, parent as cgroup_parent, slice};
 pub use claim::Claim;
 pub use lsm::selinux::Labels;
 pub use measured::{Measured, Taken};
@@ -42,13 +44,14 @@ use wharf_proto::{
 
 use crate::{
     cgroups::Hierarchies,
-    config::Config,
+    config::{Config, Settings},
     failpoint, lsm, monitor,
     monitor::client::{Client, Program},
     netns,
     netns::Networks,
     runtime, store,
     store::{Published, Rendering},
+    telemetry::Telemetry,
 };
 
 /// Why a pod could not be made or taken down.
@@ -103,8 +106,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// What pods are made with. One for the whole daemon.
 #[derive(Debug)]
 pub struct Mechanisms {
-    /// The daemon's configuration.
-    pub config: Config,
+    /// The daemon's configuration, of which some may change.
+    pub config: Settings,
     /// Where state lives.
     pub roots: Roots,
     /// Namespaces and networks.
@@ -113,12 +116,16 @@ pub struct Mechanisms {
     pub cgroups: Hierarchies,
     /// SELinux, where containers get labels.
     pub selinux: Option<lsm::selinux::Selinux>,
+    /// Wharf's own slice, where systemd makes the cgroups; None with the cgroupfs driver.
+    pub slice: Option<String>,
     /// What monitors run.
     pub monitor_program: Program,
     /// What each runtime handler can do.
     pub runtime_features: runtime::features::Catalog,
     /// This boot of the kernel.
     pub boot_id: String,
+    /// What is counted.
+    pub telemetry: Telemetry,
 }
 
 /// Process ids of what runs for a pod beside its containers.
@@ -362,7 +369,7 @@ impl Sandbox {
             dns: config.dns_config,
             annotations: config.annotations,
             labels: config.labels,
-            cgroup_parent: config.linux.map(|linux| linux.cgroup_parent).unwrap_or_default(),
+            cgroup_parent: cgroup::parent(&record).unwrap_or_default(),
             handler,
             ips: Vec::new(),
             mac: None,

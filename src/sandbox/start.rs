@@ -9,8 +9,8 @@ use wharf_proto::{
 };
 
 use super::{
-    Error, Mechanisms, PodPaths, Result, Sandbox, files, host_ipc, host_network, labels, membership, namespace_options,
-    security, users,
+    Error, Mechanisms, PodPaths, Result, Sandbox, cgroup, files, host_ipc, host_network, labels, membership,
+    namespace_options, security, users,
 };
 use crate::{
     cgroups::Cgroup,
@@ -33,6 +33,7 @@ pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
         // The root is nobody's, what lies below it may be a pod's.
         Cgroup::new(&mechanisms.cgroups, &format!("{parent}/pod"))
             .map_err(|error| Error::Invalid(format!("cgroup_parent {parent:?}: {error}")))?;
+        cgroup::slice(mechanisms, config)?;
     }
     netns::Bandwidth::of(&config.annotations).map_err(|error| Error::Invalid(error.to_string()))?;
     users(config)?;
@@ -143,7 +144,7 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, deadline:
     }
     let label = labels(mechanisms, &sandbox.record.get(), None)?.map(|labels| labels.files);
     membership::networks(&record)?;
-    let network = sandbox.pod_network(&mechanisms.config);
+    let network = sandbox.pod_network(&mechanisms.config.get());
     let names = Names {
         resolver: mechanisms.networks.resolver(&network),
         hosts: membership::hosts(&record, mechanisms.networks.gateway(&network))?,
@@ -198,10 +199,11 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, deadline:
 
 /// Bytes of the pod's /dev/shm: as its annotation says, where its handler lets it, else as configured.
 fn shm_size(mechanisms: &Mechanisms, handler: &str, config: &PodSandboxConfig) -> Result<u64> {
-    let settings = mechanisms.config.handler_settings(handler);
+    let daemon = mechanisms.config.get();
+    let settings = daemon.handler_settings(handler);
     let effective = settings.effective(&config.annotations);
     let Some((key, text)) = SHM_SIZE.iter().find_map(|key| Some((key, effective.get(*key)?))) else {
-        return Ok(mechanisms.config.containers.shm_size);
+        return Ok(daemon.containers.shm_size);
     };
     match parse_size(text) {
         Some(bytes) if (4096..=i64::MAX.cast_unsigned()).contains(&bytes) => Ok(bytes),
@@ -376,7 +378,7 @@ async fn make_namespaces(mechanisms: &Mechanisms, sandbox: &Sandbox, config: &Po
             &sandbox.paths.namespaces(),
             want,
             &hostname,
-            &sysctls(config, users.as_ref(), &mechanisms.config.containers.sysctls),
+            &sysctls(config, users.as_ref(), &mechanisms.config.get().containers.sysctls),
         )
         .await
         .map_err(sandbox.network_error())?;
@@ -392,7 +394,7 @@ async fn attach(
     if host_network(config) {
         return Ok(None);
     }
-    let pod = sandbox.pod_network(&mechanisms.config);
+    let pod = sandbox.pod_network(&mechanisms.config.get());
     if !mechanisms.networks.is_usable(&pod) {
         sandbox.stage.enter("wait for the network to be ready");
     }
@@ -422,12 +424,13 @@ async fn start_monitor(
     config: &PodSandboxConfig,
     user_namespace: Option<PathBuf>,
 ) -> Result<Events> {
+    let monitors = cgroup::of_monitors(mechanisms);
     let options = SpawnOptions {
         pod_id: &sandbox.id,
         socket: &sandbox.paths.monitor(),
         pid_namespace: namespace_options(config).pid() == NamespaceMode::Pod,
         user_namespace: user_namespace.as_deref(),
-        cgroup: None,
+        cgroup: Some(&monitors),
     };
     sandbox.fail_point("run.monitor").await?;
     let (client, hello, events) = Client::spawn(&mechanisms.monitor_program, options)

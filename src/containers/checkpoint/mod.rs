@@ -103,7 +103,7 @@ async fn note(container: &Container, time: i64) {
 
 fn handler(tools: &Tools, record: &record::Container) -> String {
     match record.runtime_handler.as_str() {
-        "" => tools.mechanisms.config.default_runtime.clone(),
+        "" => tools.mechanisms.config.get().default_runtime.clone(),
         name => name.to_owned(),
     }
 }

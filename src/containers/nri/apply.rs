@@ -204,7 +204,7 @@ fn take_limits(
     settings::check(resources, ground.min_memory)?;
     let out = linux.resources_mut().get_or_insert_default();
     limits::apply(wanted, resources, &ground.tools.host, ground.builtin, out)?;
-    let config = &ground.tools.mechanisms.config;
+    let config = &ground.tools.mechanisms.config.get();
     if let Some(class) = &wanted.blockio_class {
         let io = match class.value.as_str() {
             "" => None,
@@ -228,7 +228,7 @@ fn bandwidth(wanted: &LinuxRdt, ground: &Ground) -> Result<Option<PathBuf>> {
         return unsupported("rdt.enable_monitoring: groups for monitoring are not made");
     }
     match &wanted.clos_id {
-        Some(class) => rdt::tasks(&ground.tools.mechanisms.config, &class.value, ground.name).map(Some),
+        Some(class) => rdt::tasks(&ground.tools.mechanisms.config.get(), &class.value, ground.name).map(Some),
         None => Ok(wanted.remove.then(PathBuf::new)),
     }
 }

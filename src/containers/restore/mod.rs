@@ -134,8 +134,9 @@ async fn supported(tools: &Tools, container: &Container) -> Result<()> {
     let mechanisms = &tools.mechanisms;
     let handler = &container.record.get().runtime_handler;
     let refuse = |why: String| Err(Error::Unsupported(format!("restore container {}: {why}", container.id)));
-    if let Some(command) = mechanisms.config.handler(handler) {
-        let name = mechanisms.config.resolve_handler(handler);
+    let daemon = mechanisms.config.get();
+    if let Some(command) = daemon.handler(handler) {
+        let name = daemon.resolve_handler(handler);
         if !mechanisms.runtime_features.current(name).await.restores {
             return refuse(format!(
                 "{} does not say that it can: its `features` lack an annotation \"...checkpoint.enabled\", as one without \

@@ -112,6 +112,7 @@ pub fn restore(request: &CreateRequest, restore: &RestoreRequest) -> Result<Repo
         return Err(Error::Unsupported("restoring a container on cgroup v1".into()));
     }
     let cgroup = Cgroup::new(&hierarchies, restore.cgroup_path).map_err(failed)?;
+    let inside = super::create::begin_scope(&cgroup, request.id)?;
     cgroup.create().map_err(failed)?;
     super::create::limit_devices(&bundle, &cgroup)?;
     super::create::limit_cgroup(&bundle, &cgroup)?;
@@ -145,7 +146,9 @@ pub fn restore(request: &CreateRequest, restore: &RestoreRequest) -> Result<Repo
         }
     }
     // The restored processes stay in criu's cgroup and so in its cgroup namespace.
-    cgroup.join_self().map_err(failed)?;
+    if !inside {
+        cgroup.join_self().map_err(failed)?;
+    }
     let mut kinds = libc::CLONE_NEWNS;
     if bundle.namespace(LinuxNamespaceType::Cgroup) == Namespace::New {
         kinds |= libc::CLONE_NEWCGROUP;

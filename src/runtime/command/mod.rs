@@ -73,6 +73,7 @@ impl Handler for Command {
     fn create(&self, request: &CreateRequest) -> Result<Pending> {
         spawn_helper(&kept(&request.stdio), || {
             class::join(request.class)?;
+            begin_score(request.bundle)?;
             let mut invocation = self.invocation(request.bundle);
             invocation.arguments(["create", "--bundle", ".", "--pid-file", program::PID_FILE]);
             let (pid, console) = invocation.run_detached(&request.stdio, request.id)?;
@@ -116,6 +117,7 @@ impl Handler for Command {
             let process = serde_json::from_slice(request.process_json);
             let process = process.map_err(|error| Error::InvalidSpec(format!("process to execute: {error}")))?;
             Affinity::of(&process)?.begin()?;
+            begin_score(request.bundle)?;
             let process = request.bundle.join(format!("exec-{}.json", std::process::id()));
             fs::write(&process, request.process_json)
                 .context(|| format!("write the process of an exec to {}", process.display()))?;
@@ -231,6 +233,17 @@ impl Handler for Command {
     fn finish_delete(&self, pending: Pending) -> Result<()> {
         report::finish(&pending, "delete").map(drop)
     }
+}
+
+/// Gives this helper the container's standing with the OOM killer, for the program to inherit: crun sets none where the
+/// spec says 0, and the monitor's own must not be a container's.
+fn begin_score(bundle: &std::path::Path) -> Result<()> {
+    let path = bundle.join("config.json");
+    let text = fs::read(&path).context(|| format!("read {}", path.display()))?;
+    let spec: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| Error::InvalidSpec(format!("{}: {error}", path.display())))?;
+    let score = spec["process"]["oomScoreAdj"].as_i64();
+    super::builtin::set_oom_score(score.and_then(|score| i32::try_from(score).ok()))
 }
 
 /// What CRIU's log says of a failure tells more than that there was one.
