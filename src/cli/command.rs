@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{
     attach, checkpoint, commit, completions, cp, doctor, events, exec, export, fsck, history, image, images, import,
-    info, inspect, load, login, logs, network, pause, pods, port, port_forward, ps, pull, push, rm, rmi, run, save,
+    info, inspect, load, login, logs, migrate, network, pause, pods, port, port_forward, ps, pull, push, rm, rmi, run, save,
     serve, stats, stop, system, tag, top, units, update, version,
 };
 
@@ -94,6 +94,8 @@ pub enum Command {
     Push(push::Arguments),
     /// Take images out of an archive or an OCI layout
     Load(load::Arguments),
+    /// Take over the images of containerd, CRI-O or podman on this machine, without a download
+    Migrate(migrate::Arguments),
     /// Write images to an archive or an OCI layout
     Save(save::Arguments),
     /// List images, and remove those that nothing needs

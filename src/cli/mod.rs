@@ -36,6 +36,7 @@ mod logfile;
 mod logging;
 mod login;
 mod logs;
+mod migrate;
 mod network;
 mod output;
 mod pause;
@@ -141,6 +142,7 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Image(arguments) => image::run(&client, &arguments).await,
         Command::Import(arguments) => import::run(&client, &arguments).await,
         Command::Load(arguments) => load::run(&client, &arguments).await,
+        Command::Migrate(arguments) => migrate::run(&client, &arguments).await,
         Command::Push(arguments) => push::run(&client, &arguments).await,
         Command::Save(arguments) => save::run(&client, &arguments).await,
         Command::Tag(arguments) => tag::run(&client, &arguments).await,

@@ -11,7 +11,9 @@ mod handlers;
 mod isolation;
 mod model;
 mod network;
+mod nri;
 mod source;
+mod trust;
 mod validate;
 
 use std::path::{Path, PathBuf};
@@ -24,7 +26,9 @@ pub use model::{
     Registry, SeccompDefault, Streaming, TlsVersion, parse_size,
 };
 pub use network::{BuiltinNetwork, Cni};
+pub use nri::{DefaultValidator, Nri};
 use source::Layers;
+pub use trust::{Keyless, ScopePolicy, Trust, TrustScope, Verdict};
 
 /// Where the configuration is looked for when no path is given; it may be absent.
 pub const DEFAULT_PATH: &str = "/etc/wharf/wharf.toml";

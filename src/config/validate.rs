@@ -56,6 +56,7 @@ pub fn check(config: &Config) -> Check {
     pinned_images(config)?;
     registries(config)?;
     super::network::check(config)?;
+    super::nri::check(&config.nri)?;
     range(&["max_log_line"], u64::from(config.max_log_line), 256, 1 << 20)?;
     if config.log_rate_limit > 0 {
         range(
@@ -98,6 +99,7 @@ pub fn check(config: &Config) -> Check {
         .spec_dirs
         .iter()
         .try_for_each(|dir| absolute(&["cdi", "spec_dirs"], dir))?;
+    super::trust::check(&config.trust)?;
     streaming(config)?;
     apparmor(config)?;
     range(&["selinux_categories"], u64::from(config.selinux_categories), 2, 1024)?;

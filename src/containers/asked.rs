@@ -1,12 +1,26 @@
-//! Parts of a container's config that are checked as they are taken over: log path, working directory, stop signal.
+//! Parts of a container's config that are checked as they are taken over: image, log path, working directory, stop signal.
 
 use std::path::Path;
 
 use oci_spec::runtime::Spec;
 use wharf_proto::cri::{self, ContainerConfig, PodSandboxConfig};
 
-use super::{Container, Error, Result, signals};
+use super::{Container, Error, Result, Tools, signals};
 use crate::images::{Image, rootfs};
+
+/// Refuses what is no image, and images that the node's policy does not trust. `named` is what was asked for, mostly an id; what
+/// the person has written counts more.
+pub(super) async fn may_run(tools: &Tools, image: &Image, named: &str, config: &ContainerConfig) -> Result<()> {
+    if let Some(artifact) = &image.artifact {
+        return Err(Error::Invalid(format!(
+            "{named:?} is an artifact of type {:?}, not an image: it can be mounted as a volume, not run",
+            artifact.kind
+        )));
+    }
+    let written = config.image.as_ref().map(|image| image.user_specified_image.as_str());
+    let name = written.filter(|name| !name.is_empty()).unwrap_or(named);
+    tools.images.vouch(image, name).await.map_err(Error::Image)
+}
 
 /// Refuses a working directory that the image has as something else. One that is not there is made at the start, and what
 /// mounts cover is seen then.

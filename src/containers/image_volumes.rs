@@ -56,6 +56,12 @@ pub(super) async fn mount(
                 .find(name)
                 .filter(|_| !name.is_empty())
                 .ok_or_else(|| Error::State(failed(mount, format!("image {name:?} is not on this node"))))?;
+            let asked = match spec.user_specified_image.as_str() {
+                "" => name,
+                asked => asked,
+            };
+            // Kubelet knows the beginning of the text.
+            tools.images.vouch(&image, asked).await.map_err(Error::Image)?;
             *view = Some(mount_one(tools, container, mount, &image, owners.cloned(), labels).await?);
         }
     }

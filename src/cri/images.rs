@@ -59,7 +59,7 @@ impl Face {
         };
         let mut info = HashMap::new();
         if request.verbose {
-            let details = serde_json::json!({
+            let mut details = serde_json::json!({
                 "layers": image.layers.iter().map(|layer| &layer.diff_id).collect::<Vec<_>>(),
                 "imageSpec": {
                     "os": image.config.os,
@@ -77,6 +77,15 @@ impl Face {
                     },
                 },
             });
+            if let Some(artifact) = &image.artifact {
+                let files = artifact.files.iter().zip(&image.layers);
+                details["artifact"] = serde_json::json!({
+                    "type": artifact.kind,
+                    "files": files.map(|(name, layer)| serde_json::json!({
+                        "name": name, "digest": layer.digest, "size": layer.size,
+                    })).collect::<Vec<_>>(),
+                });
+            }
             info.insert("info".to_owned(), details.to_string());
         }
         Ok(ImageStatusResponse {

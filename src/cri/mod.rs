@@ -3,6 +3,7 @@
 //! One file per group of calls; `status.rs` is the one place where errors become codes; `server.rs` listens.
 
 mod authority;
+mod checkpoints;
 mod cni_result;
 mod containers;
 mod elsewhere;

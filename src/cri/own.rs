@@ -104,7 +104,12 @@ impl Wharf for Face {
     }
 
     async fn load_images(&self, request: Request<Streaming<Chunk>>) -> Result<Response<LoadImagesResponse>, Status> {
-        let loaded = inout::load(self.node()?.images().clone(), request.into_inner()).await?;
+        let loaded = inout::load(self.node()?.images().load(), request.into_inner()).await?;
+        Ok(Response::new(loaded))
+    }
+
+    async fn migrate_images(&self, request: Request<Streaming<Chunk>>) -> Result<Response<LoadImagesResponse>, Status> {
+        let loaded = inout::load(self.node()?.images().migrate(), request.into_inner()).await?;
         Ok(Response::new(loaded))
     }
 

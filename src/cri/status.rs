@@ -50,6 +50,7 @@ fn container_code(error: &containers::Error) -> Code {
         E::Unsupported(_) => Code::Unimplemented,
         E::State(_) => Code::FailedPrecondition,
         E::NoImage(_) => Code::NotFound,
+        E::Image(error) => image_code(error),
         E::Deadline(_) => Code::DeadlineExceeded,
         _ => Code::Internal,
     }
@@ -60,7 +61,9 @@ fn image_code(error: &images::Error) -> Code {
         images::ErrorKind::NotFound => Code::NotFound,
         images::ErrorKind::InvalidReference => Code::InvalidArgument,
         // Not `Unavailable`: that is the daemon itself, and kubelet looks at the text.
-        images::ErrorKind::RegistryUnavailable | images::ErrorKind::Other => Code::Unknown,
+        images::ErrorKind::RegistryUnavailable | images::ErrorKind::Untrusted | images::ErrorKind::Other => {
+            Code::Unknown
+        }
         images::ErrorKind::Unauthorized => Code::PermissionDenied,
     }
 }

@@ -4,6 +4,7 @@
 //! It holds no protocol of a face and touches no mechanism itself: objects (`sandbox`, `containers`) and the image
 //! store do. Read `pods.rs` for a pod's life from top to bottom.
 
+mod checkpoints;
 mod claims;
 mod containers;
 mod disk;
@@ -18,6 +19,7 @@ mod networks;
 mod operations;
 mod over;
 mod pinned;
+mod plugins;
 mod pods;
 mod recovery;
 mod sampler;
@@ -32,6 +34,7 @@ use std::{
     time::Duration,
 };
 
+pub use checkpoints::{RestoreOrder, Restored};
 pub use disk::Used;
 pub use error::{Error, Result};
 pub use events::{Event, Moment, Step, Subscription};
@@ -59,6 +62,7 @@ use crate::{
     containers::{Container, Tools},
     images::{self, Images},
     netns::NetworkStatus,
+    nri::Asks,
     sandbox::{self, Mechanisms, Sandbox},
 };
 
@@ -107,11 +111,12 @@ struct Inner {
 }
 
 impl Node {
-    /// Opens the node's state, takes over what still runs and takes down what is unfinished.
+    /// Opens the node's state, takes over what still runs and takes down what is unfinished. `asks` are those of the
+    /// plugins, where `tools` has some.
     ///
     /// # Errors
     /// When a room can't be opened. A single broken pod is logged and taken down, never an error.
-    pub async fn open(tools: Tools) -> Result<Self> {
+    pub async fn open(tools: Tools, asks: Option<Asks>) -> Result<Self> {
         let tasks = TaskTracker::new();
         let (run_dir, boot_id) = (tools.mechanisms.roots.run.clone(), tools.mechanisms.boot_id.clone());
         let owner = tasks.clone();
@@ -137,6 +142,9 @@ impl Node {
         };
         node.recover().await?;
         node.follow_images();
+        if let Some(asks) = asks {
+            node.start_plugins(asks).await?;
+        }
         Ok(node)
     }
 
@@ -154,6 +162,8 @@ impl Node {
                 "work did not end in time; the next start finishes it"
             );
         }
+        // What was under way has been seen by them.
+        self.end_plugins().await;
         // What all pods share is kept between them: taking it down takes longer than a pod's stop.
         if let Err(error) = self.mechanisms().networks.release_unused().await {
             tracing::warn!(%error, "could not take down the network that no pod uses");
@@ -353,6 +363,12 @@ impl Node {
     fn all_pods(&self) -> Vec<Arc<Sandbox>> {
         let pods = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);
         pods.values().cloned().collect()
+    }
+
+    /// Every container, complete or not.
+    fn all_containers(&self) -> Vec<Arc<Container>> {
+        let containers = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
+        containers.values().cloned().collect()
     }
 
     /// The containers of one pod, complete or not.

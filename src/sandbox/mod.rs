@@ -8,6 +8,7 @@ mod claim;
 pub mod files;
 mod measured;
 mod membership;
+pub mod nri;
 mod paths;
 mod stage;
 mod start;

@@ -97,6 +97,13 @@ impl Wharf for Daemon {
         Err(Status::unimplemented("load_images"))
     }
 
+    async fn migrate_images(
+        &self,
+        _: Request<tonic::Streaming<api::Chunk>>,
+    ) -> Result<Response<api::LoadImagesResponse>, Status> {
+        Err(Status::unimplemented("migrate_images"))
+    }
+
     type SaveImagesStream = Answers<api::Chunk>;
 
     async fn save_images(

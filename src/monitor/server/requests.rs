@@ -44,6 +44,7 @@ impl Monitor {
             Some(Op::Attach(attach)) => self.attach(&attach, descriptors),
             Some(Op::LogCounters(of)) => self.log_counters(&of.container_id),
             Some(Op::Checkpoint(checkpoint)) => self.checkpoint(origin, &checkpoint),
+            Some(Op::Freeze(freeze)) => self.freeze(origin, &freeze.container_id),
             Some(Op::Thaw(thaw)) => Ok(Some(self.thaw_by_name(&thaw.container_id))),
             None => Err(error(
                 ErrorKind::UnknownOperation,
