@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{
     attach, checkpoint, commit, completions, cp, doctor, events, exec, export, fsck, history, image, images, import,
-    info, inspect, load, login, logs, migrate, network, pause, pods, port, port_forward, ps, pull, push, rm, rmi, run, save,
-    serve, stats, stop, system, tag, top, units, update, version,
+    info, inspect, load, login, logs, migrate, network, pause, pods, port, port_forward, ps, pull, push, rm, rmi, run,
+    save, serve, stats, stop, system, tag, top, units, update, version,
 };
 
 /// Runs containers on this node.
