@@ -81,14 +81,19 @@ shellcheck: ## Check the shell scripts
 	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh .ci/run critest.sh; else echo "shellcheck is NOT installed: scripts were not checked"; fi
 
 .PHONY: bench
-bench: build ## Measure Wharf beside Debian's containerd and runc, one client, one run
+bench: build ## Measure Wharf beside Debian's containerd, one client, one run (ARGS="--report target/bench --growth 1,50,500")
 	cargo build --locked --release -p wharf-e2e --bins
-	@scripts/bench.sh target/wharf
+	@scripts/bench.sh target/wharf $(ARGS)
 
 .PHONY: bench-reads
 bench-reads: build ## Time lists and statuses with 1,000 containers under churn, one of them stuck (ARGS="--rounds 5")
 	cargo build --locked --release -p wharf-e2e --bins
 	@scripts/bench.sh target/wharf reads $(ARGS)
+
+.PHONY: bench-network
+bench-network: ## Time attaching pods to the built-in network beside CNI's bridge plugin, one by one and 200 at once (PROFILE=dev)
+	cargo test --locked --workspace --exclude wharf-e2e --lib --profile $(or $(PROFILE),release) \
+	  -- --nocapture --test-threads=1 one_pod_is_attached two_hundred_at_once
 
 .PHONY: clean
 clean: ## Remove what was built

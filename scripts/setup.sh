@@ -8,16 +8,12 @@ packages=(
   containernetworking-plugins
   docker-registry skopeo umoci busybox-static   # fixture images and who serves them
   criu                     # checkpoints
+  containerd openssl       # images to take over, and who signs some
   e2fsprogs                # the file system that a test takes the power from
   strace                   # counts the system calls of the hot paths
   nftables iproute2 util-linux procps jq
   shellcheck
 )
-# containerd is the peer of the benchmark only.
-if [ "${1:-}" = bench ]; then
-  packages+=(containerd)
-fi
-
 if ! command -v dpkg-query >/dev/null; then
   echo "This is not Debian. Install the equivalents of: ${packages[*]}" >&2
   exit 1

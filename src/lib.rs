@@ -12,6 +12,7 @@ pub mod memory;
 pub mod monitor;
 pub mod netns;
 pub mod node;
+pub mod nri;
 pub mod runtime;
 pub mod sandbox;
 pub mod serve;

@@ -20,10 +20,11 @@ use crate::{
     monitor::{self, client::Program},
     netns::{self, Networks},
     node::{self, Node},
+    nri::Nri,
     runtime::features,
     sandbox::{Mechanisms, Roots},
     store::{self, StateLock},
-    streaming,
+    streaming, sys,
 };
 
 /// How often the memory is looked after, and when first.
@@ -82,6 +83,8 @@ pub enum Error {
 /// When it can't start, or the server fails.
 pub fn run(config: Config) -> Result<(), Error> {
     let system = |attempt| move |source| Error::System { attempt, source };
+    // What whoever started the daemon had open is nothing to monitors, which outlive it.
+    sys::close_range(3, u32::MAX, true).map_err(system("mark inherited descriptors"))?;
     // Held until the process ends.
     let _lock = lock(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -195,14 +198,22 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
         &mechanisms.boot_id,
         &mechanisms.config.cpu_isolation,
     )?;
-    let node = Node::open(Tools {
+    let (nri, asks) = match &mechanisms.config.nri {
+        settings if settings.enable => {
+            let (nri, asks) = Nri::new(settings);
+            (Some(nri), Some(asks))
+        }
+        _ => (None, None),
+    };
+    let tools = Tools {
         mechanisms,
         images,
         host,
         cdi,
         cpus: Arc::new(cpus),
-    })
-    .await?;
+        nri,
+    };
+    let node = Node::open(tools, asks).await?;
     match streaming::Server::start(&streaming, node.clone()).await {
         Ok(streams) => Ok((node, streams)),
         Err(error) => {

@@ -372,6 +372,14 @@ pub fn setrlimit(pid: i32, resource: i32, soft: u64, hard: u64) -> io::Result<()
     Ok(())
 }
 
+/// Set the caller's I/O priority: class and level as ioprio_set(2) puts them together.
+pub fn set_io_priority(value: i32) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: i32 = 1;
+    // SAFETY: a system call with three numbers; 0 is the caller.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value) })?;
+    Ok(())
+}
+
 /// Set every signal to its default action and unblock all. The C library hides two signals from its own functions.
 pub fn reset_signals() {
     const SIGSET_SIZE: usize = 8;

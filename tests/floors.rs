@@ -16,6 +16,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("lsm", 1),
     ("runtime", 1),
     ("monitor", 1),
+    ("nri", 1),
     ("sandbox", 2),
     ("containers", 2),
     ("node", 3),

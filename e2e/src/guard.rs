@@ -31,8 +31,11 @@ async fn leftovers(daemon: &Daemon) -> Vec<String> {
     let mut left = Vec::new();
     let lab = &daemon.lab;
     for (pid, line) in lab.processes() {
-        let expected =
-            pid == daemon.pid() || line.contains("registry") || line.contains("whoami") || line.contains("lab disk");
+        let expected = pid == daemon.pid()
+            || line.contains("registry")
+            || line.contains("whoami")
+            || line.contains("lab disk")
+            || line.contains("nri-plugin");
         if !expected {
             left.push(format!("process {pid}: {line}"));
         }

@@ -11,7 +11,7 @@ fuzz_target!(|bytes: &[u8]| {
     if std::fs::create_dir_all(layer.join("fs")).is_err() {
         return;
     }
-    let options = wharf::images::unpack::Options { layer: "fuzz".into(), plain: false };
+    let options = wharf::images::unpack::Options { layer: "fuzz".into(), ..wharf::images::unpack::Options::default() };
     let unpacked = wharf::images::unpack::unpack_layer(bytes, &layer, &options);
     let beside = std::fs::read_dir(dir.path()).map(|entries| entries.count()).unwrap_or(1);
     assert_eq!(beside, 1, "the archive wrote outside of its root");

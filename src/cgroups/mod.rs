@@ -73,7 +73,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A memory limit that would have the kernel kill at once.
-    #[error("memory limit {limit} of cgroup {path}: {used} bytes are in use")]
+    #[error("cannot decrease memory limit of cgroup {path} to {limit}: {used} bytes are in use")]
     BelowUsage {
         /// The cgroup.
         path: String,

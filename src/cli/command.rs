@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{
     attach, checkpoint, commit, completions, cp, doctor, events, exec, export, fsck, history, image, images, import,
-    info, inspect, load, login, logs, pause, pods, port_forward, ps, pull, push, rm, rmi, run, save, serve, stats,
-    stop, system, tag, top, units, update, version,
+    info, inspect, load, login, logs, migrate, network, pause, pods, port, port_forward, ps, pull, push, rm, rmi, run, save,
+    serve, stats, stop, system, tag, top, units, update, version,
 };
 
 /// Runs containers on this node.
@@ -64,6 +64,10 @@ pub enum Command {
     Attach(attach::Arguments),
     /// Copy files between this machine and a container
     Cp(cp::Arguments),
+    /// Make, show and remove networks; put containers on them
+    Network(network::Arguments),
+    /// Show which ports of this node lead to a container
+    Port(port::Arguments),
     /// Forward ports of this machine to a pod
     PortForward(port_forward::Arguments),
     /// Stop containers or pods
@@ -90,6 +94,8 @@ pub enum Command {
     Push(push::Arguments),
     /// Take images out of an archive or an OCI layout
     Load(load::Arguments),
+    /// Take over the images of containerd, CRI-O or podman on this machine, without a download
+    Migrate(migrate::Arguments),
     /// Write images to an archive or an OCI layout
     Save(save::Arguments),
     /// List images, and remove those that nothing needs

@@ -36,9 +36,12 @@ mod logfile;
 mod logging;
 mod login;
 mod logs;
+mod migrate;
+mod network;
 mod output;
 mod pause;
 mod pods;
+mod port;
 mod port_forward;
 mod ps;
 mod pull;
@@ -122,6 +125,8 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Exec(arguments) => exec::run(&client, &arguments).await,
         Command::Attach(arguments) => attach::run(&client, &arguments).await,
         Command::Cp(arguments) => cp::run(&client, &arguments).await,
+        Command::Network(arguments) => network::run(&client, &arguments).await,
+        Command::Port(arguments) => port::run(&client, &arguments).await,
         Command::PortForward(arguments) => port_forward::run(&client, &arguments).await,
         Command::Pause(arguments) => pause::run(&client, &arguments, pause::Act::Pause).await,
         Command::Unpause(arguments) => pause::run(&client, &arguments, pause::Act::Unpause).await,
@@ -137,6 +142,7 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Image(arguments) => image::run(&client, &arguments).await,
         Command::Import(arguments) => import::run(&client, &arguments).await,
         Command::Load(arguments) => load::run(&client, &arguments).await,
+        Command::Migrate(arguments) => migrate::run(&client, &arguments).await,
         Command::Push(arguments) => push::run(&client, &arguments).await,
         Command::Save(arguments) => save::run(&client, &arguments).await,
         Command::Tag(arguments) => tag::run(&client, &arguments).await,

@@ -19,6 +19,9 @@ pub struct Containers {
     /// Size of a pod's /dev/shm in bytes; at least 4096. A number, or text such as `"64MiB"`.
     #[serde(deserialize_with = "size")]
     pub shm_size: u64,
+    /// Seconds that ExecSync waits for output that a command's children hold open after its end; 0 is no limit beside the call's
+    /// own.
+    pub exec_drain_secs: u64,
     /// `NAME=value`: sysctls of pods, unless a pod asks for another value or shares the namespace with the node.
     pub sysctls: Vec<String>,
     /// Root filesystems can't be written, whatever is asked for.
@@ -73,6 +76,7 @@ impl Default for Containers {
             missing_host_paths: MissingHostPaths::Create,
             required_host_paths: Vec::new(),
             shm_size: 64 << 20,
+            exec_drain_secs: 0,
             sysctls: Vec::new(),
             read_only_rootfs: false,
             env: Vec::new(),

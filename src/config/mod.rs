@@ -11,20 +11,24 @@ mod handlers;
 mod isolation;
 mod model;
 mod network;
+mod nri;
 mod source;
+mod trust;
 mod validate;
 
 use std::path::{Path, PathBuf};
 
 pub use containers::{Containers, ImageVolumes, MissingHostPaths, Ulimit, parse_device};
-pub use handlers::{ExecCpuAffinity, RuntimeHandler, SECCOMP_NOTIFIER};
+pub use handlers::{ExecCpuAffinity, RuntimeHandler, SECCOMP_NOTIFIER, SHM_SIZE};
 pub use isolation::{CpuIsolation, CpuSet};
 pub use model::{
     BUILTIN_RUNTIME, BlockIoClass, Cdi, CgroupDriver, Config, IpPreference, Log, LogFormat, NetworkMode, Pull, Rdt,
     Registry, SeccompDefault, Streaming, TlsVersion, parse_size,
 };
 pub use network::{BuiltinNetwork, Cni};
+pub use nri::{DefaultValidator, Nri};
 use source::Layers;
+pub use trust::{Keyless, ScopePolicy, Trust, TrustScope, Verdict};
 
 /// Where the configuration is looked for when no path is given; it may be absent.
 pub const DEFAULT_PATH: &str = "/etc/wharf/wharf.toml";

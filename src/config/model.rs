@@ -11,6 +11,8 @@ use super::{
     handlers::RuntimeHandler,
     isolation::CpuIsolation,
     network::{BuiltinNetwork, Cni},
+    nri::Nri,
+    trust::Trust,
 };
 
 /// Name of the runtime handler that is always there: Wharf's own OCI runtime.
@@ -28,6 +30,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Group that may use the socket beside root.
     pub socket_group: Option<String>,
+    /// Seconds that a pod or container is kept whose creation ended when nobody waited for it any more; 1 to 3600.
+    pub unclaimed_secs: u64,
     /// Who connects pods to the network.
     pub network: NetworkMode,
     /// Which of a pod's addresses is told first.
@@ -85,10 +89,14 @@ pub struct Config {
     pub containers: Containers,
     /// Devices that vendors describe (Container Device Interface).
     pub cdi: Cdi,
+    /// Plugins that watch and adjust containers.
+    pub nri: Nri,
     /// Images that kubelet's garbage collection must spare: whole names, in which `*` stands for any text and `?` for any character.
     pub pinned_images: Vec<String>,
     /// Image pulls.
     pub pull: Pull,
+    /// Which images are let in and run.
+    pub trust: Trust,
     /// The server of exec, attach and port-forward.
     pub streaming: Streaming,
 }
@@ -217,6 +225,10 @@ pub struct Pull {
     pub stall_timeout_secs: u64,
     /// Seconds for which what a pull that was given up has unpacked is kept for the next try; 0 is not at all, at most 86400.
     pub keep_partial_secs: u64,
+    /// Bytes that a layer may have unpacked, so that a small blob can't fill the disk; 0 is no limit. A number, or text such as
+    /// `"64GiB"`.
+    #[serde(deserialize_with = "bytes")]
+    pub max_layer_size: u64,
     /// Trees of `hosts.toml` files and certificates, by registry; the first that knows one counts. Absolute.
     pub hosts_dirs: Vec<PathBuf>,
     /// `registries.conf`, version 2, with its `.d` directory. Absolute; absent is fine.
@@ -265,6 +277,7 @@ pub(super) fn defaults() -> Config {
         run_dir: "/run/wharf".into(),
         socket: PathBuf::new(),
         socket_group: None,
+        unclaimed_secs: 120,
         network: NetworkMode::Builtin,
         ip_preference: IpPreference::Ipv4,
         log: Log::default(),
@@ -291,8 +304,10 @@ pub(super) fn defaults() -> Config {
         passwd_entries: true,
         containers: Containers::default(),
         cdi: Cdi::default(),
+        nri: Nri::default(),
         pinned_images: Vec::new(),
         pull: Pull::default(),
+        trust: Trust::default(),
         streaming: Streaming::default(),
     }
 }
@@ -340,6 +355,7 @@ impl Default for Pull {
             max_parallel_layers: 3,
             stall_timeout_secs: 60,
             keep_partial_secs: 300,
+            max_layer_size: 64 << 30,
             hosts_dirs: [
                 "/etc/wharf/certs.d",
                 "/etc/containerd/certs.d",

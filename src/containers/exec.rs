@@ -1,6 +1,10 @@
 //! Running a command in a running container and collecting its output.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use nix::fcntl::OFlag;
 use tokio::{
@@ -16,9 +20,6 @@ use crate::{monitor, store};
 /// Most bytes kept per stream; the rest is dropped silently (contract rule 20).
 const OUTPUT_LIMIT: usize = 16 << 20;
 
-/// How long output is awaited after the command has ended, when a process that it left behind holds its pipes.
-const DRAIN_LIMIT: Duration = Duration::from_secs(1);
-
 /// What a command wrote and how it ended.
 #[derive(Debug)]
 pub struct Output {
@@ -30,15 +31,18 @@ pub struct Output {
     pub exit_code: i32,
 }
 
-/// Runs `command` in the container. A `timeout` of zero means none. Cancelling `gone` kills it too.
+/// Runs `command` in the container. A `timeout` of zero means none. Cancelling `gone` kills it too. What it leaves running with its
+/// output is waited for, up to `drain` after its end (zero is no limit): its output is a part of the command's.
 ///
 /// # Errors
 /// [`Error::State`] when the container does not run, [`Error::Exec`] when the command can't be started,
-/// [`Error::Deadline`] when it takes longer than `timeout`; it is then killed with all its descendants.
+/// [`Error::Deadline`] when it takes longer than `timeout`, it is then killed with all its descendants; or when its output takes
+/// longer than `timeout` or `drain`, what holds it goes on.
 pub async fn exec_sync(
     container: &Container,
     command: Vec<String>,
     timeout: Duration,
+    drain: Duration,
     gone: CancellationToken,
 ) -> Result<Output> {
     if command.is_empty() {
@@ -71,9 +75,19 @@ pub async fn exec_sync(
         }
     };
     tokio::pin!(limit);
-    let took_long = || format!("took longer than {} s", timeout.as_secs());
+    let ended = AtomicBool::new(false);
+    let took_long = || format!("timed out: it took longer than {} s", timeout.as_secs());
     let nobody = || "has nobody left who waits for it".to_owned();
     let killed = |why: String| Error::Deadline(format!("command in container {} {why} and was killed", container.id));
+    // In the words that containerd uses. What it left running is the container's own now.
+    let held_open = |limit: Duration| {
+        Error::Deadline(format!(
+            "command in container {}: failed to drain exec process: it has ended, but what it left running held its output open \
+             for {} s",
+            container.id,
+            limit.as_secs()
+        ))
+    };
     // The time counts from here: a monitor that does not answer starts nothing.
     let started = tokio::select! {
         started = monitor.exec(request, vec![stdin, stdout_write, stderr_write]) => started.map_err(|error| exec_error(container, &error)),
@@ -96,26 +110,37 @@ pub async fn exec_sync(
             tokio::pin!(exited);
             tokio::select! {
                 code = &mut exited => {
-                    let _ = tokio::time::timeout(DRAIN_LIMIT, streams).await;
+                    ended.store(true, Ordering::Relaxed);
+                    if drain.is_zero() {
+                        streams.await;
+                    } else if tokio::time::timeout(drain, streams).await.is_err() {
+                        return None;
+                    }
                     code
                 }
                 _ = &mut streams => exited.await,
             }
         };
-        code.map(|exit_code| Output {
+        Some(code.map(|exit_code| Output {
             stdout: out,
             stderr: err,
             exit_code,
-        })
+        }))
     };
     let why = tokio::select! {
-        result = output => return result.map_err(|_| Error::Exec {
-            id: container.id.clone(),
-            message: "the pod's monitor ended".into(),
-        }),
+        result = output => match result {
+            Some(result) => return result.map_err(|_| Error::Exec {
+                id: container.id.clone(),
+                message: "the pod's monitor ended".into(),
+            }),
+            None => return Err(held_open(drain)),
+        },
         () = &mut limit => took_long(),
         () = gone.cancelled() => nobody(),
     };
+    if ended.load(Ordering::Relaxed) {
+        return Err(held_open(timeout));
+    }
     match monitor.kill_exec(&id).await {
         // It is told, and kills when it goes on.
         Err(monitor::Error::Timeout { .. }) => {}

@@ -158,6 +158,25 @@ pub fn add(directories: &[PathBuf], subject: &Subject, spec: &mut Spec) -> Resul
     Ok(())
 }
 
+/// A door for the fuzz target (fuzz/).
+#[cfg(fuzzing)]
+pub fn fuzzing(text: &[u8]) {
+    let Ok(file) = parse(Path::new("fuzz"), text) else {
+        return;
+    };
+    let subject = Subject {
+        command: "/bin/sh",
+        ..Subject::default()
+    };
+    let mut hooks = Hooks::default();
+    if file.when.matches(&subject) == Ok(true) {
+        let _ = file
+            .stages
+            .iter()
+            .try_for_each(|stage| push(&mut hooks, stage, &file.hook));
+    }
+}
+
 fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::Read {
         path: directory.to_owned(),
@@ -190,8 +209,15 @@ fn read(path: &Path) -> Result<File, Error> {
     if fs::metadata(path).map_err(failed)?.len() > MAX_FILE {
         return Err(bad(format!("longer than {MAX_FILE} bytes")));
     }
-    let text = fs::read(path).map_err(failed)?;
-    let file: File = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
+    parse(path, &fs::read(path).map_err(failed)?)
+}
+
+fn parse(path: &Path, text: &[u8]) -> Result<File, Error> {
+    let bad = |reason: String| Error::Bad {
+        path: path.to_owned(),
+        reason,
+    };
+    let file: File = serde_json::from_slice(text).map_err(|error| bad(error.to_string()))?;
     if file.version != "1.0.0" {
         return Err(bad(format!("version {:?} is not 1.0.0", file.version)));
     }

@@ -55,8 +55,6 @@ pub struct Host {
     pub capabilities: CapSet,
     /// The lowest OOM score adjustment that the daemon may give.
     pub min_oom_score_adj: i32,
-    /// The machine's name.
-    pub hostname: String,
     /// Kernel version, major and minor.
     pub kernel: (u32, u32),
     /// AppArmor.
@@ -107,6 +105,8 @@ pub struct Facts {
     pub volumes: Vec<Volume>,
     /// The Localhost seccomp profile, if one is asked for.
     pub localhost_seccomp: Option<seccomp::LocalProfile>,
+    /// The machine's name now.
+    pub hostname: String,
 }
 
 impl Facts {
@@ -191,7 +191,6 @@ pub fn host(hierarchies: &Hierarchies, config: &Config) -> Result<Host, Error> {
         } else {
             own_adj
         },
-        hostname: read("/proc/sys/kernel/hostname")?.trim().to_owned(),
         kernel: parse_kernel(&read("/proc/sys/kernel/osrelease")?),
         apparmor,
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
@@ -212,7 +211,12 @@ fn parse_kernel(release: &str) -> (u32, u32) {
 /// A path, device or profile that cannot be used, by name.
 pub fn inspect(config: &cri::ContainerConfig, settings: &Containers) -> Result<Facts, Error> {
     let context = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
-    let mut facts = Facts::default();
+    let mut facts = Facts {
+        hostname: nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        ..Facts::default()
+    };
     let table = match config.mounts.iter().any(|m| m.propagation != 0) {
         true => MountTable::read()?,
         false => MountTable::default(),
@@ -263,6 +267,23 @@ fn mount_source(host_path: &Path, table: &MountTable, settings: &Containers) -> 
     let path = path.map_err(failed("resolve host path of a mount", host_path))?;
     let (shared, slave) = table.propagation(&path);
     Ok(MountSource { path, shared, slave })
+}
+
+/// Whether mounts below `path` of the node reach a container, and (`both`) the container's the node. Blocking.
+///
+/// # Errors
+/// When the path can't be resolved, or is on no such mount.
+pub fn check_propagation(path: &Path, both: bool) -> Result<(), Error> {
+    let resolved = path
+        .canonicalize()
+        .map_err(failed("resolve host path of a mount", path))?;
+    let wrong = |why: &str| Err(Error::Setting(format!("{} is on {why}", path.display())));
+    match MountTable::read()?.propagation(&resolved) {
+        (true, _) => Ok(()),
+        (false, _) if both => wrong("no shared mount"),
+        (false, true) => Ok(()),
+        (false, false) => wrong("neither a shared nor a slave mount"),
+    }
 }
 
 /// Propagation of each mount point; of two mounts on one point, that of the upper.
@@ -371,7 +392,7 @@ mod tests {
     #[test]
     fn this_machine_can_be_looked_at() {
         let host = host(&crate::cgroups::detect().unwrap(), &Config::default()).unwrap();
-        assert!(host.kernel >= (4, 0) && !host.hostname.is_empty(), "{host:?}");
+        assert!(host.kernel >= (4, 0), "{host:?}");
     }
 
     #[test]

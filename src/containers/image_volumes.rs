@@ -56,6 +56,12 @@ pub(super) async fn mount(
                 .find(name)
                 .filter(|_| !name.is_empty())
                 .ok_or_else(|| Error::State(failed(mount, format!("image {name:?} is not on this node"))))?;
+            let asked = match spec.user_specified_image.as_str() {
+                "" => name,
+                asked => asked,
+            };
+            // Kubelet knows the beginning of the text.
+            tools.images.vouch(&image, asked).await.map_err(Error::Image)?;
             *view = Some(mount_one(tools, container, mount, &image, owners.cloned(), labels).await?);
         }
     }
@@ -84,7 +90,7 @@ fn check(mount: &cri::Mount, owners: Option<&Owners>) -> Result<()> {
         .any(|part| matches!(part, Component::ParentDir | Component::RootDir))
         || mount.image_sub_path.contains('\0')
     {
-        "image_sub_path must be relative and must not contain \"..\""
+        "image_sub_path must be relative and must not contain \"..\": path escapes from parent"
     } else {
         return Ok(());
     };
@@ -121,9 +127,12 @@ async fn mount_one(
     let path = path.map_err(|error| {
         let sub_path = &mount.image_sub_path;
         let why = match error.kind() {
-            io::ErrorKind::NotFound => format!("sub path {sub_path:?} does not exist in image {}", image.id),
+            io::ErrorKind::NotFound => format!("sub path {sub_path:?} does not exist in image volume {}", image.id),
             io::ErrorKind::NotADirectory => {
-                format!("sub path {sub_path:?} of image {} is not a directory", image.id)
+                format!(
+                    "sub path {sub_path:?} of image {} is not a directory, and only directory subpath is supported",
+                    image.id
+                )
             }
             _ => format!("sub path {sub_path:?} of image {}: {error}", image.id),
         };

@@ -5,7 +5,9 @@
 
 mod access;
 mod archive;
+mod asked;
 pub mod base;
+mod bundle;
 pub mod caps;
 pub mod cdi;
 mod checkpoint;
@@ -18,6 +20,7 @@ pub mod hooks;
 pub mod host;
 mod image_volumes;
 mod limits;
+pub mod nri;
 mod passwd;
 mod pause;
 pub mod process;
@@ -67,7 +70,8 @@ use crate::{
     images::{self, Images},
     monitor,
     monitor::client::Client,
-    sandbox::{Mechanisms, Sandbox, Stage, container_exit, container_record},
+    nri::Nri,
+    sandbox::{Claim, Mechanisms, Sandbox, Stage, container_exit, container_record},
     store,
     store::{Published, Rendering},
 };
@@ -127,6 +131,9 @@ pub enum Error {
     /// A record or directory of the container.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The image can't be used.
+    #[error(transparent)]
+    Image(images::Error),
     /// Root filesystem.
     #[error("root filesystem of container {id}: {source}")]
     Rootfs {
@@ -171,6 +178,8 @@ pub struct Tools {
     pub cdi: cdi::Registry,
     /// What is changed on the node's CPUs for single containers.
     pub cpus: Arc<cpus::Ledger>,
+    /// Plugins, where they are served.
+    pub nri: Option<Nri>,
 }
 
 /// One container.
@@ -188,6 +197,8 @@ pub struct Container {
     pub record: Published<record::Container>,
     /// What its creation is at.
     pub stage: Stage,
+    /// Whether anybody has been told of it.
+    pub claim: Claim,
     /// Its line in lists.
     pub listed: Rendering<Arc<record::Container>>,
     /// Its line in lists of stats.
@@ -223,6 +234,7 @@ impl Container {
             dir,
             sandbox,
             stage: Stage::default(),
+            claim: Claim::default(),
             listed: Rendering::default(),
             stats_listed: Rendering::default(),
             metrics_listed: Rendering::default(),

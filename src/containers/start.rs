@@ -48,23 +48,17 @@ pub async fn start(tools: &Tools, container: &Container, others: &[Arc<Container
     let monitor = container.monitor()?;
     container.fail_point("start.begin").await?;
     container.stage.enter("log and seccomp filter");
-    let mut request = request(tools, container, &record).await?;
-    if record.restore {
-        request.restore = Some(monitor::Restore {
-            criu: program::find(container)?.display().to_string(),
-            images: restore::images(container).display().to_string(),
-            work: restore::directory(container).display().to_string(),
-        });
-    }
     container
         .record
         .change(|record| record.state = ContainerState::ContainerStarting.into())
         .await?;
     container.fail_point("start.noted").await?;
-    container.stage.enter("monitor and runtime");
     let mut changes = container.record.subscribe();
-    let started = match cpus::begin(tools, container).await {
-        Ok(()) => monitor.start(request).await.map_err(Failure::from),
+    let started = match prepared(tools, container, &record).await {
+        Ok(request) => {
+            container.stage.enter("monitor and runtime");
+            monitor.start(request).await.map_err(Failure::from)
+        }
         Err(error) => Err(Failure::Refused(error.to_string())),
     };
     if record.restore {
@@ -115,6 +109,21 @@ pub async fn start(tools: &Tools, container: &Container, others: &[Arc<Container
             })
         }
     }
+}
+
+/// All that must be there before the monitor is asked. What fails here fails the start as the runtime's own refusal does
+/// (contract rule 16).
+async fn prepared(tools: &Tools, container: &Container, record: &record::Container) -> Result<monitor::Start> {
+    let mut request = request(tools, container, record).await?;
+    if record.restore {
+        request.restore = Some(monitor::Restore {
+            criu: program::find(container)?.display().to_string(),
+            images: restore::images(container).display().to_string(),
+            work: restore::directory(container).display().to_string(),
+        });
+    }
+    cpus::begin(tools, container).await?;
+    Ok(request)
 }
 
 /// What was dumped is needed once.

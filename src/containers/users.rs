@@ -31,6 +31,9 @@ pub enum Error {
     /// The request contradicts itself.
     #[error("run_as_group {0} is set without run_as_user or run_as_username")]
     GroupWithoutUser(i64),
+    /// A policy of a later API.
+    #[error("supplemental_groups_policy {0} is not known")]
+    UnknownPolicy(i32),
     /// A number that is no id.
     #[error("{what} {value}: not an id (0 to 4294967294)")]
     OutOfRange {
@@ -131,8 +134,10 @@ pub fn resolve(
 
     let mut all = vec![gid];
     // Strict: only what the request names. Merge: also what the image says of this user.
-    let strict = cri::SupplementalGroupsPolicy::Strict as i32;
-    if let Some(entry) = entry.as_ref().filter(|_| context.supplemental_groups_policy != strict) {
+    let policy = cri::SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy)
+        .map_err(|_| Error::UnknownPolicy(context.supplemental_groups_policy))?;
+    let strict = policy == cri::SupplementalGroupsPolicy::Strict;
+    if let Some(entry) = entry.as_ref().filter(|_| !strict) {
         all.extend(
             groups(&group_file)
                 .filter(|g| g.members.split(',').any(|m| m == entry.name))

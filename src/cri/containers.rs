@@ -30,6 +30,11 @@ impl Face {
         let config = request
             .config
             .ok_or_else(|| Status::invalid_argument("the request has no container config"))?;
+        if config.windows.is_some() {
+            return Err(Status::invalid_argument(
+                "the container config has windows options, on a Linux node",
+            ));
+        }
         self.node()?
             .create_container(&request.pod_sandbox_id, config, request.sandbox_config)
             .await
@@ -197,11 +202,13 @@ pub(super) fn full(record: &record::Container) -> ContainerStatus {
     }
 }
 
-/// As asked for, with the digest of the image behind each image volume (KEP-5365): what PullImage answered for it.
+/// As asked for, with the image behind each image volume (KEP-5365): what PullImage answered for it, by which kubelet knows that
+/// it is used.
 fn mounts(mut mounts: Vec<Mount>, images: &[String]) -> Vec<Mount> {
     for (mount, id) in mounts.iter_mut().zip(images) {
         if let Some(image) = &mut mount.image {
             image.image_ref.clone_from(id);
+            image.image.clone_from(id);
         }
     }
     mounts
@@ -211,6 +218,8 @@ fn mounts(mut mounts: Vec<Mount>, images: &[String]) -> Vec<Mount> {
 async fn verbose(container: &Container) -> HashMap<String, String> {
     let record = container.record.get();
     let config = record.config.clone().unwrap_or_default();
+    let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let privileged = context.is_some_and(|context| context.privileged);
     let config = json::to_value("runtime.v1.ContainerConfig", &config, false).unwrap_or_default();
     let spec = tokio::fs::read(container.dir.join("config.json"))
         .await
@@ -234,6 +243,7 @@ async fn verbose(container: &Container) -> HashMap<String, String> {
         "runtimeHandler": record.runtime_handler,
         "cgroupPath": record.cgroup_path,
         "paused": record.paused,
+        "privileged": privileged,
         "restored": record.restore,
         "checkpointedAt": checkpoints::time(record.checkpointed_at),
         "checkpointArchive": record.checkpoint_archive,

@@ -17,12 +17,20 @@ use crate::{
 
 impl Face {
     pub(super) async fn pull(&self, request: PullImageRequest) -> Result<String, Status> {
-        let image = request.image.map(|image| image.image).unwrap_or_default();
+        let spec = request.image.unwrap_or_default();
+        let image = spec.image;
         if image.is_empty() {
             return Err(Status::invalid_argument("the request names no image"));
         }
-        self.node()?
-            .pull(&image, request.auth, None)
+        let node = self.node()?;
+        // All handlers run the same images; one that is not there would never run this.
+        if !node.config().has_handler(&spec.runtime_handler) {
+            return Err(Status::invalid_argument(format!(
+                "pull {image}: no runtime handler {:?} is configured",
+                spec.runtime_handler
+            )));
+        }
+        node.pull(&image, request.auth, None)
             .await
             .map_err(|error| status(&error.into()))
     }
@@ -51,7 +59,7 @@ impl Face {
         };
         let mut info = HashMap::new();
         if request.verbose {
-            let details = serde_json::json!({
+            let mut details = serde_json::json!({
                 "layers": image.layers.iter().map(|layer| &layer.diff_id).collect::<Vec<_>>(),
                 "imageSpec": {
                     "os": image.config.os,
@@ -69,6 +77,15 @@ impl Face {
                     },
                 },
             });
+            if let Some(artifact) = &image.artifact {
+                let files = artifact.files.iter().zip(&image.layers);
+                details["artifact"] = serde_json::json!({
+                    "type": artifact.kind,
+                    "files": files.map(|(name, layer)| serde_json::json!({
+                        "name": name, "digest": layer.digest, "size": layer.size,
+                    })).collect::<Vec<_>>(),
+                });
+            }
             info.insert("info".to_owned(), details.to_string());
         }
         Ok(ImageStatusResponse {

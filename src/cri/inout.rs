@@ -12,14 +12,16 @@ use wharf_proto::api::{
 };
 
 use super::status::status;
-use crate::images::{Format, Images, Inflow, Order, Outflow};
+use crate::images::{self, Format, Images, Inflow, Loaded, Order, Outflow};
 
 /// An archive on its way out.
 pub(super) type Chunks = BoxStream<'static, Result<Chunk, Status>>;
 
-/// Takes images out of the archive that `chunks` are.
-pub(super) async fn load(images: Images, chunks: Streaming<Chunk>) -> Result<LoadImagesResponse, Status> {
-    let (inflow, work) = images.load();
+/// Feeds what [`Images::load`] or [`Images::migrate`] has begun with the archive that `chunks` are.
+pub(super) async fn load(
+    (inflow, work): (Inflow, impl Future<Output = images::Result<Vec<Loaded>>>),
+    chunks: Streaming<Chunk>,
+) -> Result<LoadImagesResponse, Status> {
     let data = chunks.map(|chunk| chunk.map(|chunk| chunk.data.into()));
     let loaded = beside(feed(inflow, data), work).await?;
     Ok(LoadImagesResponse {

@@ -4,10 +4,13 @@
 
 mod authority;
 mod checkpoints;
+mod cni_result;
 mod containers;
 mod elsewhere;
 mod events;
 mod filters;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gathered;
 mod image_service;
 mod images;
@@ -15,6 +18,7 @@ mod info;
 mod inout;
 mod lists;
 mod metrics;
+mod networks;
 mod own;
 mod pods;
 mod ready;

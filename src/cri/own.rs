@@ -4,13 +4,15 @@ use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 use wharf_proto::api::{
-    self, Chunk, CommitContainerRequest, CommitContainerResponse, DiskUsageRequest, DiskUsageResponse, DoctorRequest,
-    DoctorResponse, EventsMessage, EventsRequest, ExportContainerRequest, FsckRequest, FsckResponse,
-    ImageHistoryRequest, ImageHistoryResponse, ImportImageRequest, ImportImageResponse, ListOperationsRequest,
-    ListOperationsResponse, ListPausedRequest, ListPausedResponse, LoadImagesResponse, LoginRequest, LoginResponse,
-    PauseContainerRequest, PauseContainerResponse, PullImageRequest, PullProgress, PushImageRequest, PushProgress,
-    SaveImagesRequest, SignalContainerRequest, SignalContainerResponse, TagImageRequest, TagImageResponse,
-    UnpauseContainerRequest, UnpauseContainerResponse, wharf_server::Wharf,
+    self, Chunk, CommitContainerRequest, CommitContainerResponse, ConnectNetworkRequest, ConnectNetworkResponse,
+    CreateNetworkRequest, CreateNetworkResponse, DisconnectNetworkRequest, DisconnectNetworkResponse, DiskUsageRequest,
+    DiskUsageResponse, DoctorRequest, DoctorResponse, EventsMessage, EventsRequest, ExportContainerRequest,
+    FsckRequest, FsckResponse, ImageHistoryRequest, ImageHistoryResponse, ImportImageRequest, ImportImageResponse,
+    ListNetworksRequest, ListNetworksResponse, ListOperationsRequest, ListOperationsResponse, ListPausedRequest,
+    ListPausedResponse, LoadImagesResponse, LoginRequest, LoginResponse, PauseContainerRequest, PauseContainerResponse,
+    PruneNetworksRequest, PruneNetworksResponse, PullImageRequest, PullProgress, PushImageRequest, PushProgress,
+    RemoveNetworkRequest, RemoveNetworkResponse, SaveImagesRequest, SignalContainerRequest, SignalContainerResponse,
+    TagImageRequest, TagImageResponse, UnpauseContainerRequest, UnpauseContainerResponse, wharf_server::Wharf,
 };
 
 use super::{
@@ -102,7 +104,12 @@ impl Wharf for Face {
     }
 
     async fn load_images(&self, request: Request<Streaming<Chunk>>) -> Result<Response<LoadImagesResponse>, Status> {
-        let loaded = inout::load(self.node()?.images().clone(), request.into_inner()).await?;
+        let loaded = inout::load(self.node()?.images().load(), request.into_inner()).await?;
+        Ok(Response::new(loaded))
+    }
+
+    async fn migrate_images(&self, request: Request<Streaming<Chunk>>) -> Result<Response<LoadImagesResponse>, Status> {
+        let loaded = inout::load(self.node()?.images().migrate(), request.into_inner()).await?;
         Ok(Response::new(loaded))
     }
 
@@ -155,6 +162,55 @@ impl Wharf for Face {
             .await;
         let image_id = committed.map_err(|error| status(&error))?;
         Ok(Response::new(CommitContainerResponse { image_id }))
+    }
+
+    async fn create_network(
+        &self,
+        request: Request<CreateNetworkRequest>,
+    ) -> Result<Response<CreateNetworkResponse>, Status> {
+        let network = Some(self.make_network(request.into_inner()).await?);
+        Ok(Response::new(CreateNetworkResponse { network }))
+    }
+
+    async fn list_networks(&self, _: Request<ListNetworksRequest>) -> Result<Response<ListNetworksResponse>, Status> {
+        let networks = self.known_networks()?;
+        Ok(Response::new(ListNetworksResponse { networks }))
+    }
+
+    async fn remove_network(
+        &self,
+        request: Request<RemoveNetworkRequest>,
+    ) -> Result<Response<RemoveNetworkResponse>, Status> {
+        let removed = self.node()?.remove_network(&request.into_inner().name).await;
+        removed.map_err(|error| status(&error))?;
+        Ok(Response::new(RemoveNetworkResponse {}))
+    }
+
+    async fn prune_networks(
+        &self,
+        _: Request<PruneNetworksRequest>,
+    ) -> Result<Response<PruneNetworksResponse>, Status> {
+        let names = self.node()?.prune_networks().await.map_err(|error| status(&error))?;
+        Ok(Response::new(PruneNetworksResponse { names }))
+    }
+
+    async fn connect_network(
+        &self,
+        request: Request<ConnectNetworkRequest>,
+    ) -> Result<Response<ConnectNetworkResponse>, Status> {
+        self.join_network(request.into_inner()).await?;
+        Ok(Response::new(ConnectNetworkResponse {}))
+    }
+
+    async fn disconnect_network(
+        &self,
+        request: Request<DisconnectNetworkRequest>,
+    ) -> Result<Response<DisconnectNetworkResponse>, Status> {
+        let request = request.into_inner();
+        let node = self.node()?;
+        let left = node.disconnect_network(&request.pod_sandbox_id, &request.name).await;
+        left.map_err(|error| status(&error))?;
+        Ok(Response::new(DisconnectNetworkResponse {}))
     }
 
     type EventsStream = Stream<EventsMessage>;

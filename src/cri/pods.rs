@@ -32,6 +32,11 @@ impl Face {
         let config = request
             .config
             .ok_or_else(|| Status::invalid_argument("the request has no pod sandbox config"))?;
+        if config.windows.is_some() {
+            return Err(Status::invalid_argument(
+                "the pod sandbox config has windows options, on a Linux node",
+            ));
+        }
         self.node()?
             .run_sandbox(config, request.runtime_handler, owner, deadline)
             .await
@@ -180,7 +185,13 @@ fn verbose(pod: &Sandbox, first_pid: i32) -> HashMap<String, String> {
         // Null while the monitor answers.
         "monitorSilentSeconds": pod.monitor_silent_for().map(|silent| silent.as_secs_f64()),
         "namespaces": pod.paths.namespaces(),
-        "cniResult": record.network.as_ref().map(cni_result),
+        "cniResult": record.network.as_ref().map(super::cni_result::told),
+        "netNamespaceClosed": !pod.is_ready(),
+        "sandboxMetadata": {
+            "ID": pod.id,
+            "NetNSPath": record.network.as_ref().map_or("", |network| network.netns.as_str()),
+            "RuntimeHandler": record.runtime_handler,
+        },
         "network": record.network.as_ref().map(|network| serde_json::json!({
             "kind": network.kind,
             "ips": network.ips,

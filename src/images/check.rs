@@ -12,6 +12,7 @@ use wharf_proto::record;
 use super::{
     Error, ImageConfig, Result, index,
     layers::Temporary,
+    papers,
     reference::{is_digest, is_hex},
     registry::digest_of,
     verify,
@@ -141,7 +142,12 @@ fn images(root: &Path, layers: &HashSet<String>, report: &mut Report) -> Result<
             let is_document = file.len() == 64 && is_hex(&file);
             if is_document && digest_of(&read(&path.join(&file))?) != format!("sha256:{file}") {
                 report.broken_image(&id, &path, &format!("its manifest {file} is damaged"), &names);
-            } else if !is_document && !matches!(file.as_str(), "record" | "config" | "record.new") {
+            } else if !is_document
+                && !matches!(
+                    file.as_str(),
+                    "record" | "config" | "record.new" | papers::EVIDENCE | "signatures.new"
+                )
+            {
                 report.stray(
                     path.join(&file),
                     "a file in an image that no version of wharf puts there",
@@ -163,6 +169,8 @@ fn image_problems(path: &Path, image: &record::Image, id: &str, layers: &HashSet
         Ok(bytes) => {
             let own: Vec<&String> = image.layers.iter().map(|layer| &layer.diff_id).collect();
             match ImageConfig::parse(&bytes) {
+                // Of an artifact the manifest stands there, which knows no archives.
+                Ok(_) if !image.artifact_type.is_empty() => {}
                 Ok(config) if config.diff_ids.iter().collect::<Vec<_>>() == own => {}
                 Ok(_) => problems.push("its record has other layers than its configuration".to_owned()),
                 Err(error) => problems.push(format!("its configuration can't be read: {error}")),

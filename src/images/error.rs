@@ -75,6 +75,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The node's policy does not let the image in. Kubelet looks for this first word.
+    #[error("SignatureValidationFailed: image {what}: {reason}")]
+    Untrusted {
+        /// The image.
+        what: String,
+        /// Why not.
+        reason: String,
+    },
     /// The operating system refused.
     #[error("{attempt} {}: {source}", path.display())]
     Io {
@@ -116,6 +124,8 @@ pub enum ErrorKind {
     RegistryUnavailable,
     /// Credentials are missing or wrong.
     Unauthorized,
+    /// The node's policy does not let it in; the message begins with `SignatureValidationFailed`.
+    Untrusted,
     /// Anything else.
     Other,
 }
@@ -129,6 +139,7 @@ impl Error {
             Self::InvalidReference { .. } => ErrorKind::InvalidReference,
             Self::RegistryUnavailable { .. } => ErrorKind::RegistryUnavailable,
             Self::Unauthorized { .. } => ErrorKind::Unauthorized,
+            Self::Untrusted { .. } => ErrorKind::Untrusted,
             Self::Shared(error) => error.kind(),
             _ => ErrorKind::Other,
         }

@@ -97,7 +97,7 @@ pub(super) fn unpack<F: Feed>(source: &mut Source<F>, name: &str, layers: &Layer
     let directory = layers.temporary()?;
     let files = directory.path().join("fs");
     std::fs::create_dir(&files).map_err(Error::io("create directory", &files))?;
-    let (diff_id, size) = decompress(source, name, directory.path())?;
+    let (diff_id, size) = decompress(source, name, directory.path(), layers.limit())?;
     Ok(Unpacked {
         directory,
         size,
@@ -106,7 +106,12 @@ pub(super) fn unpack<F: Feed>(source: &mut Source<F>, name: &str, layers: &Layer
 }
 
 /// Unpacks `source` into `directory` and returns the digest of the archive.
-fn decompress<F: Feed>(source: &mut Source<F>, name: &str, directory: &Path) -> Result<(String, Size)> {
+fn decompress<F: Feed>(
+    source: &mut Source<F>,
+    name: &str,
+    directory: &Path,
+    limit: Option<u64>,
+) -> Result<(String, Size)> {
     let bad = |error: io::Error| Error::BadContent {
         what: format!("layer {name}"),
         reason: format!("it can't be decompressed: {error}"),
@@ -120,6 +125,7 @@ fn decompress<F: Feed>(source: &mut Source<F>, name: &str, directory: &Path) -> 
     thread::scope(|scope| {
         let writer = scope.spawn(|| unpack::unpack_layer(Pieces::new(pieces, recycle), directory, &options));
         let mut digest = Sha256::new();
+        let mut left = limit.unwrap_or(u64::MAX);
         let mut pump = |source: &mut Source<F>| -> io::Result<()> {
             let mut archive = decoder(source)?;
             loop {
@@ -131,6 +137,11 @@ fn decompress<F: Feed>(source: &mut Source<F>, name: &str, directory: &Path) -> 
                     let _ = full.send(None);
                     return Ok(());
                 }
+                left = left.checked_sub(length as u64).ok_or_else(|| {
+                    let limit = limit.unwrap_or_default();
+                    let reason = format!("it has more than {limit} bytes, which pull.max_layer_size allows");
+                    io::Error::new(io::ErrorKind::FileTooLarge, reason)
+                })?;
                 digest.update(&piece);
                 if full.send(Some(piece)).is_err() {
                     // The writer has given up and says why.

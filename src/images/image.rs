@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Deserializer};
+use wharf_proto::record;
 
 use super::layers::Pin;
 
 /// An image on this node.
 #[derive(Debug)]
 pub struct Image {
-    /// Digest of the configuration: `sha256:` and 64 hex digits.
+    /// Digest of the configuration, of an artifact that of its manifest: `sha256:` and 64 hex digits.
     pub id: String,
     /// Full names with tag, for example `docker.io/library/busybox:latest`; sorted. May be empty.
     pub tags: Vec<String>,
@@ -22,6 +23,8 @@ pub struct Image {
     pub config: ImageConfig,
     /// Bottom first.
     pub layers: Vec<Layer>,
+    /// It is no image but files, one in each layer.
+    pub artifact: Option<Artifact>,
     /// Kubelet's garbage collection must spare it.
     pub pinned: bool,
     /// By its manifest's annotations it is a container's checkpoint, and no root filesystem.
@@ -40,6 +43,25 @@ impl Image {
     }
 }
 
+/// What makes an OCI artifact of an [`Image`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Artifact {
+    /// Its type, a media type.
+    pub kind: String,
+    /// Names of the files, in the order of the layers: relative paths.
+    pub files: Vec<String>,
+}
+
+impl Artifact {
+    /// The artifact that a record tells of, if it does.
+    pub(super) fn of(record: &record::Image) -> Option<Self> {
+        (!record.artifact_type.is_empty()).then(|| Self {
+            kind: record.artifact_type.clone(),
+            files: record.files.clone(),
+        })
+    }
+}
+
 /// One layer of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
@@ -49,6 +71,24 @@ pub struct Layer {
     pub diff_id: String,
     /// Bytes of the blob.
     pub size: u64,
+}
+
+impl Layer {
+    pub(super) fn of(layer: &record::ImageLayer) -> Self {
+        Self {
+            digest: layer.digest.clone(),
+            diff_id: layer.diff_id.clone(),
+            size: layer.size,
+        }
+    }
+
+    pub(super) fn to_record(&self) -> record::ImageLayer {
+        record::ImageLayer {
+            digest: self.digest.clone(),
+            diff_id: self.diff_id.clone(),
+            size: self.size,
+        }
+    }
 }
 
 /// The configuration of an image, as far as containers need it. Absent and `null` are the same as empty.

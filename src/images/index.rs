@@ -20,9 +20,11 @@ use super::{
     Error, Image, ImageConfig, Layer, Reference, Result,
     layers::{Layers, Pin},
     manifest::{self, Parsed},
+    papers,
     platform::Host,
     reference::{is_digest, is_hex},
     registry::{Document, digest_of},
+    trust::Evidence,
 };
 use crate::store;
 
@@ -61,6 +63,10 @@ pub(super) struct Arrival {
     pub documents: Vec<(String, Bytes)>,
     /// What it is called; each name with the digest of what it led to.
     pub names: Vec<(Reference, String)>,
+    /// It is files.
+    pub artifact: Option<super::Artifact>,
+    /// What speaks for it.
+    pub evidence: Evidence,
     /// It can't be had again from a registry, so kubelet must spare it.
     pub pinned: bool,
     /// How it came, for [`Change::action`].
@@ -74,7 +80,7 @@ pub struct Change {
     pub id: String,
     /// The name that it came with, got or lost; without one, the first of its digests.
     pub name: String,
-    /// `pull`, `load`, `import`, `commit`; `tag`, `untag`; `remove`.
+    /// `pull`, `load`, `migrate`, `import`, `commit`; `tag`, `untag`; `remove`.
     pub action: &'static str,
 }
 
@@ -154,10 +160,14 @@ impl Index {
         for (digest, bytes) in &arrival.documents {
             write_synced(&temporary.path().join(file_name(digest)), bytes)?;
         }
+        if !arrival.evidence.is_empty() {
+            write_synced(&temporary.path().join(papers::EVIDENCE), &arrival.evidence.to_bytes())?;
+        }
         let config = parse_config(&arrival.config, &arrival.id)?;
         let mut entries = self.lock();
         if entries.contains_key(&arrival.id) {
             // It was here, or another reference brought it meanwhile.
+            papers::add(&self.directory(&arrival.id), arrival.evidence)?;
             for (reference, digest) in &arrival.names {
                 self.name_locked(&mut entries, &arrival.id, reference, Some(digest))?;
             }
@@ -167,9 +177,14 @@ impl Index {
             schema: store::schema(),
             id: arrival.id.clone(),
             size: arrival.size,
-            layers: arrival.layers.iter().map(to_record).collect(),
+            layers: arrival.layers.iter().map(Layer::to_record).collect(),
             pulled_at: now(),
             pinned: arrival.pinned,
+            artifact_type: arrival
+                .artifact
+                .as_ref()
+                .map_or_else(String::new, |one| one.kind.clone()),
+            files: arrival.artifact.map(|one| one.files).unwrap_or_default(),
             ..Default::default()
         };
         for (reference, digest) in &arrival.names {
@@ -238,6 +253,25 @@ impl Index {
         Ok(None)
     }
 
+    /// The document with `digest` that the image `id` came by, if it was kept. Blocking.
+    pub fn document(&self, id: &str, digest: &str) -> Result<Option<Document>> {
+        papers::document(&self.directory(id).join(file_name(digest)), digest)
+    }
+
+    /// What speaks for the image `id`. Blocking.
+    pub fn evidence(&self, id: &str) -> Result<Evidence> {
+        papers::evidence(&self.directory(id))
+    }
+
+    /// Adds to what speaks for the image `id`; absent is fine. Blocking.
+    pub fn keep_evidence(&self, id: &str, evidence: Evidence) -> Result<()> {
+        let entries = self.lock();
+        match entries.contains_key(id) {
+            true => papers::add(&self.directory(id), evidence),
+            false => Ok(()),
+        }
+    }
+
     /// Notes that `name@digest` leads to the image `id`; absent is fine. Blocking.
     pub fn add_digest(&self, id: &str, reference: &Reference, digest: &str) -> Result<()> {
         let by_digest = Reference {
@@ -258,12 +292,15 @@ impl Index {
         Ok(true)
     }
 
-    /// Makes the image that `spec` names invisible; absent is fine. Blocking.
+    /// Makes the image `id` invisible, durably; absent is fine. Blocking.
     pub fn remove(&self, id: &str) -> Result<()> {
         let mut entries = self.lock();
         if entries.contains_key(id) {
             self.layers.discard(&self.directory(id))?;
             self.forget(&mut entries, id);
+            drop(entries);
+            // Else a power loss could bring back what its caller knows to be gone.
+            sync(&self.root.join("records"))?;
         }
         Ok(())
     }
@@ -533,27 +570,12 @@ fn image(record: &record::Image, config: ImageConfig, pins: Vec<Pin>, checkpoint
         digests: record.digests.clone(),
         size: record.size.max(1),
         config,
-        layers: record.layers.iter().map(from_record).collect(),
+        layers: record.layers.iter().map(Layer::of).collect(),
+        artifact: super::Artifact::of(record),
         pinned: record.pinned,
         checkpoint,
         pulled_at: record.pulled_at,
         pins,
-    }
-}
-
-fn to_record(layer: &Layer) -> record::ImageLayer {
-    record::ImageLayer {
-        digest: layer.digest.clone(),
-        diff_id: layer.diff_id.clone(),
-        size: layer.size,
-    }
-}
-
-fn from_record(layer: &record::ImageLayer) -> Layer {
-    Layer {
-        digest: layer.digest.clone(),
-        diff_id: layer.diff_id.clone(),
-        size: layer.size,
     }
 }
 
@@ -565,7 +587,7 @@ pub(super) fn parse_config(json: &[u8], id: &str) -> Result<ImageConfig> {
     })
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     store::write_file(path, bytes, 0o600)?;
     sync(path)
 }

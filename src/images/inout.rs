@@ -7,7 +7,7 @@ use wharf_proto::{api::PushProgress, cri};
 use super::{
     Error, Images, Loaded, Reference, Result,
     extract::{Channel, Input},
-    load,
+    load::{self, Origin},
     make::{self, Changed, Order},
     outlet::{Outflow, outflow},
     pull::blocking,
@@ -43,7 +43,19 @@ impl Images {
     pub fn load(&self) -> (Inflow, impl Future<Output = Result<Vec<Loaded>>> + use<>) {
         let (sender, receiver) = mpsc::channel(WAITING);
         let room = self.room.clone();
-        let work = blocking(move || load::load(&room, Channel(receiver)));
+        let work = blocking(move || load::load(&room, Channel(receiver), Origin::Archive));
+        (Inflow(sender), work)
+    }
+
+    /// As [`Images::load`], for images that another runtime had pulled: kubelet's garbage collection may remove them. Their layers
+    /// may be uncompressed, in place of the blobs that their manifests name.
+    ///
+    /// # Errors
+    /// As [`Images::load`].
+    pub fn migrate(&self) -> (Inflow, impl Future<Output = Result<Vec<Loaded>>> + use<>) {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let room = self.room.clone();
+        let work = blocking(move || load::load(&room, Channel(receiver), Origin::Runtime));
         (Inflow(sender), work)
     }
 

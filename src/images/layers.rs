@@ -30,6 +30,8 @@ pub(super) struct Layers(Arc<Shared>);
 
 struct Shared {
     root: PathBuf,
+    /// Bytes that the archive of a new one may have.
+    limit: Option<u64>,
     state: Mutex<State>,
     /// Something may be there to sweep.
     wake: Notify,
@@ -61,12 +63,14 @@ pub(super) struct Size {
 
 impl Layers {
     /// Reads what is below `root` (the images room's directory) and moves what is half done to the trash. Blocking.
-    pub fn open(root: &Path) -> Result<Self> {
+    /// New layers may have at most `limit` bytes.
+    pub fn open(root: &Path, limit: Option<u64>) -> Result<Self> {
         for name in ["layers", "tmp", "trash"] {
             store::create_dir(&root.join(name))?;
         }
         let shared = Shared {
             root: root.to_owned(),
+            limit,
             state: Mutex::default(),
             wake: Notify::new(),
         };
@@ -150,6 +154,11 @@ impl Layers {
             shared: self.0.clone(),
             name: name.to_owned(),
         })
+    }
+
+    /// Bytes that the archive of a new layer may have.
+    pub fn limit(&self) -> Option<u64> {
+        self.0.limit
     }
 
     /// A new directory below `tmp`. Blocking.

@@ -19,6 +19,7 @@ use super::{
     save::sent,
     tarball::Tarball,
     tree::{self, View},
+    trust::Evidence,
 };
 
 /// What a new image is to be.
@@ -232,6 +233,8 @@ fn publish(
         documents: vec![(digest.clone(), manifest.into())],
         names: name.map(|name| (name, digest)).into_iter().collect(),
         pinned: true,
+        artifact: None,
+        evidence: Evidence::default(),
         action,
     })?;
     Ok(id)

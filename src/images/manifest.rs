@@ -28,6 +28,8 @@ const CONFIGS: [&str; 2] = [
 
 /// overlayfs takes this many lower directories.
 const MAX_LAYERS: usize = 500;
+/// Longest name of an artifact's file.
+const MAX_TITLE: usize = 1024;
 /// Largest layer, compressed.
 const MAX_LAYER: u64 = 1 << 40;
 
@@ -39,6 +41,26 @@ pub(super) enum Parsed {
         chosen: String,
     },
     Manifest(Manifest),
+    Artifact(Artifact),
+}
+
+/// The manifest of something that is no image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Artifact {
+    /// Its type.
+    pub kind: String,
+    pub config: Descriptor,
+    /// Files by their names, which are relative paths.
+    pub files: Vec<(String, Descriptor)>,
+    /// Digest of the manifest that it refers to.
+    pub subject: Option<String>,
+}
+
+impl Artifact {
+    /// Bytes of the blobs.
+    pub fn size(&self) -> u64 {
+        self.files.iter().map(|(_, file)| file.size).sum::<u64>() + self.config.size
+    }
 }
 
 /// The manifest of one image. Layers have no diff IDs yet.
@@ -133,18 +155,6 @@ pub(super) fn parse(document: &Document, host: &Host) -> Result<Parsed> {
     let (Some(config), Some(layers)) = (file.config, file.layers) else {
         return Err(bad("it has no configuration or no layers".into()));
     };
-    if !config.media_type.is_empty() && !CONFIGS.contains(&config.media_type.as_str()) {
-        return Err(bad(format!(
-            "it is not an image: its configuration has media type {:?}",
-            config.media_type
-        )));
-    }
-    if layers.len() > MAX_LAYERS {
-        return Err(bad(format!("{} layers are too many", layers.len())));
-    }
-    if let Some(layer) = layers.iter().find(|layer| !is_layer(&layer.media_type)) {
-        return Err(bad(format!("layer media type {:?} is not supported", layer.media_type)));
-    }
     let descriptor = |entry: &Entry| {
         if !is_digest(&entry.digest) {
             return Err(bad("a digest is not sha256".into()));
@@ -157,6 +167,38 @@ pub(super) fn parse(document: &Document, host: &Host) -> Result<Parsed> {
             _ => Err(bad(format!("a size of {} bytes is out of bounds", entry.size))),
         }
     };
+    if layers.len() > MAX_LAYERS {
+        return Err(bad(format!("{} layers are too many", layers.len())));
+    }
+    if !config.media_type.is_empty() && !CONFIGS.contains(&config.media_type.as_str()) {
+        let mut files: Vec<(String, Descriptor)> = Vec::with_capacity(layers.len());
+        for layer in &layers {
+            let blob = descriptor(layer)?;
+            let name = file_name(layer, &blob).map_err(|reason| bad(format!("file {:?} {reason}", layer.title())))?;
+            if files.iter().any(|(other, _)| *other == name) {
+                return Err(bad(format!("it has two files named {name:?}")));
+            }
+            files.push((name, blob));
+        }
+        if files.is_empty() {
+            return Err(bad("it is no image, and has no files".into()));
+        }
+        return Ok(Parsed::Artifact(Artifact {
+            kind: file
+                .artifact_type
+                .filter(|kind| !kind.is_empty())
+                .unwrap_or(config.media_type.clone()),
+            config: descriptor(&config)?,
+            files,
+            subject: file
+                .subject
+                .map(|subject| subject.digest)
+                .filter(|digest| is_digest(digest)),
+        }));
+    }
+    if let Some(layer) = layers.iter().find(|layer| !is_layer(&layer.media_type)) {
+        return Err(bad(format!("layer media type {:?} is not supported", layer.media_type)));
+    }
     Ok(Parsed::Manifest(Manifest {
         config: descriptor(&config)?,
         layers: layers.iter().map(descriptor).collect::<Result<_>>()?,
@@ -177,6 +219,30 @@ pub(super) fn is_checkpoint(document: &[u8]) -> bool {
 #[derive(Deserialize)]
 struct Annotated {
     annotations: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+}
+
+/// What a file of an artifact is called: its title, or its digest.
+///
+/// # Errors
+/// Why it can't be called so.
+fn file_name(entry: &Entry, blob: &Descriptor) -> std::result::Result<String, &'static str> {
+    let title = entry.title();
+    if title.is_empty() {
+        return Ok(blob.digest.trim_start_matches("sha256:").to_owned());
+    }
+    if title.len() > MAX_TITLE {
+        return Err("has a name that is too long");
+    }
+    for part in title.split('/') {
+        match part {
+            "" | "." | ".." => return Err("is not named by a relative path"),
+            // overlayfs would take it for the absence of another.
+            part if part.starts_with(".wh.") => return Err("has a name that means something else in a layer"),
+            part if part.contains(char::is_control) => return Err("has a name that nobody could read"),
+            _ => {}
+        }
+    }
+    Ok(title.to_owned())
 }
 
 /// An OCI manifest for an image that has none.
@@ -200,6 +266,13 @@ pub(super) fn compose(config: &str, config_size: u64, layers: &[Layer]) -> Vec<u
     })
     .to_string()
     .into_bytes()
+}
+
+/// What a document says that it is; of OCI's a manifest, if it says nothing.
+pub(super) fn media_type(bytes: &[u8]) -> String {
+    let file: Option<File> = serde_json::from_slice(bytes).ok();
+    file.and_then(|file| file.media_type)
+        .unwrap_or_else(|| OCI_MANIFEST.to_owned())
 }
 
 /// Whether `document` is an OCI manifest rather than one of Docker's.
@@ -234,6 +307,13 @@ struct File {
     manifests: Option<Vec<Entry>>,
     config: Option<Entry>,
     layers: Option<Vec<Entry>>,
+    artifact_type: Option<String>,
+    subject: Option<Subject>,
+}
+
+#[derive(Deserialize)]
+struct Subject {
+    digest: String,
 }
 
 /// A descriptor as it is written.
@@ -246,6 +326,18 @@ pub(super) struct Entry {
     #[serde(default)]
     pub size: i64,
     pub platform: Option<super::platform::Platform>,
+    #[serde(default)]
+    pub annotations: Option<std::collections::BTreeMap<String, String>>,
+}
+
+impl Entry {
+    /// The name that it was given.
+    fn title(&self) -> &str {
+        let annotations = self.annotations.as_ref();
+        annotations
+            .and_then(|all| all.get("org.opencontainers.image.title"))
+            .map_or("", String::as_str)
+    }
 }
 
 #[cfg(test)]
@@ -300,6 +392,33 @@ mod tests {
         }
     }
 
+    fn artifact(titles: &[&str]) -> String {
+        let file = |title: &&str| {
+            format!(
+                r#"{{"mediaType":"text/plain","digest":"DIGEST","size":3,"annotations":{{"org.opencontainers.image.title":"{title}"}}}}"#
+            )
+        };
+        let files: Vec<String> = titles.iter().map(file).collect();
+        format!(
+            r#"{{"schemaVersion":2,"artifactType":"x/model","config":{{"mediaType":"application/vnd.oci.empty.v1+json","digest":"DIGEST","size":2}},
+            "subject":{{"mediaType":"x","digest":"DIGEST","size":1}},"layers":[{}]}}"#,
+            files.join(",")
+        )
+    }
+
+    #[test]
+    fn an_artifact_has_files_by_their_titles() {
+        let Parsed::Artifact(found) = parsed(&artifact(&["dir/weights.bin", ""]), OCI_MANIFEST).unwrap() else {
+            panic!("no artifact")
+        };
+        let names: Vec<&str> = found.files.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["dir/weights.bin", &A["sha256:".len()..]]);
+        assert_eq!(
+            (found.kind.as_str(), found.size(), found.subject.as_deref()),
+            ("x/model", 8, Some(A))
+        );
+    }
+
     #[test]
     fn hostile_and_foreign_documents_are_refused() {
         let layer = r#""mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"DIGEST""#;
@@ -320,8 +439,14 @@ mod tests {
             ),
             (
                 r#"{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"DIGEST","size":2},"layers":[]}"#,
-                "not an image",
+                "no image, and has no files",
             ),
+            (&artifact(&["../up"]), "relative path"),
+            (&artifact(&["/etc/passwd"]), "relative path"),
+            (&artifact(&["a//b"]), "relative path"),
+            (&artifact(&["a/.wh..wh..opq"]), "something else"),
+            (&artifact(&["a\\nb"]), "nobody could read"),
+            (&artifact(&["same", "same"]), "two files named \"same\""),
             (
                 &format!(
                     r#"{{"schemaVersion":2,"config":{{"digest":"DIGEST","size":1}},"layers":[{{{layer},"size":9223372036854775807}}]}}"#

@@ -5,6 +5,7 @@
 //! byte is hashed before it counts), never put a credential into an error, a log or a debug print, and never make a
 //! reader wait: [`Images::list`] and [`Images::find`] read a published snapshot. It may ask `config` and `store`.
 
+mod artifact;
 mod changes;
 pub mod check;
 mod error;
@@ -20,6 +21,7 @@ mod make;
 mod manifest;
 mod mounts;
 mod outlet;
+mod papers;
 mod paused;
 mod platform;
 mod progress;
@@ -37,6 +39,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod trust;
 pub mod unpack;
 mod verify;
 
@@ -44,7 +47,7 @@ mod verify;
 pub mod fuzzing;
 
 pub use error::{Error, ErrorKind, Result};
-pub use image::{Image, ImageConfig, Layer};
+pub use image::{Artifact, Image, ImageConfig, Layer};
 pub use index::Change;
 pub use inout::Inflow;
 pub use load::Loaded;

@@ -155,6 +155,7 @@ mod tests {
                         architecture: parts.next().unwrap_or_default(),
                         variant: parts.next().unwrap_or_default(),
                     }),
+                    annotations: None,
                 }
             })
             .collect();

@@ -8,6 +8,7 @@ use wharf_proto::{api::LayerState, cri};
 
 use super::{
     Error, ErrorKind, Layer, Reference, Result,
+    artifact::{self, Resolved},
     extract::extract,
     index::{Arrival, parse_config},
     layers::Pin,
@@ -76,8 +77,9 @@ async fn run(
     progress: &Arc<Progress>,
 ) -> Result<(String, bool)> {
     let session = room.client.session(reference, auth).await?;
-    let (documents, manifest) = resolve(&session, reference).await?;
+    let (documents, content) = resolve(&session, reference).await?;
     reach(room, "pull.resolved").await?;
+    let evidence = room.trust.admit(room, &session, reference, &documents).await?;
     let top = documents
         .first()
         .map(|document| document.digest.clone())
@@ -86,7 +88,10 @@ async fn run(
         .last()
         .map(|document| document.digest.clone())
         .unwrap_or_default();
-    let id = manifest.config.digest.clone();
+    let id = match &content {
+        Content::Image(manifest) => manifest.config.digest.clone(),
+        Content::Artifact(_) => chosen.clone(),
+    };
 
     if let Some(image) = room.index.get(&id) {
         progress.resolved(reference.to_string(), chosen.clone(), &image.layers);
@@ -95,13 +100,31 @@ async fn run(
         }
         let known = image.digests.contains(&format!("{}@{top}", reference.name()));
         let (room, reference, id, top) = (room.clone(), reference.clone(), id.clone(), top.clone());
-        let named = blocking(move || room.index.name(&id, &reference, Some(&top))).await?;
+        let speaks = evidence.clone();
+        let named = blocking(move || {
+            room.index.keep_evidence(&id, speaks)?;
+            room.index.name(&id, &reference, Some(&top))
+        })
+        .await?;
         if named {
             return Ok((image.id.clone(), known));
         }
         // Removed meanwhile.
     }
 
+    let manifest = match content {
+        Content::Image(manifest) => manifest,
+        Content::Artifact(artifact) => {
+            let resolved = Resolved {
+                artifact,
+                documents,
+                evidence,
+            };
+            artifact::bring(room, &session, reference, resolved, progress).await?;
+            reach(room, "pull.shown").await?;
+            return Ok((id, false));
+        }
+    };
     let config = session.document(&id, manifest.config.size).await?;
     let parsed = parse_config(&config, &id)?;
     if !matches!(parsed.os.as_str(), "" | "linux") {
@@ -147,6 +170,8 @@ async fn run(
                 .map(|document| (document.digest, document.bytes))
                 .collect(),
             names: vec![(reference.clone(), top)],
+            artifact: None,
+            evidence,
             pinned: false,
             action: "pull",
         };
@@ -170,8 +195,14 @@ async fn run(
     Ok((id, false))
 }
 
+/// What a manifest describes.
+enum Content {
+    Image(Manifest),
+    Artifact(manifest::Artifact),
+}
+
 /// Follows indexes to the manifest for this machine. The first document is what the reference names.
-async fn resolve(session: &Session, reference: &Reference) -> Result<(Vec<Document>, Manifest)> {
+async fn resolve(session: &Session, reference: &Reference) -> Result<(Vec<Document>, Content)> {
     let host = Host::current();
     let mut selector = reference.selector().to_owned();
     let mut documents = Vec::new();
@@ -180,7 +211,8 @@ async fn resolve(session: &Session, reference: &Reference) -> Result<(Vec<Docume
         let parsed = manifest::parse(&document, &host)?;
         documents.push(document);
         match parsed {
-            Parsed::Manifest(manifest) => return Ok((documents, manifest)),
+            Parsed::Manifest(manifest) => return Ok((documents, Content::Image(manifest))),
+            Parsed::Artifact(artifact) => return Ok((documents, Content::Artifact(artifact))),
             Parsed::Index { chosen } => selector = chosen,
         }
     }

@@ -15,7 +15,7 @@ use wharf_proto::{api, cri};
 
 use super::{
     Error, ErrorKind, FsUsage, Image, Reference, Result, flight, index, layers, mounts, paused, progress, pull,
-    registry, rootfs,
+    registry, rootfs, trust,
 };
 use crate::config::Config;
 
@@ -44,6 +44,7 @@ pub(super) struct Room {
     pub(super) mountpoint: PathBuf,
     pub(super) parallel_layers: usize,
     pub(super) client: registry::Client,
+    pub(super) trust: trust::Trust,
     pub(super) layers: layers::Layers,
     pub(super) index: index::Index,
     pub(super) mounts: mounts::Mounts,
@@ -72,14 +73,17 @@ impl Images {
     pub(super) async fn open_with(cfg: &Config, client: registry::Client) -> Result<Self> {
         let root = cfg.state_dir.join("images");
         let parallel_layers = cfg.pull.max_parallel_layers.max(1);
+        let max_layer = Some(cfg.pull.max_layer_size).filter(|limit| *limit > 0);
+        let trust = trust::Trust::new(cfg);
         let paused = paused::Paused::new(Duration::from_secs(cfg.pull.keep_partial_secs));
         let expiring = paused.clone();
         let room = pull::blocking(move || {
-            let layers = layers::Layers::open(&root)?;
+            let layers = layers::Layers::open(&root, max_layer)?;
             Ok(Room {
                 mountpoint: rootfs::mountpoint(&root)?,
                 parallel_layers,
                 client,
+                trust,
                 index: index::Index::open(&root, layers.clone())?,
                 layers,
                 mounts: mounts::Mounts::default(),
@@ -131,7 +135,7 @@ impl Images {
                 .await
             {
                 // A short name may be in the next registry.
-                Err(error) if error.kind() != ErrorKind::Other => last = Some(error),
+                Err(error) if !matches!(error.kind(), ErrorKind::Other | ErrorKind::Untrusted) => last = Some(error),
                 result => return result,
             }
         }

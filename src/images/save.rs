@@ -62,6 +62,12 @@ pub(super) fn wanted(specs: &[String], find: impl Fn(&str) -> Option<Arc<Image>>
 /// # Errors
 /// When one can't.
 pub(super) fn check(wanted: &[Wanted]) -> Result<()> {
+    if let Some(Wanted { image, .. }) = wanted.iter().find(|wanted| wanted.image.artifact.is_some()) {
+        return Err(Error::BadContent {
+            what: format!("artifact {}", image.id),
+            reason: "only images can be saved; an artifact can be pushed, or mounted as a volume".into(),
+        });
+    }
     for pin in wanted.iter().flat_map(|wanted| &wanted.image.pins) {
         pin.archive()?;
     }

@@ -23,19 +23,7 @@ impl<W: Write> Tarball<W> {
     /// When `data` ends before that, or can't be read, or the archive can't be written.
     pub fn add(&mut self, entry: &Entry, data: impl Read) -> io::Result<()> {
         let size = if entry.kind == Kind::File { entry.size } else { 0 };
-        let records = extended(entry, size);
-        if !records.is_empty() {
-            let header = Entry {
-                kind: Kind::File,
-                name: b"pax".to_vec(),
-                mode: 0o644,
-                ..empty()
-            };
-            self.0.write_all(&block(&header, b'x', records.len() as u64))?;
-            self.0.write_all(&records)?;
-            self.pad(records.len() as u64)?;
-        }
-        self.0.write_all(&block(entry, code(entry.kind), size))?;
+        self.0.write_all(&header(entry))?;
         let copied = io::copy(&mut data.take(size), &mut self.0)?;
         if copied < size {
             return Err(io::Error::new(
@@ -79,6 +67,26 @@ impl<W: Write> Tarball<W> {
             rest => self.0.write_all(&[0; BLOCK][rest..]),
         }
     }
+}
+
+/// What stands in front of an entry's data.
+pub fn header(entry: &Entry) -> Vec<u8> {
+    let size = if entry.kind == Kind::File { entry.size } else { 0 };
+    let records = extended(entry, size);
+    let mut bytes = Vec::with_capacity(BLOCK);
+    if !records.is_empty() {
+        let pax = Entry {
+            kind: Kind::File,
+            name: b"pax".to_vec(),
+            mode: 0o644,
+            ..empty()
+        };
+        bytes.extend_from_slice(&block(&pax, b'x', records.len() as u64));
+        bytes.extend_from_slice(&records);
+        bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+    }
+    bytes.extend_from_slice(&block(entry, code(entry.kind), size));
+    bytes
 }
 
 /// An entry without anything.

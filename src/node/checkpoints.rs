@@ -8,7 +8,7 @@ use wharf_proto::{
     record::{self, ContainerState, Owner},
 };
 
-use super::{ContainerKey, Error, Node, PodKey, Result, pods::check_size};
+use super::{ContainerKey, Error, Node, PodKey, Result, joined::Callers, pods::check_size};
 use crate::{
     containers::{self, Container, Part, Patience, pod_checkpoint::Description},
     sandbox::Sandbox,
@@ -115,14 +115,15 @@ impl Node {
         let parts = self.parts(&description, order.containers, &record, &checkpoint)?;
 
         let key = PodKey::of(&record);
-        let (node, finder, wanted) = (self.clone(), self.clone(), key.clone());
+        let (node, finder, wanted) = (self.clone(), self.clone(), record.config.clone());
+        let wanted_key = key.clone();
         let pod = self
             .inner
             .pod_jobs
             .run(
                 key,
-                move || finder.finished_pod(&wanted),
-                move || async move { node.make_again(record, deadline, description, checkpoint, parts).await },
+                move || finder.finished_pod(&wanted_key, wanted.as_ref()),
+                move |_| async move { node.make_again(record, deadline, description, checkpoint, parts).await },
                 |why| Err(Error::Internal(format!("restore pod: {why}"))),
             )
             .await?;
@@ -185,7 +186,7 @@ impl Node {
         checkpoint: PathBuf,
         parts: Vec<(ContainerConfig, Part)>,
     ) -> Result<String> {
-        let id = self.create_sandbox(record, deadline).await?;
+        let id = self.create_sandbox(record, deadline, Callers::always()).await?;
         let pod = self.pod(&id)?;
         let Err(error) = self.make_parts(&pod, deadline, description, checkpoint, parts).await else {
             return Ok(id);
@@ -208,7 +209,8 @@ impl Node {
         let unpacked = tokio::task::spawn_blocking(move || description.restore_shm(&checkpoint, &id, &shm)).await;
         unpacked.map_err(|error| Error::Internal(format!("restore the shared memory: {error}")))??;
         for (config, part) in parts {
-            self.make_container(Arc::clone(pod), config, None, Some(part)).await?;
+            self.make_container(Arc::clone(pod), config, None, Some(part), Callers::always())
+                .await?;
             // Nobody waits for it any more, and the caller must find nothing.
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(containers::Error::Deadline(format!(

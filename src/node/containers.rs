@@ -10,6 +10,7 @@ use wharf_proto::{
 
 use super::{
     ContainerKey, Error, Node, Result,
+    joined::Callers,
     pods::{absent_is_none, check_size},
 };
 use crate::{
@@ -63,13 +64,14 @@ impl Node {
             name: metadata.name,
             attempt: metadata.attempt,
         };
-        let (node, finder, wanted) = (self.clone(), self.clone(), key.clone());
+        let (node, finder, wanted) = (self.clone(), self.clone(), Some(config.clone()));
+        let wanted_key = key.clone();
         self.inner
             .container_jobs
             .run(
                 key,
-                move || finder.finished_container(&wanted),
-                move || async move { node.make_container(pod, config, pod_config, None).await },
+                move || finder.finished_container(&wanted_key, wanted.as_ref()),
+                move |callers| async move { node.make_container(pod, config, pod_config, None, callers).await },
                 |why| Err(Error::Internal(format!("create container: {why}"))),
             )
             .await
@@ -84,11 +86,19 @@ impl Node {
             .await
     }
 
-    fn finished_container(&self, key: &ContainerKey) -> Option<Result<String>> {
+    /// What an earlier request for this container has made. What nobody was told of is given only for the same config.
+    fn finished_container(&self, key: &ContainerKey, config: Option<&ContainerConfig>) -> Option<Result<String>> {
         let container = self
             .containers_of(&key.pod)
             .into_iter()
             .find(|container| ContainerKey::of(&container.record.get()) == *key)?;
+        if container.claim.is_hidden() {
+            let same = container.record.get().config.as_ref() == config;
+            if !(same && container.claim.claim()) {
+                return None;
+            }
+            self.tell_container(&container);
+        }
         Some(match container.state() {
             ContainerState::ContainerCreated => Ok(container.id.clone()),
             _ => Err(Error::Exists(format!(
@@ -105,6 +115,7 @@ impl Node {
         config: ContainerConfig,
         pod_config: Option<PodSandboxConfig>,
         part: Option<Part>,
+        callers: Callers,
     ) -> Result<String> {
         let record = record::Container {
             schema: store::schema(),
@@ -116,22 +127,35 @@ impl Node {
             runtime_handler: pod.record.get().runtime_handler.clone(),
             ..Default::default()
         };
+        self.finish_unseen_containers(&record).await;
         let container = Arc::new(Container::new(pod, record));
         let others = self.containers_of(&container.sandbox.id);
         let work = containers::create(&self.inner.tools, &container, pod_config, &others, part);
         let made = self.follow("CreateContainer", &container, work).await;
+        if made.is_ok() && container.sandbox.is_ready() && callers.are_gone() {
+            self.hide_container(&container);
+        }
         // Listed even before it is complete, so that a pod stopped meanwhile finds it.
         self.insert_container(&container);
         let made = match made {
             Ok(()) if container.sandbox.is_ready() => {
                 self.tell_container(&container);
+                self.plugins_hear_created(&container).await;
+                // They may have taken their time.
+                if callers.are_gone() && !container.claim.is_hidden() {
+                    self.hide_container(&container);
+                }
                 return Ok(container.id.clone());
             }
             Ok(()) => Error::State(format!("pod sandbox {} was stopped meanwhile", container.sandbox.id)),
             Err(error) => error.into(),
         };
+        let before = self.about_to_go(&container).await;
         match containers::undo(&self.inner.tools, &container).await {
-            Ok(()) => self.forget_container(&container),
+            Ok(()) => {
+                self.plugins_hear_removal(&container, before).await;
+                self.forget_container(&container);
+            }
             Err(error) => {
                 tracing::error!(container = container.id, %error, "container that failed to be created could not be undone");
             }
@@ -170,14 +194,23 @@ impl Node {
         let node = self.clone();
         self.own(async move {
             let others = node.containers_of(&container.sandbox.id);
-            let work = containers::start(&node.inner.tools, &container, &others);
+            let work = async {
+                node.plugins_let_start(&container).await?;
+                Ok(containers::start(&node.inner.tools, &container, &others).await?)
+            };
             let started = node.follow("StartContainer", &container, work).await;
             node.tell_container(&container);
             match &started {
-                Ok(()) => node.sample_new(&container),
-                Err(_) => node.remove_if_over(&container.sandbox),
+                Ok(()) => {
+                    node.sample_new(&container);
+                    node.plugins_hear_started(&container).await;
+                }
+                Err(_) => {
+                    node.plugins_hear_end(&container).await;
+                    node.remove_if_over(&container.sandbox);
+                }
             }
-            Ok(started?)
+            started
         })
         .await
     }
@@ -193,7 +226,9 @@ impl Node {
         let node = self.clone();
         self.own(async move {
             let work = containers::stop(&node.inner.tools, &container, timeout);
-            Ok(node.follow("StopContainer", &container, work).await?)
+            node.follow("StopContainer", &container, work).await?;
+            node.plugins_hear_end(&container).await;
+            Ok(())
         })
         .await
     }
@@ -230,8 +265,10 @@ impl Node {
         };
         let node = self.clone();
         self.own(async move {
+            let before = node.about_to_go(&container).await;
             let work = containers::remove(&node.inner.tools, &container);
             node.follow("RemoveContainer", &container, work).await?;
+            node.plugins_hear_removal(&container, before).await;
             node.forget_container(&container);
             Ok(())
         })
@@ -247,7 +284,8 @@ impl Node {
         let container = self.container(id)?;
         let gone = CancellationToken::new();
         let _caller = gone.clone().drop_guard();
-        self.own(async move { Ok(containers::exec_sync(&container, command, timeout, gone).await?) })
+        let drain = Duration::from_secs(self.config().containers.exec_drain_secs);
+        self.own(async move { Ok(containers::exec_sync(&container, command, timeout, drain, gone).await?) })
             .await
     }
 

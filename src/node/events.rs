@@ -169,6 +169,7 @@ impl Node {
         let mut containers: Vec<_> = self
             .containers_of(&pod.id)
             .iter()
+            .filter(|container| !container.claim.is_hidden())
             .map(|container| container.record.get())
             .filter(|record| is_visible(record))
             .collect();
@@ -182,6 +183,9 @@ impl Node {
 
     /// Tells what has happened to `container` since the last call.
     pub(super) fn tell_container(&self, container: &Container) {
+        if container.claim.is_hidden() {
+            return;
+        }
         let record = container.record.get();
         let gone = {
             let known = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
@@ -198,6 +202,9 @@ impl Node {
 
     /// Tells what has happened to the pod itself since the last call.
     pub(super) fn tell_pod(&self, pod: &Sandbox) {
+        if pod.claim.is_hidden() {
+            return;
+        }
         let record = pod.record.get();
         let gone = {
             let known = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);

@@ -1,10 +1,15 @@
 //! Work that several callers may ask for at once and that is done once (design decision 6).
+//!
+//! The work is told whether anybody still waits for it.
 
 use std::{
     collections::HashMap,
     future::Future,
     hash::Hash,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use futures_util::{
@@ -15,8 +20,38 @@ use tokio_util::task::TaskTracker;
 
 /// Running jobs by key. The work belongs to the node, not to the request: it goes on when every caller has gone.
 pub struct Joined<K, V: Clone> {
-    running: Mutex<HashMap<K, Shared<BoxFuture<'static, V>>>>,
+    running: Mutex<HashMap<K, (Shared<BoxFuture<'static, V>>, Callers)>>,
     tasks: TaskTracker,
+}
+
+/// Those who wait for one job.
+#[derive(Clone, Default)]
+pub struct Callers(Arc<AtomicUsize>);
+
+impl Callers {
+    /// Whether all have given up.
+    pub fn are_gone(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+
+    /// Of work whose result counts whoever waits for it.
+    pub fn always() -> Self {
+        Self(Arc::new(AtomicUsize::new(1)))
+    }
+
+    fn one_more(&self) -> Waiting {
+        self.0.fetch_add(1, Ordering::AcqRel);
+        Waiting(self.clone())
+    }
+}
+
+/// One caller, as long as it waits.
+struct Waiting(Callers);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl<K, V: Clone> std::fmt::Debug for Joined<K, V> {
@@ -44,20 +79,22 @@ where
         self: &Arc<Self>,
         key: K,
         finished: impl FnOnce() -> Option<V>,
-        work: impl FnOnce() -> F,
+        work: impl FnOnce(Callers) -> F,
         lost: impl Fn(String) -> V + Send + Sync + 'static,
     ) -> V
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let job = {
+        let (job, _waiting) = {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(job) = running.get(&key) {
-                job.clone()
+            if let Some((job, callers)) = running.get(&key) {
+                (job.clone(), callers.one_more())
             } else if let Some(value) = finished() {
                 return value;
             } else {
-                let task = self.tasks.spawn(work());
+                let callers = Callers::default();
+                let waiting = callers.one_more();
+                let task = self.tasks.spawn(work(callers.clone()));
                 let (jobs, done) = (Arc::clone(self), key.clone());
                 let job = async move {
                     let value = task.await.unwrap_or_else(|error| lost(error.to_string()));
@@ -71,8 +108,8 @@ where
                 .shared();
                 // Driven to its end even if no caller stays to poll it.
                 self.tasks.spawn(job.clone());
-                running.insert(key, job.clone());
-                job
+                running.insert(key, (job.clone(), callers));
+                (job, waiting)
             }
         };
         job.await
@@ -96,8 +133,9 @@ mod tests {
             move || {
                 let (joined, runs, gate) = (Arc::clone(&joined), Arc::clone(&runs), Arc::clone(&gate));
                 async move {
-                    let work = || async move {
+                    let work = |callers: Callers| async move {
                         gate.notified().await;
+                        assert!(!callers.are_gone(), "two wait");
                         runs.fetch_add(1, Ordering::SeqCst) + 1
                     };
                     joined.run("pod", || None, work, |_| 0).await
@@ -112,13 +150,35 @@ mod tests {
         tokio::task::yield_now().await;
         gate.notify_one();
         assert_eq!(callers.await.unwrap(), (1, 1));
-        assert_eq!(joined.run("pod", || Some(1), || async { 7 }, |_| 0).await, 1);
+        assert_eq!(joined.run("pod", || Some(1), |_| async { 7 }, |_| 0).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_job_knows_when_nobody_waits_for_it_any_more() {
+        let joined = Arc::new(Joined::<u8, bool>::new(TaskTracker::new()));
+        let (gate, answer) = (Arc::new(Notify::new()), Arc::new(Mutex::new(None)));
+        let caller = {
+            let (joined, gate, answer) = (Arc::clone(&joined), Arc::clone(&gate), Arc::clone(&answer));
+            let work = |callers: Callers| async move {
+                gate.notified().await;
+                *answer.lock().unwrap() = Some(callers.are_gone());
+                true
+            };
+            tokio::spawn(async move { joined.run(1, || None, work, |_| false).await })
+        };
+        tokio::task::yield_now().await;
+        caller.abort();
+        assert!(caller.await.unwrap_err().is_cancelled());
+        gate.notify_one();
+        joined.tasks.close();
+        joined.tasks.wait().await;
+        assert_eq!(*answer.lock().unwrap(), Some(true));
     }
 
     #[tokio::test]
     async fn a_job_that_panics_is_an_answer_and_not_a_hang() {
         let joined = Arc::new(Joined::<u8, String>::new(TaskTracker::new()));
-        let answer = joined.run(1, || None, || async { panic!("boom") }, |why| why).await;
+        let answer = joined.run(1, || None, |_| async { panic!("boom") }, |why| why).await;
         assert!(answer.contains("panic"), "{answer}");
     }
 }

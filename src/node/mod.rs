@@ -5,6 +5,7 @@
 //! store do. Read `pods.rs` for a pod's life from top to bottom.
 
 mod checkpoints;
+mod claims;
 mod containers;
 mod disk;
 mod disk_usage;
@@ -14,9 +15,11 @@ mod events;
 pub mod fsck;
 mod history;
 mod joined;
+mod networks;
 mod operations;
 mod over;
 mod pinned;
+mod plugins;
 mod pods;
 mod recovery;
 mod sampler;
@@ -37,10 +40,11 @@ pub use error::{Error, Result};
 pub use events::{Event, Moment, Step, Subscription};
 pub use history::{Ask, Listener};
 use joined::Joined;
+pub use networks::NetworkView;
 pub use operations::Operation;
 pub use over::{KEEP_LOG, REMOVE};
 pub use pinned::Pinned;
-pub use sandbox::Limits;
+pub use sandbox::{HOSTS, Limits, NETWORKS};
 pub use streams::{AttachOptions, ExecOptions, Input, Output, Session};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_util::{
@@ -58,6 +62,7 @@ use crate::{
     containers::{Container, Tools},
     images::{self, Images},
     netns::NetworkStatus,
+    nri::Asks,
     sandbox::{self, Mechanisms, Sandbox},
 };
 
@@ -106,11 +111,12 @@ struct Inner {
 }
 
 impl Node {
-    /// Opens the node's state, takes over what still runs and takes down what is unfinished.
+    /// Opens the node's state, takes over what still runs and takes down what is unfinished. `asks` are those of the
+    /// plugins, where `tools` has some.
     ///
     /// # Errors
     /// When a room can't be opened. A single broken pod is logged and taken down, never an error.
-    pub async fn open(tools: Tools) -> Result<Self> {
+    pub async fn open(tools: Tools, asks: Option<Asks>) -> Result<Self> {
         let tasks = TaskTracker::new();
         let (run_dir, boot_id) = (tools.mechanisms.roots.run.clone(), tools.mechanisms.boot_id.clone());
         let owner = tasks.clone();
@@ -136,6 +142,9 @@ impl Node {
         };
         node.recover().await?;
         node.follow_images();
+        if let Some(asks) = asks {
+            node.start_plugins(asks).await?;
+        }
         Ok(node)
     }
 
@@ -153,6 +162,8 @@ impl Node {
                 "work did not end in time; the next start finishes it"
             );
         }
+        // What was under way has been seen by them.
+        self.end_plugins().await;
         // What all pods share is kept between them: taking it down takes longer than a pod's stop.
         if let Err(error) = self.mechanisms().networks.release_unused().await {
             tracing::warn!(%error, "could not take down the network that no pod uses");
@@ -279,7 +290,7 @@ impl Node {
     pub fn pods(&self, owners: &[Owner]) -> Vec<Arc<Sandbox>> {
         let pods = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);
         pods.values()
-            .filter(|pod| owners.contains(&pod.owner) && pods::is_visible(&pod.record.get()))
+            .filter(|pod| owners.contains(&pod.owner) && pods::is_visible(&pod.record.get()) && !pod.claim.is_hidden())
             .cloned()
             .collect()
     }
@@ -291,7 +302,9 @@ impl Node {
         containers
             .values()
             .filter(|container| {
-                owners.contains(&container.sandbox.owner) && containers::is_visible(&container.record.get())
+                owners.contains(&container.sandbox.owner)
+                    && containers::is_visible(&container.record.get())
+                    && !container.claim.is_hidden()
             })
             .cloned()
             .collect()
@@ -311,11 +324,12 @@ impl Node {
     /// # Errors
     /// [`Error::NotFound`], or [`Error::Invalid`] when several ids begin so.
     pub fn pod(&self, id: &str) -> Result<Arc<Sandbox>> {
-        by_id(
+        let found = by_id(
             &self.inner.pods.read().unwrap_or_else(PoisonError::into_inner),
             "pod sandbox",
             id,
-        )
+        );
+        claims::told("pod sandbox", id, found?)
     }
 
     /// The container with this id or unambiguous beginning of an id.
@@ -323,11 +337,12 @@ impl Node {
     /// # Errors
     /// As [`Node::pod`].
     pub fn container(&self, id: &str) -> Result<Arc<Container>> {
-        by_id(
+        let found = by_id(
             &self.inner.containers.read().unwrap_or_else(PoisonError::into_inner),
             "container",
             id,
-        )
+        );
+        claims::told("container", id, found?)
     }
 
     /// Takes the node's pod CIDR from kubelet: a CNI configuration is made of it if there is a template and no
@@ -348,6 +363,12 @@ impl Node {
     fn all_pods(&self) -> Vec<Arc<Sandbox>> {
         let pods = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);
         pods.values().cloned().collect()
+    }
+
+    /// Every container, complete or not.
+    fn all_containers(&self) -> Vec<Arc<Container>> {
+        let containers = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
+        containers.values().cloned().collect()
     }
 
     /// The containers of one pod, complete or not.

@@ -12,7 +12,7 @@ use wharf_proto::{
     record::{self, Owner, PodState},
 };
 
-use super::{Error, Node, PodKey, Result};
+use super::{Error, Node, PodKey, Result, joined::Callers};
 use crate::{containers, monitor, sandbox, sandbox::Sandbox, store};
 
 /// Lists show pods that were brought up once, until their removal is done.
@@ -35,6 +35,18 @@ impl PodKey {
             owner: record.owner,
         }
     }
+
+    /// Whether the two differ in the attempt at most.
+    pub(super) fn is_of_the_same_pod(&self, other: &Self) -> bool {
+        let Self {
+            name,
+            namespace,
+            uid,
+            attempt: _,
+            owner,
+        } = self;
+        (name, namespace, uid, owner) == (&other.name, &other.namespace, &other.uid, &other.owner)
+    }
 }
 
 impl Node {
@@ -53,13 +65,14 @@ impl Node {
     ) -> Result<String> {
         let record = self.new_pod(config, handler, owner).await?;
         let key = PodKey::of(&record);
-        let (node, finder, wanted) = (self.clone(), self.clone(), key.clone());
+        let (node, finder, wanted) = (self.clone(), self.clone(), record.config.clone());
+        let wanted_key = key.clone();
         self.inner
             .pod_jobs
             .run(
                 key,
-                move || finder.finished_pod(&wanted),
-                move || async move { node.create_sandbox(record, deadline).await },
+                move || finder.finished_pod(&wanted_key, wanted.as_ref()),
+                move |callers| async move { node.create_sandbox(record, deadline, callers).await },
                 |why| Err(Error::Internal(format!("run pod sandbox: {why}"))),
             )
             .await
@@ -122,17 +135,19 @@ impl Node {
         Ok(())
     }
 
-    /// What an earlier request for this pod has made.
-    pub(super) fn finished_pod(&self, key: &PodKey) -> Option<Result<String>> {
-        let pods = self
-            .inner
-            .pods
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let pod = pods.values().find(|pod| {
+    /// What an earlier request for this pod has made. What nobody was told of is given only for the same config.
+    pub(super) fn finished_pod(&self, key: &PodKey, config: Option<&PodSandboxConfig>) -> Option<Result<String>> {
+        let pod = self.all_pods().into_iter().find(|pod| {
             let record = pod.record.get();
             is_visible(&record) && PodKey::of(&record) == *key
         })?;
+        if pod.claim.is_hidden() {
+            let same = pod.record.get().config.as_ref() == config;
+            if !(same && pod.is_ready() && pod.claim.claim()) {
+                return None;
+            }
+            self.tell_pod(&pod);
+        }
         Some(if pod.is_ready() {
             Ok(pod.id.clone())
         } else {
@@ -143,10 +158,19 @@ impl Node {
         })
     }
 
-    pub(super) async fn create_sandbox(&self, record: record::Pod, deadline: Option<Instant>) -> Result<String> {
-        self.finish_unseen(&PodKey::of(&record)).await?;
+    pub(super) async fn create_sandbox(
+        &self,
+        record: record::Pod,
+        deadline: Option<Instant>,
+        callers: Callers,
+    ) -> Result<String> {
+        self.finish_unseen(&record).await?;
         let pod = Arc::new(Sandbox::new(&self.mechanisms().roots, record));
-        let work = sandbox::bring_up(self.mechanisms(), &pod, deadline);
+        let work = async {
+            let events = sandbox::bring_up(self.mechanisms(), &pod, deadline).await?;
+            self.plugins_agree(&pod).await?;
+            Ok(events)
+        };
         let name = name_of(&pod);
         let operations = &self.inner.operations;
         match operations
@@ -154,7 +178,11 @@ impl Node {
             .await
         {
             Ok(events) => {
+                if callers.are_gone() {
+                    self.hide_pod(&pod);
+                }
                 self.insert_pod(&pod);
+                self.plugins_find(&pod);
                 self.tell_pod(&pod);
                 self.watch(&pod, events);
                 tracing::info!(pod = pod.id, "pod sandbox is ready");
@@ -168,31 +196,9 @@ impl Node {
                     self.insert_pod(&pod);
                     self.tell_pod(&pod);
                 }
-                Err(error.into())
+                Err(error)
             }
         }
-    }
-
-    /// Removes what a daemon that was killed had begun for the same pod: the start of this one may still be at it.
-    async fn finish_unseen(&self, key: &PodKey) -> Result<()> {
-        let unseen: Vec<_> = {
-            let pods = self
-                .inner
-                .pods
-                .read()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            pods.values()
-                .filter(|pod| {
-                    let record = pod.record.get();
-                    !is_visible(&record) && PodKey::of(&record) == *key
-                })
-                .cloned()
-                .collect()
-        };
-        for pod in unseen {
-            self.remove_pod(&pod).await?;
-        }
-        Ok(())
     }
 
     /// Lists a pod that could not be undone as not ready, so that Stop and Remove can finish it (contract rule 6).
@@ -264,6 +270,7 @@ impl Node {
                 other => other?,
             }
         }
+        self.plugins_hear_pod_stop(pod).await;
         let down = sandbox::tear_down(self.mechanisms(), pod).await;
         self.tell_pod(pod);
         Ok(down?)
@@ -294,13 +301,17 @@ impl Node {
         // One that hangs in an unmount does not keep the others.
         pod.stage.enter("containers");
         let containers = self.containers_of(&pod.id);
-        let removals = containers
-            .iter()
-            .map(|container| containers::remove(&self.inner.tools, container));
+        let removals = containers.iter().map(|container| async {
+            let before = self.about_to_go(container).await;
+            (before, containers::remove(&self.inner.tools, container).await)
+        });
         let mut outcome = Ok(());
-        for (container, removed) in containers.iter().zip(join_all(removals).await) {
+        for (container, (before, removed)) in containers.iter().zip(join_all(removals).await) {
             match removed {
-                Ok(()) => self.forget_container(container),
+                Ok(()) => {
+                    self.plugins_hear_removal(container, before).await;
+                    self.forget_container(container);
+                }
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
@@ -308,6 +319,7 @@ impl Node {
         pod.stage.enter("image volumes and files");
         containers::release_image_volumes(&self.inner.tools, pod).await?;
         sandbox::remove(pod).await?;
+        self.plugins_hear_pod_removal(pod).await;
         self.forget_pod(pod);
         tracing::info!(pod = pod.id, "pod sandbox is removed");
         Ok(())

@@ -23,8 +23,13 @@ impl Node {
     ) -> Result<()> {
         let container = self.container(id)?;
         let node = self.clone();
-        self.own(async move { Ok(containers::update(&node.inner.tools, &container, resources, annotations).await?) })
-            .await
+        self.own(async move {
+            let resources = node.plugins_update(&container, resources).await?;
+            containers::update(&node.inner.tools, &container, resources, annotations).await?;
+            node.plugins_hear_updated(&container).await;
+            Ok(())
+        })
+        .await
     }
 
     /// Changes a pod's limits: those of its own cgroup, where its config names one.
@@ -40,8 +45,13 @@ impl Node {
         let limits = spec::resources_to_oci(&sum, &self.inner.tools.host, false).map_err(containers::Error::from)?;
         let cgroup = self.own_cgroup(&pod)?;
         let node = self.clone();
-        self.own(async move { Ok(sandbox::update(node.mechanisms(), &pod, cgroup, asked, limits).await?) })
-            .await
+        self.own(async move {
+            node.plugins_update_pod(&pod, &asked).await?;
+            sandbox::update(node.mechanisms(), &pod, cgroup, asked, limits).await?;
+            node.plugins_hear_pod_updated(&pod).await;
+            Ok(())
+        })
+        .await
     }
 
     /// The cgroup that holds this pod's containers and no others, as kubelet makes one for each pod.

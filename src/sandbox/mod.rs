@@ -4,8 +4,11 @@
 //! The room knows nothing of containers, requests or owners' rights. It asks the mechanisms (`netns`, `monitor`,
 //! `store`, `config`) and is asked by `containers` and `node`.
 
+mod claim;
 pub mod files;
 mod measured;
+mod membership;
+pub mod nri;
 mod paths;
 mod stage;
 mod start;
@@ -20,8 +23,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use claim::Claim;
 pub use lsm::selinux::Labels;
 pub use measured::{Measured, Taken};
+pub use membership::{HOSTS, HostEntry, NETWORKS, connect, disconnect};
 pub use paths::{PodPaths, Roots, container_exit, container_record};
 pub use stage::Stage;
 pub use start::{bring_up, check, visible_hostname};
@@ -142,6 +147,8 @@ pub struct Sandbox {
     pub teardown: tokio::sync::Mutex<()>,
     /// What its creation is at.
     pub stage: Stage,
+    /// Whether anybody has been told of it.
+    pub claim: Claim,
     /// Its line in lists.
     pub listed: Rendering<Arc<record::Pod>>,
     /// How figures name it.
@@ -171,6 +178,7 @@ impl Sandbox {
             paths,
             teardown: tokio::sync::Mutex::new(()),
             stage: Stage::default(),
+            claim: Claim::default(),
             listed: Rendering::default(),
             attributes: Rendering::default(),
             image_volumes: tokio::sync::Mutex::new(()),
@@ -325,9 +333,10 @@ impl Sandbox {
     fn network_error(&self) -> impl FnOnce(netns::Error) -> Error + '_ {
         |source| match source {
             // Wrong in what was asked for, not in the machine.
-            netns::Error::Sysctl { .. } | netns::Error::Setting { .. } | netns::Error::PortMapping { .. } => {
-                Error::Invalid(source.to_string())
-            }
+            netns::Error::Sysctl { .. }
+            | netns::Error::Setting { .. }
+            | netns::Error::PortMapping { .. }
+            | netns::Error::BadNetwork { .. } => Error::Invalid(source.to_string()),
             source => Error::Network {
                 pod: self.id.clone(),
                 source: Box::new(source),
@@ -357,6 +366,8 @@ impl Sandbox {
             handler,
             ips: Vec::new(),
             mac: None,
+            // Checked when the pod was asked for.
+            networks: membership::networks(&record).unwrap_or_default(),
         }
     }
 }

@@ -95,6 +95,12 @@ impl PodPaths {
         self.run.join("monitor.sock")
     }
 
+    /// Logs of containers for which no place is named.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.state.join("logs")
+    }
+
     /// The file `name` (hosts, hostname, resolv.conf) that containers see in /etc.
     #[must_use]
     pub fn etc(&self, name: &str) -> PathBuf {

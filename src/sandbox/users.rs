@@ -14,7 +14,9 @@ pub fn users(config: &PodSandboxConfig) -> Result<Option<Users>> {
     let Some(asked) = namespace_options(config).userns_options else {
         return Ok(None);
     };
-    match asked.mode() {
+    let mode = NamespaceMode::try_from(asked.mode)
+        .map_err(|_| Error::Invalid(format!("user namespace mode {} is not known", asked.mode)))?;
+    match mode {
         NamespaceMode::Node if asked.uids.is_empty() && asked.gids.is_empty() => Ok(None),
         NamespaceMode::Node => Err(Error::Invalid(
             "user namespace mode NODE comes with id mappings, which only mode POD can have".into(),
@@ -36,8 +38,10 @@ pub fn users(config: &PodSandboxConfig) -> Result<Option<Users>> {
 pub fn same_users(pod: Option<&Users>, container: Option<&UserNamespace>) -> bool {
     match (pod, container) {
         (_, None) => true,
-        (None, Some(own)) => own.mode() == NamespaceMode::Node,
-        (Some(pod), Some(own)) => own.mode() == NamespaceMode::Pod && own.uids == [pod.uids] && own.gids == [pod.gids],
+        (None, Some(own)) => own.mode == NamespaceMode::Node as i32,
+        (Some(pod), Some(own)) => {
+            own.mode == NamespaceMode::Pod as i32 && own.uids == [pod.uids] && own.gids == [pod.gids]
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! First process of a lab: makes the namespaces, waits until its standard input closes, and ends; with it ends, by the
 //! kernel's hand, every process in its PID namespace. `lab run NAME COMMAND...` runs a command in such a lab, which ends
 //! with it. `lab whoami ADDRESS` is a server that tells callers their address. `lab fuse DIR` serves a file system
-//! that gets stuck. `lab disk DIR FILE LOG` is a disk that logs its writes. `lab trickle ADDRESS` is a registry that sends a byte a second. `lab critest-images DIR` writes the images that critest names into a docker-registry's storage.
+//! that gets stuck. `lab nri-plugin LOG` is an NRI plugin that a daemon starts. `lab disk DIR FILE LOG` is a disk that logs its writes. `lab trickle ADDRESS` is a registry that sends a byte a second. `lab critest-images DIR` writes the images that critest names into a docker-registry's storage.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         ["whoami", address] => whoami(address).map(|()| 0),
         ["fuse", dir] => fuse(Path::new(dir)).map(|()| 0),
         ["disk", dir, store, log] => disk([dir, store, log].map(Path::new)).map(|()| 0),
+        ["nri-plugin", log] => nri_plugin(Path::new(log)).map(|()| 0),
         ["trickle", address] => trickle(address).map(|()| 0),
         ["cgroup", name, rest @ ..] => lab(name, rest.contains(&"--no-cgroup2"), &[]),
         ["run", "--no-cgroup2", name, command @ ..] if !command.is_empty() => lab(name, true, command),
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         _ => Err(
             "usage: lab cgroup NAME [--no-cgroup2] | lab run [--no-cgroup2] NAME COMMAND... | \
                   lab whoami ADDRESS | lab fuse DIR | lab trickle ADDRESS | lab disk DIR FILE LOG | \
+                  lab nri-plugin LOG | \
                   lab critest-images DIR"
                 .into(),
         ),
@@ -65,6 +67,13 @@ fn fuse(dir: &Path) -> Result {
 
 fn disk([dir, store, log]: [&Path; 3]) -> Result {
     wharf_e2e::disk::serve(dir, store, log, |what| println!("{what}")).map_err(|error| error.to_string().into())
+}
+
+fn nri_plugin(log: &Path) -> Result {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime
+        .block_on(wharf_e2e::nri::run_installed(log))
+        .map_err(|error| error.to_string().into())
 }
 
 fn trickle(address: &str) -> Result {

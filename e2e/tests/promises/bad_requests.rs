@@ -38,11 +38,17 @@ async fn odd_ids_name_nothing_and_touch_nothing() {
         let config = daemon.pod("none");
         let created = code(cri.create(odd, &main, &config).await);
         assert!(absent(created), "CreateContainer in {odd:?}: {created:?}");
-        // Success or a refusal, but not of something else.
-        let _ = cri.stop(odd, 0).await;
-        let _ = cri.remove(odd).await;
-        let _ = cri.stop_pod(odd).await;
-        let _ = cri.remove_pod(odd).await;
+        // Of what is not there they succeed (contract rule 1), or say what is wrong with the id.
+        let idle = [
+            ("StopContainer", cri.stop(odd, 0).await),
+            ("RemoveContainer", cri.remove(odd).await),
+            ("StopPodSandbox", cri.stop_pod(odd).await),
+            ("RemovePodSandbox", cri.remove_pod(odd).await),
+        ];
+        for (call, answer) in idle {
+            let fine = answer.as_ref().err().is_none_or(|error| absent(error.code()));
+            assert!(fine, "{call} of {odd:?}: {answer:?}");
+        }
     }
     assert_eq!(
         daemon.cri.status(&id).await.unwrap().state(),
@@ -105,6 +111,28 @@ async fn odd_container_configs_are_refused_and_leave_nothing() {
                 pid: 77,
                 ..Default::default()
             });
+        }),
+        ("windows", |c| c.windows = Some(pb::WindowsContainerConfig::default())),
+        ("stop signal", |c| c.stop_signal = 999),
+        ("policy for groups", |c| {
+            specs::security(c).supplemental_groups_policy = 77
+        }),
+        ("user namespace mode", |c| {
+            specs::security(c).namespace_options = Some(pb::NamespaceOption {
+                userns_options: Some(pb::UserNamespace {
+                    mode: 77,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            });
+        }),
+        ("sub path without an image", |c| {
+            c.mounts = vec![pb::Mount {
+                container_path: "/sub".into(),
+                host_path: "/tmp".into(),
+                image_sub_path: "below".into(),
+                ..Default::default()
+            }];
         }),
         ("seccomp file", |c| {
             specs::security(c).seccomp = Some(pb::SecurityProfile {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tonic::Code;
 use wharf_e2e::cri::code;
-use wharf_e2e::{Daemon, own_memory};
+use wharf_e2e::{Daemon, Options, own_memory};
 use wharf_proto::cri::ContainerState;
 
 use crate::on_each_handler;
@@ -81,17 +81,36 @@ async fn rule_20_output_above_16_mib_is_dropped() {
 }
 
 #[tokio::test]
-async fn exec_does_not_wait_for_a_background_child_that_holds_the_output() {
+async fn output_of_what_a_command_leaves_running_is_waited_for() {
     let daemon = Daemon::start().await;
     let (_, id) = daemon.running("exec", "sleep 1000").await;
-    let begin = Instant::now();
-    let answer = daemon
+    let late = ["sh", "-c", "(sleep 2; echo late) & echo soon; exit 3"];
+    let answer = daemon.cri.exec(&id, &late, 30).await.unwrap();
+    assert_eq!((answer.stdout, answer.exit_code), (b"soon\nlate\n".to_vec(), 3));
+    let refused = daemon
         .cri
-        .exec(&id, &["sh", "-c", "sleep 600 & echo done"], 30)
+        .exec(&id, &["sh", "-c", "sleep 600 & echo done"], 2)
         .await
-        .unwrap();
-    assert_eq!(answer.stdout, b"done\n");
-    assert!(begin.elapsed() < Duration::from_secs(15), "took {:?}", begin.elapsed());
+        .expect_err("its output stays open");
+    assert_eq!(refused.code(), Code::DeadlineExceeded);
+    assert!(refused.message().contains("failed to drain exec process"), "{refused}");
+    daemon.finish().await;
+}
+
+#[tokio::test]
+async fn waiting_for_output_can_be_limited() {
+    let daemon = Daemon::with(Options {
+        settings: "[containers]\nexec_drain_secs = 1".into(),
+        ..Options::default()
+    })
+    .await;
+    let (_, id) = daemon.running("exec", "sleep 1000").await;
+    let refused = daemon
+        .cri
+        .exec(&id, &["sh", "-c", "sleep 600 & echo done"], 0)
+        .await
+        .expect_err("its output stays open");
+    assert!(refused.message().contains("for 1 s"), "{refused}");
     daemon.finish().await;
 }
 

@@ -193,3 +193,22 @@ async fn rule_15_an_end_that_nobody_saw_is_unknown_with_code_255() {
     assert_eq!(daemon.cri.status(&id).await.unwrap(), status);
     daemon.finish().await;
 }
+
+/// Rule 16 holds for what the daemon itself can't do, not only for what the runtime refuses.
+#[tokio::test]
+async fn a_log_that_cannot_be_made_is_a_start_error() {
+    let daemon = Daemon::start().await;
+    let config = daemon.pod("log");
+    let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+    let mut main = container("main", &daemon.busybox().await, "sleep 1000");
+    std::fs::write(PathBuf::from(&config.log_directory).join("file"), "").unwrap();
+    main.log_path = "file/main.log".into();
+    let id = daemon.cri.create(&pod, &main, &config).await.unwrap();
+    let refused = daemon.cri.start(&id).await.expect_err("a file is no directory");
+    assert!(refused.message().contains("file"), "{refused}");
+    let status = daemon.cri.status(&id).await.unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerExited);
+    assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
+    assert!(status.message.contains("log directory"), "{}", status.message);
+    daemon.finish().await;
+}

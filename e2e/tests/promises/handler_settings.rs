@@ -283,19 +283,38 @@ async fn a_container_that_calls_what_is_blocked_is_ended_where_that_is_asked_for
             pb::ContainerState::ContainerRunning
         );
 
-        // Without a profile nothing is blocked, and without leave nothing is told.
-        let mut config = daemon.pod("wrong");
-        config.annotations = specs::map("seccomp-notifier-action.crio.io", "shout");
-        let pod = daemon.cri.run_pod(&config, "").await.unwrap();
-        let refused = daemon
-            .cri
-            .create(&pod, &confined("main", &image, "true"), &config)
-            .await
-            .expect_err("shout");
-        assert!(
-            refused.message().contains("seccomp-notifier-action.crio.io"),
-            "{refused}"
-        );
         daemon.finish().await;
     }
+}
+
+#[tokio::test]
+async fn a_pod_says_how_large_its_shared_memory_is_where_its_handler_lets_it() {
+    let settings = "allowed_annotations = ['shm-size.crio.io']";
+    let daemon = daemon(
+        "builtin",
+        settings,
+        "[runtimes.strict]\nallowed_annotations = []\ninherit_default_runtime = true",
+    )
+    .await;
+    let image = daemon.busybox().await;
+    let mut config = daemon.pod("shm");
+    config.annotations = specs::map("shm-size.crio.io", "16MiB");
+    let size = async |config: &pb::PodSandboxConfig, handler: &str| {
+        let pod = daemon.cri.run_pod(config, handler).await.unwrap();
+        let main = container("main", &image, "sleep 1000");
+        let id = daemon.started(&pod, config, &main).await;
+        let line = daemon
+            .cri
+            .shell(&id, "df -k /dev/shm | tail -1 | awk '{print $2}'")
+            .await;
+        line.unwrap().trim().to_owned()
+    };
+    assert_eq!(size(&config, "").await, "16384");
+    config.metadata.as_mut().unwrap().attempt = 1;
+    assert_eq!(size(&config, "strict").await, "65536", "kept, and without effect");
+    config.metadata.as_mut().unwrap().attempt = 2;
+    config.annotations = specs::map("shm-size.crio.io", "much");
+    let refused = daemon.cri.run_pod(&config, "").await.expect_err("no size");
+    assert!(refused.message().contains("shm-size.crio.io"), "{refused}");
+    daemon.finish().await;
 }

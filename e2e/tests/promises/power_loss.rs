@@ -22,14 +22,13 @@ struct Event {
     acknowledged: u64,
 }
 
-/// Whether each image must be there (or must not) after a loss at `moment`; what was under way then may be either. So may
-/// one that was removed: kubelet removes it again.
+/// Whether each image must be there (or must not) after a loss at `moment`; what was under way then may be either.
 fn expected(events: &[Event], moment: u64) -> BTreeMap<&str, bool> {
     let mut known: BTreeMap<&str, Option<bool>> = BTreeMap::new();
     for event in events {
         let told = known.entry(&event.image).or_insert(Some(false));
-        if event.acknowledged <= moment && event.present {
-            *told = Some(true);
+        if event.acknowledged <= moment {
+            *told = Some(event.present);
         } else if event.begun <= moment {
             *told = None;
         }

@@ -42,6 +42,13 @@ async fn rule_02_status_start_and_exec_of_unknown_are_not_found() {
     assert_eq!(code(daemon.cri.status(&unknown).await), Code::NotFound);
     assert_eq!(code(daemon.cri.start(&unknown).await), Code::NotFound);
     assert_eq!(code(daemon.cri.exec(&unknown, &["true"], 1).await), Code::NotFound);
+    let update = pb::UpdateContainerResourcesRequest {
+        container_id: unknown,
+        linux: Some(pb::LinuxContainerResources::default()),
+        ..Default::default()
+    };
+    let mut runtime = daemon.cri.runtime.clone();
+    assert_eq!(code(runtime.update_container_resources(update).await), Code::NotFound);
     daemon.finish().await;
 }
 
@@ -126,6 +133,12 @@ async fn rule_05_labels_and_annotations_come_back_unchanged() {
     let odd = map("example.com/odd", "line\nbreak \u{1F6A2} \"quoted\" {json: 1}");
     let mut config = daemon.pod("odd");
     (config.labels, config.annotations) = (odd.clone(), odd.clone());
+    let events = cri
+        .runtime
+        .clone()
+        .get_container_events(pb::GetEventsRequest::default())
+        .await;
+    let mut events = events.unwrap().into_inner();
     let pod = cri.run_pod(&config, "").await.unwrap();
     let mut main = container("main", &daemon.busybox().await, "sleep 1000");
     (main.labels, main.annotations) = (odd.clone(), odd.clone());
@@ -137,7 +150,16 @@ async fn rule_05_labels_and_annotations_come_back_unchanged() {
     let status = cri.status(&id).await.unwrap();
     assert_eq!((status.labels, status.annotations), (odd.clone(), odd.clone()));
     let listed = cri.containers(None).await.unwrap().remove(0);
-    assert_eq!((listed.labels, listed.annotations), (odd.clone(), odd));
+    assert_eq!((listed.labels, listed.annotations), (odd.clone(), odd.clone()));
+    let told = loop {
+        let event = events.message().await.unwrap().expect("the stream goes on");
+        if let Some(told) = event.containers_statuses.first() {
+            let of = event.pod_sandbox_status.unwrap();
+            assert_eq!((of.labels, of.annotations), (odd.clone(), odd.clone()));
+            break told.clone();
+        }
+    };
+    assert_eq!((told.labels, told.annotations), (odd.clone(), odd));
     daemon.finish().await;
 }
 
@@ -157,6 +179,12 @@ async fn rule_07_the_same_metadata_twice_is_one_object() {
     let mut next = config.clone();
     next.metadata.as_mut().unwrap().attempt = 1;
     assert_ne!(cri.run_pod(&next, "").await.unwrap(), pod);
+    // Later ones as well, and for a container until it is started.
+    assert_eq!(cri.run_pod(&config, "").await.unwrap(), pod);
+    let id = cri.create(&pod, &main, &config).await.unwrap();
+    cri.start(&id).await.unwrap();
+    cri.create(&pod, &main, &config).await.expect_err("it has been started");
+    assert_eq!(cri.containers(None).await.unwrap().len(), 1);
     daemon.finish().await;
 }
 

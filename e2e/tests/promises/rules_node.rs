@@ -1,6 +1,6 @@
 //! Rules of the contract between kubelet and a runtime, by number: images, node status, and what a process finds.
 
-use std::time::{Duration, Instant};
+use std::os::unix::fs::MetadataExt as _;
 
 use nix::sys::signal::Signal;
 use wharf_e2e::specs;
@@ -63,6 +63,13 @@ async fn rule_26_digests_are_listed_whichever_way_an_image_came() {
     daemon.cri.remove_image(&reference).await.unwrap();
     assert_eq!(daemon.cri.pull(&digest).await.unwrap(), image.id);
     let image = daemon.cri.image(&digest).await.unwrap().unwrap();
+    assert_eq!((image.repo_digests, image.repo_tags), (vec![digest.clone()], vec![]));
+    // One that another image takes the tag of keeps the name of its digest.
+    daemon.pull("busybox:latest").await;
+    let other = daemon.pull("layers:latest").await;
+    let tag = daemon.wharf(&["tag", &other, &reference]).output().await.unwrap();
+    assert!(tag.status.success(), "{tag:?}");
+    let image = daemon.cri.image(&digest).await.unwrap().expect("it is still there");
     assert_eq!((image.repo_digests, image.repo_tags), (vec![digest], vec![]));
     daemon.finish().await;
 }
@@ -81,7 +88,13 @@ async fn rule_28_image_fs_info_names_a_file_system_and_shrinks_after_removal() {
             .into_inner();
         let first = answer.image_filesystems.first().expect("one file system").clone();
         assert!(first.timestamp > 0);
-        assert!(!first.fs_id.unwrap().mountpoint.is_empty());
+        // The one that images are on, and so the one that fills up.
+        let mountpoint = first.fs_id.unwrap().mountpoint;
+        let device = |path: &std::path::Path| std::fs::metadata(daemon.seen(path)).unwrap().dev();
+        assert_eq!(
+            device(std::path::Path::new(&mountpoint)),
+            device(&daemon.state_dir.join("images"))
+        );
         first.used_bytes.unwrap().value
     };
     let before = used().await;
@@ -151,26 +164,28 @@ async fn rule_35_and_36_lists_and_status_do_not_wait_for_a_stop() {
         .running("slow", "trap '' TERM; while :; do sleep 0.1; done")
         .await;
     let cri = &daemon.cri;
-    let (stopped, ()) = tokio::join!(cri.stop(&id, 3), async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let begin = Instant::now();
-        for _ in 0..20 {
-            cri.containers(None).await.unwrap();
-            cri.pods(None).await.unwrap();
-            cri.status(&id).await.unwrap();
-            cri.runtime
-                .clone()
-                .status(pb::StatusRequest { verbose: false })
-                .await
-                .unwrap();
-        }
-        assert!(
-            begin.elapsed() < Duration::from_secs(1),
-            "80 calls took {:?}",
-            begin.elapsed()
-        );
-    });
-    stopped.unwrap();
+    let stop = {
+        let (cri, id) = (cri.clone(), id.clone());
+        tokio::spawn(async move { cri.stop(&id, 600).await })
+    };
+    eventually("the stop is under way", async || {
+        let status = cri.runtime.clone().status(pb::StatusRequest { verbose: true }).await;
+        status.unwrap().into_inner().info["operations"].contains("StopContainer")
+    })
+    .await;
+    for _ in 0..20 {
+        cri.containers(None).await.unwrap();
+        cri.pods(None).await.unwrap();
+        cri.status(&id).await.unwrap();
+        cri.runtime
+            .clone()
+            .status(pb::StatusRequest { verbose: false })
+            .await
+            .unwrap();
+    }
+    assert!(!stop.is_finished(), "none of them waited for it");
+    cri.stop(&id, 0).await.unwrap();
+    stop.await.unwrap().unwrap();
     daemon.finish().await;
 }
 
@@ -206,13 +221,21 @@ async fn rule_42_environment_of_image_then_request_with_hostname_and_path() {
     let first = daemon.started(&pod, &config, &main).await;
     main.metadata.as_mut().unwrap().name = "second".into();
     main.log_path = "second.log".into();
-    main.envs = vec![specs::env("FROM_IMAGE", "request")];
+    main.envs = vec![
+        specs::env("FROM_IMAGE", "request"),
+        specs::env("PATH", "/bin:/of/request"),
+    ];
     let second = daemon.started(&pod, &config, &main).await;
-    let seen = daemon.cri.shell(&first, "echo $FROM_IMAGE $HOSTNAME").await.unwrap();
-    assert_eq!(seen, "image envs\n");
+    let seen = daemon
+        .cri
+        .shell(&first, "echo $FROM_IMAGE $HOSTNAME $PATH")
+        .await
+        .unwrap();
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    assert_eq!(seen, format!("image envs {path}\n"));
     assert_eq!(
-        daemon.cri.shell(&second, "echo $FROM_IMAGE").await.unwrap(),
-        "request\n"
+        daemon.cri.shell(&second, "echo $FROM_IMAGE $PATH").await.unwrap(),
+        "request /bin:/of/request\n"
     );
     daemon.finish().await;
 }
@@ -249,8 +272,12 @@ async fn rule_44_the_working_directory_is_made() {
     main.working_dir = "/a/b/c".into();
     let id = daemon.started(&pod, &config, &main).await;
     assert_eq!(
-        daemon.cri.shell(&id, "pwd; stat -c %a /a/b/c").await.unwrap(),
-        "/a/b/c\n755\n"
+        daemon
+            .cri
+            .shell(&id, "pwd; stat -c '%a %u %g' /a /a/b/c")
+            .await
+            .unwrap(),
+        "/a/b/c\n755 0 0\n755 0 0\n"
     );
     daemon.finish().await;
 }

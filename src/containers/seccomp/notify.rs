@@ -33,20 +33,11 @@ pub enum Action {
 }
 
 impl Action {
-    /// What the effective annotations of a pod ask for.
-    ///
-    /// # Errors
-    /// What is wrong, for people.
-    pub fn read(annotations: &HashMap<String, String>) -> Result<Option<Self>, String> {
-        let found = SECCOMP_NOTIFIER
-            .iter()
-            .find_map(|key| Some((key, annotations.get(*key)?)));
-        match found.map(|(key, value)| (key, value.as_str())) {
-            None => Ok(None),
-            Some((_, "stop")) => Ok(Some(Self::Stop)),
-            Some((_, "log")) => Ok(Some(Self::Log)),
-            Some((key, other)) => Err(format!("annotation {key}: {other:?} is not among stop, log")),
-        }
+    /// What the effective annotations of a pod ask for. As with CRI-O, every value but `stop` means [`Action::Log`].
+    #[must_use]
+    pub fn read(annotations: &HashMap<String, String>) -> Option<Self> {
+        let value = SECCOMP_NOTIFIER.iter().find_map(|key| annotations.get(*key))?;
+        Some(if value == "stop" { Self::Stop } else { Self::Log })
     }
 
     /// As records have it.

@@ -27,7 +27,7 @@ pub(super) fn args(input: &SpecInput) -> Result<Vec<String>> {
 /// Contract rule 42: defaults, then the image's, then CRI's, each replacing an earlier value of the same name in place.
 pub(super) fn env(input: &SpecInput) -> Result<Vec<String>> {
     let hostname = match input.pod.hostname.as_str() {
-        "" => &input.host.hostname,
+        "" => &input.facts.hostname,
         name => name,
     };
     let mut env = Env(Vec::new());

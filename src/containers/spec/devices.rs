@@ -6,13 +6,26 @@ use super::{PrivilegedDevices, Result, SpecInput, invalid};
 use crate::containers::host::DeviceNode;
 
 /// Nodes beside those that every runtime makes (null, zero, full, random, urandom, tty, ptmx, console). A later one
-/// replaces an earlier one of the same path.
+/// replaces an earlier one of the same path, but not one of the node's that is another device.
 pub(super) fn nodes(input: &SpecInput) -> Result<Vec<LinuxDevice>> {
     let mut out: Vec<LinuxDevice> = Vec::new();
     let of_host = match input.policy.privileged_devices {
         PrivilegedDevices::All => input.facts.host_devices.as_slice(),
         PrivilegedDevices::Allowed | PrivilegedDevices::Own => &[],
     };
+    for (own, of_host) in input
+        .facts
+        .devices
+        .iter()
+        .filter_map(|own| Some((own, of_host.iter().find(|node| node.path == own.path)?)))
+    {
+        if (own.kind, own.major, own.minor) != (of_host.kind, of_host.major, of_host.minor) {
+            return invalid(format!(
+                "device {}: it already exists on the host, all of whose devices a privileged container gets",
+                own.path.display()
+            ));
+        }
+    }
     let owned = input.facts.devices.iter().map(|node| (node, owner(input)));
     for (node, (uid, gid)) in of_host.iter().map(|node| (node, (None, None))).chain(owned) {
         check(node)?;

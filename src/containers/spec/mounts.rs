@@ -157,6 +157,9 @@ fn propagation(mount: &cri::Mount) -> Result<MountPropagation> {
 fn cri_mount(input: &SpecInput, mount: &cri::Mount, source: Option<&MountSource>) -> Result<Mount> {
     let target = clean(&mount.container_path)?;
     let shown = target.display();
+    if mount.image.is_none() && !mount.image_sub_path.is_empty() {
+        return invalid(format!("mount at {shown}: image_sub_path without an image"));
+    }
     if mount.uid_mappings.is_empty() != mount.gid_mappings.is_empty() {
         return invalid(format!(
             "mount at {shown}: users and groups must be mapped both or not at all"
@@ -222,11 +225,13 @@ fn access(input: &SpecInput, mount: &cri::Mount, target: &Path) -> Result<&'stat
         return Ok(if mount.readonly { "ro" } else { "rw" });
     }
     if !mount.readonly {
-        return invalid(format!("mount at {shown}: recursive_read_only needs readonly"));
+        return invalid(format!(
+            "mount at {shown}: recursive read-only mount conflicts with read-write mount: recursive_read_only needs readonly"
+        ));
     }
     if mount.propagation != MountPropagation::PropagationPrivate as i32 {
         return invalid(format!(
-            "mount at {shown}: recursive_read_only needs private propagation"
+            "mount at {shown}: recursive read-only mount requires private propagation"
         ));
     }
     let refused = |why| Err(Error::RroUnsupported(shown.to_string(), why));

@@ -1,6 +1,9 @@
 //! What holds of the spec of every container, however odd its config: for arbitrary configs, not for chosen ones.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType, Spec};
 use proptest::{collection, option, prelude::*};
@@ -79,7 +82,8 @@ fn context() -> impl Strategy<Value = cri::LinuxContainerSecurityContext> {
         option::of(profile()),
         prop_oneof![4 => Just(String::new()), 1 => Just("runtime/default".to_owned()), 1 => text()],
     );
-    let mode = || prop_oneof![Just(0), Just(2)];
+    // TARGET, and one of a later API, now and then.
+    let mode = || prop_oneof![20 => Just(0), 20 => Just(2), 1 => Just(1), 1 => Just(3), 1 => Just(77)];
     let namespaces = (mode(), choice(4), mode());
     (option::of(capabilities()), flags, paths, profiles, namespaces).prop_map(
         |(capabilities, (privileged, no_new_privs, readonly_rootfs), (masked, readonly), profiles, namespaces)| {
@@ -112,15 +116,17 @@ fn resources() -> impl Strategy<Value = cri::LinuxContainerResources> {
     let numbers = (limit(), limit(), limit(), -2000..2000i64);
     let pages = (text(), prop_oneof![20 => 0..1u64 << 40, 1 => any::<u64>()])
         .prop_map(|(page_size, limit)| cri::HugepageLimit { page_size, limit });
+    let unified = collection::hash_map(prop_oneof![4 => "(memory|cpu)\\.[a-z]{1,6}", 1 => text()], text(), 0..3);
     (
         numbers,
         (limit(), limit()),
         text(),
         text(),
         option::weighted(0.2, pages),
+        prop_oneof![20 => Just(HashMap::new()), 1 => unified],
     )
         .prop_map(
-            |(numbers, (swap, shares), cpus, mems, pages)| cri::LinuxContainerResources {
+            |(numbers, (swap, shares), cpus, mems, pages, unified)| cri::LinuxContainerResources {
                 cpu_period: numbers.0,
                 cpu_quota: numbers.1,
                 memory_limit_in_bytes: numbers.2,
@@ -130,6 +136,7 @@ fn resources() -> impl Strategy<Value = cri::LinuxContainerResources> {
                 cpuset_cpus: cpus,
                 cpuset_mems: mems,
                 hugepage_limits: pages.into_iter().collect(),
+                unified,
                 ..Default::default()
             },
         )
@@ -171,9 +178,13 @@ const USERS: cri::IdMapping = cri::IdMapping {
 };
 
 fn mount() -> impl Strategy<Value = cri::Mount> {
-    (path(), path(), any::<bool>(), prop::bool::weighted(0.05), choice(3)).prop_map(
-        |(container_path, host_path, readonly, recursive_read_only, propagation)| cri::Mount {
+    let known = prop_oneof![Just("noexec"), Just("nosuid"), Just("nodev"), Just("noatime")].prop_map(str::to_owned);
+    let options = prop_oneof![30 => collection::vec(known, 0..3), 1 => collection::vec(text(), 0..2)];
+    let flags = (any::<bool>(), prop::bool::weighted(0.05), choice(3));
+    (path(), path(), flags, options).prop_map(
+        |(container_path, host_path, (readonly, recursive_read_only, propagation), mount_options)| cri::Mount {
             container_path,
+            mount_options,
             host_path,
             readonly,
             recursive_read_only,
@@ -211,13 +222,31 @@ fn config() -> impl Strategy<Value = cri::ContainerConfig> {
     )
 }
 
-/// As on a machine with everything, in a pod that may be privileged.
-fn spec_of(config: &cri::ContainerConfig) -> Result<Spec> {
-    spec_in(config, false)
+/// What the container is in.
+#[derive(Clone, Copy)]
+struct Around {
+    /// The pod may have privileged containers.
+    privileged: bool,
+    /// It has a user namespace of its own.
+    users: bool,
+    /// The runtime is the built-in one.
+    builtin: bool,
 }
 
-/// The same, in a pod with a user namespace of its own or without.
-fn spec_in(config: &cri::ContainerConfig, users: bool) -> Result<Spec> {
+const AROUND: Around = Around {
+    privileged: true,
+    users: false,
+    builtin: true,
+};
+
+/// As on a machine with everything, in a pod that may be privileged.
+fn spec_of(config: &cri::ContainerConfig) -> Result<Spec> {
+    spec_in(config, AROUND)
+}
+
+/// The same, in something else.
+fn spec_in(config: &cri::ContainerConfig, around: Around) -> Result<Spec> {
+    let users = around.users;
     let pin = |name: &str| Some(PathBuf::from("/run/ns").join(name));
     let source = |mount: &cri::Mount| {
         (!mount.host_path.is_empty()).then(|| MountSource {
@@ -229,7 +258,7 @@ fn spec_in(config: &cri::ContainerConfig, users: bool) -> Result<Spec> {
     let pod = cri::PodSandboxConfig {
         linux: Some(cri::LinuxPodSandboxConfig {
             security_context: Some(cri::LinuxSandboxSecurityContext {
-                privileged: true,
+                privileged: around.privileged,
                 namespace_options: Some(cri::NamespaceOption {
                     userns_options: users.then(|| cri::UserNamespace {
                         mode: cri::NamespaceMode::Pod.into(),
@@ -282,7 +311,10 @@ fn spec_in(config: &cri::ContainerConfig, users: bool) -> Result<Spec> {
         default_capabilities: None,
         unset_seccomp: SeccompDefault::Unconfined,
         default_seccomp: None,
-        policy: &Policy::default(),
+        policy: &Policy {
+            builtin: around.builtin,
+            ..Policy::default()
+        },
     })
 }
 
@@ -372,7 +404,8 @@ proptest! {
 
     #[test]
     fn a_pod_with_users_of_its_own_has_no_container_among_the_nodes(config in config()) {
-        let Ok(spec) = spec_in(&config, true) else { return Ok(()) };
+        let with_users = Around { users: true, ..AROUND };
+        let Ok(spec) = spec_in(&config, with_users) else { return Ok(()) };
         let linux = spec.linux().clone().unwrap();
         let user = |namespace: &&oci_spec::runtime::LinuxNamespace| namespace.typ() == LinuxNamespaceType::User;
         let namespaces = linux.namespaces().clone().unwrap();
@@ -381,6 +414,47 @@ proptest! {
         prop_assert_eq!(own[0].path().clone(), Some("/run/ns/user".into()));
         if let Ok(spec) = spec_of(&config) {
             prop_assert!(!spec.linux().clone().unwrap().namespaces().clone().unwrap().iter().any(|one| user(&one)));
+        }
+    }
+
+    #[test]
+    fn an_unprivileged_pod_has_no_privileged_container(config in config()) {
+        let pod = Around { privileged: false, ..AROUND };
+        let context = config.linux.clone().unwrap().security_context.unwrap_or_default();
+        match spec_in(&config, pod) {
+            Ok(_) => prop_assert!(!context.privileged, "contract rule 47"),
+            Err(_) if context.privileged => {}
+            // Nothing else depends on it.
+            Err(error) => prop_assert_eq!(Err(error.to_string()), spec_of(&config).map(drop).map_err(|e| e.to_string())),
+        }
+    }
+
+    #[test]
+    fn other_runtimes_get_no_wider_walls_than_the_built_in_one(config in config()) {
+        let other = Around { builtin: false, ..AROUND };
+        if let (Ok(own), Ok(other)) = (spec_of(&config), spec_in(&config, other)) {
+            prop_assert_eq!(own.process(), other.process());
+            let (own, other) = (own.linux().clone().unwrap(), other.linux().clone().unwrap());
+            prop_assert_eq!(own.masked_paths(), other.masked_paths());
+            prop_assert_eq!(own.readonly_paths(), other.readonly_paths());
+            prop_assert_eq!(own.resources(), other.resources());
+            prop_assert_eq!(own.seccomp(), other.seccomp());
+        }
+    }
+
+    #[test]
+    fn extra_options_of_mounts_are_there_or_refused(config in config()) {
+        let Ok(spec) = spec_of(&config) else { return Ok(()) };
+        let mounts = spec.mounts().clone().unwrap();
+        for asked in &config.mounts {
+            // A later mount may have taken the place.
+            let twice = config.mounts.iter().filter(|one| one.container_path == asked.container_path).count() > 1;
+            let got = mounts.iter().find(|one| one.source().as_deref() == Some(Path::new(&asked.host_path)));
+            if let (false, Some(got)) = (twice, got) {
+                for option in &asked.mount_options {
+                    prop_assert!(got.options().iter().flatten().any(|one| one == option), "{option} of {got:?}");
+                }
+            }
         }
     }
 

@@ -90,12 +90,14 @@ impl Case {
                 uts: pin("uts"),
                 pid: None,
             },
-            facts: Facts::default(),
+            facts: Facts {
+                hostname: "node".into(),
+                ..Facts::default()
+            },
             host: Host {
                 swap_limit: true,
                 capabilities: CapSet::all(),
                 min_oom_score_adj: -1000,
-                hostname: "node".into(),
                 kernel: (6, 1),
                 ..Host::default()
             },

@@ -86,6 +86,7 @@ fn image(contents: &Contents, listed: &Listed, host: &Host) -> Result<Found> {
         documents.push((digest, document.bytes));
         match parsed {
             Parsed::Index { chosen } => digest = chosen,
+            Parsed::Artifact(_) => return Err(refused("it has an artifact; only images can be loaded")),
             Parsed::Manifest(manifest) => {
                 return Ok(Found {
                     config: blob(contents, &manifest.config.digest)?,

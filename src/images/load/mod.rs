@@ -20,6 +20,7 @@ use super::{
     pull::sync_file_system,
     registry::digest_of,
     room::Room,
+    trust::Evidence,
 };
 use scan::Contents;
 
@@ -30,6 +31,15 @@ pub struct Loaded {
     pub id: String,
     /// Names that it has got, in full.
     pub names: Vec<String>,
+}
+
+/// Where images come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// No registry may have them.
+    Archive,
+    /// Another runtime's store, which had them from registries.
+    Runtime,
 }
 
 /// An image as an archive describes it.
@@ -50,7 +60,7 @@ struct Found {
 /// # Errors
 /// When there is none, or the archive or an image in it is damaged, hostile or of a kind that is not supported. No image
 /// becomes visible then.
-pub(super) fn load(room: &Arc<Room>, source: Channel) -> Result<Vec<Loaded>> {
+pub(super) fn load(room: &Arc<Room>, source: Channel, origin: Origin) -> Result<Vec<Loaded>> {
     let mut source = Source::new(source);
     let mut contents = {
         let mut archive = decoder(&mut source).map_err(|error| refused(format!("it can't be read: {error}")))?;
@@ -67,7 +77,12 @@ pub(super) fn load(room: &Arc<Room>, source: Channel) -> Result<Vec<Loaded>> {
     let mut arrivals = Vec::with_capacity(found.len());
     let mut pins = HashMap::new();
     for image in found {
-        arrivals.push(arrival(room, &mut contents, &mut pins, image)?);
+        let mut arrival = arrival(room, &mut contents, &mut pins, image, origin)?;
+        if origin == Origin::Runtime {
+            arrival.pinned = false;
+            arrival.action = "migrate";
+        }
+        arrivals.push(arrival);
     }
     drop(contents);
     // The layers must be durable before a record says that they are there.
@@ -99,7 +114,13 @@ fn find(contents: &Contents) -> Result<Vec<Found>> {
 }
 
 /// Makes `image` ready to become visible: its layers belong to the store then.
-fn arrival(room: &Room, contents: &mut Contents, pins: &mut HashMap<String, Pin>, image: Found) -> Result<Arrival> {
+fn arrival(
+    room: &Room,
+    contents: &mut Contents,
+    pins: &mut HashMap<String, Pin>,
+    image: Found,
+    origin: Origin,
+) -> Result<Arrival> {
     let id = digest_of(&image.config);
     let config = parse_config(&image.config, &id)?;
     let bad = |reason: String| Error::BadContent {
@@ -119,7 +140,10 @@ fn arrival(room: &Room, contents: &mut Contents, pins: &mut HashMap<String, Pin>
     let mut layers = Vec::with_capacity(image.layers.len());
     let mut held = Vec::with_capacity(image.layers.len());
     for (at, (path, diff_id)) in image.layers.iter().zip(&config.diff_ids).enumerate() {
-        let layer = contents.layer(path)?;
+        let by_diff_id = scan::blob_path(diff_id);
+        // The diff ID, which the image's id vouches for, says as much about the content as the blob's digest.
+        let replaced = origin == Origin::Runtime && !contents.has(path) && contents.has(&by_diff_id);
+        let layer = contents.layer(if replaced { &by_diff_id } else { path })?;
         if layer.diff_id != *diff_id {
             return Err(Error::Mismatch {
                 what: format!("layer {path} of image {id} in the archive"),
@@ -127,7 +151,9 @@ fn arrival(room: &Room, contents: &mut Contents, pins: &mut HashMap<String, Pin>
                 got: layer.diff_id.clone(),
             });
         }
-        if let Some((digest, size)) = image.promised.as_ref().and_then(|all| all.get(at))
+        let promised = image.promised.as_ref().and_then(|all| all.get(at));
+        if let Some((digest, size)) = promised
+            && !replaced
             && (*digest != layer.digest || *size != layer.size)
         {
             return Err(Error::Mismatch {
@@ -136,10 +162,14 @@ fn arrival(room: &Room, contents: &mut Contents, pins: &mut HashMap<String, Pin>
                 got: format!("{} of {} bytes", layer.digest, layer.size),
             });
         }
+        let (digest, size) = match promised {
+            Some((digest, size)) => (digest.clone(), *size),
+            None => (layer.digest.clone(), layer.size),
+        };
         layers.push(Layer {
-            digest: layer.digest.clone(),
+            digest,
             diff_id: diff_id.clone(),
-            size: layer.size,
+            size,
         });
         let pin = match pins.get(diff_id) {
             Some(pin) => pin.clone(),
@@ -164,6 +194,8 @@ fn arrival(room: &Room, contents: &mut Contents, pins: &mut HashMap<String, Pin>
         documents,
         names: image.names.into_iter().map(|name| (name, top.clone())).collect(),
         pinned: true,
+        artifact: None,
+        evidence: Evidence::default(),
         action: "load",
     })
 }

@@ -87,6 +87,11 @@ impl Contents {
         }
     }
 
+    /// Whether there is a file or link at `path`.
+    pub fn has(&self, path: &str) -> bool {
+        self.items.contains_key(path)
+    }
+
     /// The path at which the file is that `path` names, through links.
     pub fn resolve(&self, path: &str) -> Result<String> {
         let mut path = normal(path.as_bytes())?;

@@ -4,6 +4,7 @@
 //! the blob that it came as, nor as the one that an earlier push made of it. Any other is given back, compressed to a
 //! temporary file and uploaded from there. If every layer goes by the blob that it came as, the manifest does too.
 
+mod artifact;
 mod manifest;
 mod pack;
 
@@ -65,19 +66,16 @@ pub(super) async fn push(
         sources: sources(image, target),
         listener,
     };
+    if let Some(artifact) = &image.artifact {
+        job.resolved(name, image);
+        return job.artifact(image, artifact, target, tag).await;
+    }
     // A layer that an image has twice is sent once.
     let mut layers: BTreeMap<&str, (Layer, Pin)> = BTreeMap::new();
     for (layer, pin) in image.layers.iter().zip(&image.pins) {
         layers.entry(&layer.diff_id).or_insert((layer.clone(), pin.clone()));
     }
-    job.tell(Event::Resolved(PushResolved {
-        reference: name,
-        layers: image
-            .layers
-            .iter()
-            .map(|layer| progress(&layer.diff_id, PushState::PushWaiting, 0, 0))
-            .collect(),
-    }));
+    job.resolved(name, image);
     let layers: Vec<(Layer, Pin)> = layers.into_values().collect();
     let job = &job;
     let sent: BTreeMap<String, Sent> = stream::iter(layers)
@@ -147,6 +145,14 @@ impl Job<'_> {
     fn tell(&self, event: Event) {
         // A client that has gone is no reason to stop: its call's end is.
         let _ = self.listener.send(PushProgress { event: Some(event) });
+    }
+
+    fn resolved(&self, name: String, image: &Image) {
+        let waiting = |layer: &Layer| progress(&layer.diff_id, PushState::PushWaiting, 0, 0);
+        self.tell(Event::Resolved(PushResolved {
+            reference: name,
+            layers: image.layers.iter().map(waiting).collect(),
+        }));
     }
 
     fn state(&self, layer: &Layer, state: PushState, current: u64, total: u64) {

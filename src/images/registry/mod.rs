@@ -16,6 +16,7 @@ pub(super) mod fuzzing;
 mod hosts;
 mod pace;
 mod proxy;
+mod referrers;
 mod session;
 mod settings;
 mod tls;

@@ -211,7 +211,7 @@ impl Session {
         }
     }
 
-    /// Sends a manifest under `tag`.
+    /// Sends a manifest under `tag`; returns whether the registry has noted what the manifest refers to.
     ///
     /// # Errors
     /// When the registry refuses it, or takes it for another.
@@ -222,7 +222,7 @@ impl Session {
         media_type: &str,
         bytes: Bytes,
         digest: &str,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let what = format!("manifest {tag}");
         let uri = address(endpoint, &format!("manifests/{tag}"), &what)?;
         let mut message = message(endpoint, Method::PUT, uri);
@@ -237,7 +237,7 @@ impl Session {
                 expected: digest.to_owned(),
                 got: got.to_owned(),
             }),
-            _ => Ok(()),
+            _ => Ok(text(answer.headers(), "oci-subject").is_some()),
         }
     }
 

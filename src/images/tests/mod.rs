@@ -2,6 +2,7 @@
 
 mod archives;
 mod auth;
+mod hostile;
 mod life;
 mod parts;
 mod push;

@@ -29,6 +29,9 @@ pub use reader::{Entry, Kind, ReadError, TarReader};
 
 use super::recipe::{Kept, Recorder};
 
+/// Entries of one layer: more would take the file system's inodes from all others.
+const MAX_ENTRIES: u64 = 8_000_000;
+
 /// Whether an archive may begin with these 512 bytes.
 #[must_use]
 pub fn is_archive(block: &[u8; BLOCK]) -> bool {
@@ -95,12 +98,16 @@ fn unpack<R: Read>(reader: &mut TarReader<R>, dest: &Path, opts: &Options) -> Re
         .map_err(fault::io("open the directory for"))
         .and_then(|root| extract::Extractor::new(root, opts))
         .map_err(|e| e.at(layer, b"/", 0))?;
-    loop {
+    for number in 0_u64.. {
         let next = reader
             .next_entry()
             .map_err(|e| fault::Fault::Read(e).at(layer, b"", reader.header_at()))?;
         let Some(entry) = next else { break };
         let name = entry.name.clone();
+        if number == MAX_ENTRIES {
+            let reason = format!("it is one more than the {MAX_ENTRIES} that a layer may have");
+            return Err(fault::Fault::Refused(reason).at(layer, &name, reader.header_at()));
+        }
         extractor
             .entry(entry, reader)
             .map_err(|e| e.at(layer, &name, reader.header_at()))?;

@@ -26,6 +26,8 @@ mod rlimits;
 mod spec;
 mod sysctl;
 
+pub use spec::check;
+
 use super::checkpoint::{self, CheckpointRequest, RestoreRequest};
 use super::error::Context;
 use super::report::{self, Report};

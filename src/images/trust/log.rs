@@ -1,0 +1,153 @@
+//! What a transparency log (Rekor) has promised about a signature, checked without asking it.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::key::PublicKey;
+
+/// An entry of the log and its promise to keep it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    /// Base64, as it was signed.
+    pub body: String,
+    /// Unix time, seconds.
+    pub integrated_time: i64,
+    pub log_index: i64,
+    /// Digest of the log's key, hex.
+    pub log_id: String,
+    /// The log's signature of the above, base64.
+    pub promise: String,
+}
+
+/// What the entry must be about.
+pub(super) struct Subject<'a> {
+    /// What was signed: the payload, without an envelope's framing.
+    pub payload: &'a [u8],
+    pub signature: &'a [u8],
+    /// Of the signer.
+    pub key: &'a PublicKey,
+    /// The certificate that has the key, if there is one.
+    pub certificate: Option<&'a [u8]>,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    kind: String,
+    spec: Spec,
+}
+
+/// Of `hashedrekord` and `dsse`, which have no field in common.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    data: Option<Data>,
+    signature: Option<Signature>,
+    payload_hash: Option<Hash>,
+    signatures: Option<Vec<EnvelopeSignature>>,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    hash: Hash,
+}
+
+#[derive(Deserialize)]
+struct Hash {
+    algorithm: String,
+    value: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Signature {
+    content: String,
+    public_key: Verifier,
+}
+
+#[derive(Deserialize)]
+struct Verifier {
+    content: String,
+}
+
+#[derive(Deserialize)]
+struct EnvelopeSignature {
+    signature: String,
+    verifier: String,
+}
+
+impl Entry {
+    /// Checks the promise with `keys`, and that it is about `subject`; returns when it was made, in seconds of Unix time.
+    ///
+    /// # Errors
+    /// What is wrong, in a few words.
+    pub fn check(&self, keys: &[PublicKey], subject: &Subject<'_>) -> Result<u64, String> {
+        // Canonical JSON (RFC 8785): keys in order, no space. Neither value needs escapes, or it is refused.
+        if !self.log_id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err("its log's id is malformed".into());
+        }
+        let body = decode(&self.body).ok_or("its log entry is malformed")?;
+        let signed = format!(
+            r#"{{"body":"{}","integratedTime":{},"logID":"{}","logIndex":{}}}"#,
+            self.body, self.integrated_time, self.log_id, self.log_index
+        );
+        let promise = decode(&self.promise).ok_or("the promise of its log is malformed")?;
+        if !keys.iter().any(|key| key.has_signed(signed.as_bytes(), &promise)) {
+            return Err("no log that is trusted has promised to have it".into());
+        }
+        let body: Body =
+            serde_json::from_slice(&body).map_err(|error| format!("its log entry can't be read: {error}"))?;
+        if body.is_about(subject) {
+            u64::try_from(self.integrated_time).map_err(|_| "its log entry is from before 1970".to_owned())
+        } else {
+            Err("its log entry is about something else".into())
+        }
+    }
+}
+
+impl Body {
+    fn is_about(&self, subject: &Subject<'_>) -> bool {
+        let spec = &self.spec;
+        match self.kind.as_str() {
+            "hashedrekord" => {
+                spec.data.as_ref().is_some_and(|data| data.hash.is_of(subject.payload))
+                    && spec.signature.as_ref().is_some_and(|signature| {
+                        same(&signature.content, subject.signature) && is_signer(&signature.public_key.content, subject)
+                    })
+            }
+            "dsse" => {
+                spec.payload_hash
+                    .as_ref()
+                    .is_some_and(|hash| hash.is_of(subject.payload))
+                    && spec.signatures.iter().flatten().any(|signature| {
+                        same(&signature.signature, subject.signature) && is_signer(&signature.verifier, subject)
+                    })
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Hash {
+    fn is_of(&self, bytes: &[u8]) -> bool {
+        self.algorithm == "sha256" && self.value == hex::encode(Sha256::digest(bytes))
+    }
+}
+
+fn same(text: &str, bytes: &[u8]) -> bool {
+    decode(text).is_some_and(|decoded| decoded == bytes)
+}
+
+/// Whether `text`, a PEM in base64, is the subject's certificate or key.
+fn is_signer(text: &str, subject: &Subject<'_>) -> bool {
+    let Some(pem) = decode(text) else { return false };
+    match subject.certificate {
+        Some(certificate) => CertificateDer::from_pem_slice(&pem).is_ok_and(|found| found.as_ref() == certificate),
+        None => PublicKey::from_pem(&pem).is_ok_and(|found| found.first() == Some(subject.key)),
+    }
+}
+
+pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
+    STANDARD.decode(text.trim()).ok()
+}
