@@ -91,7 +91,6 @@ async fn an_image_is_a_checkpoint_by_its_annotation() {
     // It is one after a restart of the daemon too.
     let mut daemon = daemon;
     daemon.crash().await;
-    daemon.start_again().await.unwrap();
     let error = daemon.cri.create(&pod, &main, &config).await.unwrap_err();
     assert!(error.message().contains("config.dump"), "{error}");
     daemon.finish().await;
