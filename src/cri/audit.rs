@@ -224,7 +224,6 @@ pub(super) fn object(path: &str, bytes: &[u8]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
     use wharf_proto::cri as pb;
 
     use super::*;

@@ -216,6 +216,10 @@ impl Wharf for Daemon {
         Err(Status::unimplemented("list_operations"))
     }
 
+    async fn debug(&self, _: Request<api::DebugRequest>) -> Result<Response<api::DebugResponse>, Status> {
+        Err(Status::unimplemented("debug"))
+    }
+
     async fn fsck(&self, _: Request<api::FsckRequest>) -> Result<Response<api::FsckResponse>, Status> {
         Err(Status::unimplemented("fsck"))
     }
