@@ -272,6 +272,12 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
     let rdt_tasks = limits::apply(daemon, &name, &config.annotations, &pod.annotations, &mut spec)?;
     let passed = handler.passed(&pod.annotations, &config.annotations);
     spec.annotations_mut().get_or_insert_default().extend(passed);
+    if !owner.sandbox.record.get().slice.is_empty() {
+        // Else crun makes a cgroup below the scope, which updates would not reach.
+        spec.annotations_mut()
+            .get_or_insert_default()
+            .insert("run.oci.systemd.subgroup".to_owned(), String::new());
+    }
     add_hooks(&daemon.containers.hooks_dirs, pod, config, &mut spec)?;
     if let Some(dumped) = dumped {
         dumped.adopt(&mut spec, &owner.dir)?;

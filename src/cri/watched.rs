@@ -20,9 +20,13 @@ use super::{
 use crate::telemetry::Telemetry;
 
 /// Calls that send more than one message: what they are about is not looked for.
-const STREAMS: [&str; 2] = ["/wharf.v1.Wharf/LoadImages", "/wharf.v1.Wharf/ImportImage"];
+const STREAMS: [&str; 3] = [
+    "/wharf.v1.Wharf/LoadImages",
+    "/wharf.v1.Wharf/ImportImage",
+    "/wharf.v1.Wharf/MigrateImages",
+];
 /// Calls of Wharf's own that change nothing, beside those of [`READS`].
-const OWN_READS: [&str; 10] = [
+const OWN_READS: [&str; 11] = [
     "/runtime.v1.RuntimeService/ContainerStats",
     "/runtime.v1.RuntimeService/PodSandboxStats",
     "/runtime.v1.RuntimeService/GetContainerEvents",
@@ -32,6 +36,7 @@ const OWN_READS: [&str; 10] = [
     "/wharf.v1.Wharf/DiskUsage",
     "/wharf.v1.Wharf/Events",
     "/wharf.v1.Wharf/ListOperations",
+    "/wharf.v1.Wharf/ListNetworks",
     "/wharf.v1.Wharf/ListPaused",
 ];
 
