@@ -33,6 +33,10 @@ install: build ## Install the binary, the systemd unit and the example configura
 	install -D -m 0644 deploy/wharf.service $(DESTDIR)/etc/systemd/system/wharf.service
 	@test -e $(DESTDIR)/etc/wharf/wharf.toml || install -D -m 0644 deploy/wharf.toml $(DESTDIR)/etc/wharf/wharf.toml
 
+.PHONY: deb
+deb: build ## Make a Debian package of the binary with cargo-deb (cargo install cargo-deb)
+	cargo deb --no-build --no-strip
+
 .PHONY: test
 test: fmt lint unit e2e deny shellcheck ## Everything that CI checks
 
@@ -78,7 +82,7 @@ deny: ## Check licences, advisories and sources of dependencies with cargo-deny
 
 .PHONY: shellcheck
 shellcheck: ## Check the shell scripts
-	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh .ci/run critest.sh; else echo "shellcheck is NOT installed: scripts were not checked"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh deploy/kubernetes/*.sh .ci/run critest.sh; else echo "shellcheck is NOT installed: scripts were not checked"; fi
 
 .PHONY: bench
 bench: build ## Measure Wharf beside Debian's containerd, one client, one run (ARGS="--report target/bench --growth 1,50,500")
@@ -89,6 +93,11 @@ bench: build ## Measure Wharf beside Debian's containerd, one client, one run (A
 bench-reads: build ## Time lists and statuses with 1,000 containers under churn, one of them stuck (ARGS="--rounds 5")
 	cargo build --locked --release -p wharf-e2e --bins
 	@scripts/bench.sh target/wharf reads $(ARGS)
+
+.PHONY: bench-network
+bench-network: ## Time attaching pods to the built-in network beside CNI's bridge plugin, one by one and 200 at once (PROFILE=dev)
+	cargo test --locked --workspace --exclude wharf-e2e --lib --profile $(or $(PROFILE),release) \
+	  -- --nocapture --test-threads=1 one_pod_is_attached two_hundred_at_once
 
 .PHONY: clean
 clean: ## Remove what was built

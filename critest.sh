@@ -35,6 +35,9 @@ YML
   registry=$!
   {
     printf 'state_dir = "%s/state"\nrun_dir = "%s/run"\ndefault_runtime = "%s"\n' "$dir" "$dir" "$handler"
+    # Specs hold a plugin's answer back for two seconds and a little.
+    printf '[nri]\nenable = true\nsocket = "%s/nri.sock"\nrequest_timeout_secs = 10\n' "$dir"
+    printf 'plugin_path = "%s/plugins"\nplugin_config_path = "%s/conf.d"\n' "$dir" "$dir"
     for name in runc crun; do
       path=$(command -v $name) && printf '[runtimes.%s]\npath = "%s"\n' "$name" "$path"
     done
@@ -62,7 +65,7 @@ YML
   [ -z "$GINKGO" ] || ln -s "$GINKGO" "$dir/bin/ginkgo"
   # critest wants to be called from where it may write.
   cd "$dir"
-  PATH=$dir/bin:$PATH "$dir/critest" --runtime-endpoint "unix://$socket" --image-endpoint "unix://$socket" \
+  PATH=$dir/bin:$PATH "$dir/critest" --runtime-endpoint "unix://$socket" --image-endpoint "unix://$socket" --nri-socket "$dir/nri.sock" \
     --parallel "$PARALLEL" --ginkgo.randomize-all --ginkgo.seed "$SEED" --ginkgo.flake-attempts=0 --ginkgo.no-color \
     --ginkgo.json-report="$dir/report/report.json" "$@" >"$dir/report/critest.log" 2>&1 || status=$?
   summary "$handler" "$dir" "$status"

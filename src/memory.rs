@@ -33,7 +33,7 @@ fn spare() -> Option<usize> {
 }
 
 /// Bytes that the allocator has given out.
-fn in_use() -> Option<usize> {
+pub fn in_use() -> Option<usize> {
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: no precondition.

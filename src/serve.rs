@@ -7,8 +7,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cgroups::{self, Hierarchies},
-    config::Config,
+    cgroups::{self, Hierarchies, systemd},
+    config::{self, CgroupDriver, Config, Settings},
     containers::{
         Tools, cdi, cpus,
         host::{self, Host},
@@ -20,11 +20,22 @@ use crate::{
     monitor::{self, client::Program},
     netns::{self, Networks},
     node::{self, Node},
+    nri::Nri,
+    observe,
     runtime::features,
     sandbox::{Mechanisms, Roots},
     store::{self, StateLock},
-    streaming,
+    streaming, sys,
+    telemetry::Telemetry,
 };
+
+/// How the configuration is read again when SIGHUP comes.
+pub struct Reloading {
+    /// Reads and checks it; the error is for a person. Blocks.
+    pub load: Box<dyn Fn() -> Result<Config, String> + Send + Sync>,
+    /// Changes what is logged.
+    pub set_log_level: Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+}
 
 /// How often the memory is looked after, and when first.
 const TIDYING: Duration = Duration::from_secs(30);
@@ -66,6 +77,9 @@ pub enum Error {
     /// The server of exec, attach and port-forward.
     #[error(transparent)]
     Streaming(#[from] streaming::Error),
+    /// The server of metrics.
+    #[error(transparent)]
+    Metrics(#[from] observe::Error),
     /// Signals or the async runtime.
     #[error("{attempt}: {source}")]
     System {
@@ -80,8 +94,10 @@ pub enum Error {
 ///
 /// # Errors
 /// When it can't start, or the server fails.
-pub fn run(config: Config) -> Result<(), Error> {
+pub fn run(config: Config, again: Reloading) -> Result<(), Error> {
     let system = |attempt| move |source| Error::System { attempt, source };
+    // What whoever started the daemon had open is nothing to monitors, which outlive it.
+    sys::close_range(3, u32::MAX, true).map_err(system("mark inherited descriptors"))?;
     // Held until the process ends.
     let _lock = lock(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -92,7 +108,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         .build()
         .map_err(system("start the async runtime"))?;
     let keeper = runtime.spawn(keep_a_thread());
-    let result = runtime.block_on(daemon(config));
+    let result = runtime.block_on(daemon(config, Arc::new(again)));
     keeper.abort();
     // A thread that waits for a disk that does not answer must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -121,18 +137,24 @@ fn lock(config: &Config) -> Result<StateLock, Error> {
     Ok(lock)
 }
 
-async fn daemon(config: Config) -> Result<(), Error> {
+async fn daemon(config: Config, again: Arc<Reloading>) -> Result<(), Error> {
     let system = |attempt| move |source| Error::System { attempt, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("watch SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("watch SIGINT"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(system("watch SIGHUP"))?;
 
     // The socket is bound first and answers Version at once; all else waits for recovery (contract rule 38).
+    let telemetry = match config.metrics.address {
+        Some(_) => Telemetry::on(),
+        None => Telemetry::default(),
+    };
     let server = Server::bind(&config.socket, config.socket_group.as_deref())?;
+    let server = server.watched(telemetry.clone(), &config.audit)?;
     let face = Face::new();
     let stop = CancellationToken::new();
     let mut serving = server.start(face.clone(), stop.clone())?;
 
-    let (node, streams) = match open(config).await {
+    let (node, faces) = match open(config, telemetry).await {
         Ok(opened) => opened,
         Err(error) => {
             stop.cancel();
@@ -140,31 +162,33 @@ async fn daemon(config: Config) -> Result<(), Error> {
             return Err(error);
         }
     };
-    face.ready(node.clone(), streams.urls());
+    face.ready(node.clone(), faces.streams.urls());
     notify(&[NotifyState::Ready]);
     tracing::info!(socket = %node.config().socket.display(), "wharf is ready");
 
-    let result = wait(serving, &face, &stop, &mut terminate, &mut interrupt).await;
+    let signals = [&mut terminate, &mut interrupt, &mut hangup];
+    let result = wait(serving, &face, &stop, signals, || read_again(&again, &node)).await;
     notify(&[NotifyState::Stopping]);
-    streams.shut_down().await;
+    faces.shut_down().await;
     node.shut_down().await;
     tracing::info!("wharf has ended; pods keep running");
     result
 }
 
-async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
+async fn open(config: Config, telemetry: Telemetry) -> Result<(Node, Faces), Error> {
     let images = Images::open(&config).await?;
     let networks = Networks::open(&config).await?;
     let monitor_program = Program::current()?;
     let settings = config.clone();
-    let look = move || -> Result<(Hierarchies, Host, Option<Selinux>), Error> {
+    let look = move || -> Result<(Hierarchies, Option<String>, Host, Option<Selinux>), Error> {
         let hierarchies = cgroups::detect()?;
+        let slice = slice(&settings.cgroups, &hierarchies)?;
         let host = host::host(&hierarchies, &settings)?;
         let selinux = match settings.selinux && lsm::selinux::is_enabled() {
             true => Some(Selinux::open(settings.selinux_categories)?),
             false => None,
         };
-        Ok((hierarchies, host, selinux))
+        Ok((hierarchies, slice, host, selinux))
     };
     let system = |source| Error::System {
         attempt: "look at the machine",
@@ -174,7 +198,7 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
         tokio::task::spawn_blocking(look),
         features::Catalog::open(config.programs())
     );
-    let (cgroups, host, selinux) = looked.map_err(std::io::Error::other).map_err(system)??;
+    let (cgroups, slice, host, selinux) = looked.map_err(std::io::Error::other).map_err(system)??;
     let mechanisms = Arc::new(Mechanisms {
         roots: Roots {
             state: config.state_dir.clone(),
@@ -183,33 +207,92 @@ async fn open(config: Config) -> Result<(Node, streaming::Server), Error> {
         boot_id: store::boot_id()?,
         networks,
         cgroups,
+        slice,
+        telemetry: telemetry.clone(),
         selinux,
         monitor_program,
         runtime_features,
-        config,
+        config: Settings::new(config),
     });
-    let streaming = mechanisms.config.streaming.clone();
-    let cdi = cdi::Registry::new(mechanisms.config.cdi.spec_dirs.clone());
+    let streaming = mechanisms.config.get().streaming.clone();
+    let cdi = cdi::Registry::new(mechanisms.config.get().cdi.spec_dirs.clone());
     let cpus = cpus::Ledger::open(
-        &mechanisms.config.state_dir,
+        &mechanisms.config.get().state_dir,
         &mechanisms.boot_id,
-        &mechanisms.config.cpu_isolation,
+        &mechanisms.config.get().cpu_isolation,
     )?;
-    let node = Node::open(Tools {
+    let (nri, asks) = match &mechanisms.config.get().nri {
+        settings if settings.enable => {
+            let (nri, asks) = Nri::new(settings);
+            (Some(nri), Some(asks))
+        }
+        _ => (None, None),
+    };
+    let tools = Tools {
         mechanisms,
         images,
         host,
         cdi,
         cpus: Arc::new(cpus),
-    })
-    .await?;
-    match streaming::Server::start(&streaming, node.clone()).await {
-        Ok(streams) => Ok((node, streams)),
+        nri,
+    };
+    let node = Node::open(tools, asks).await?;
+    match faces(&streaming, &node, telemetry).await {
+        Ok(faces) => Ok((node, faces)),
         Err(error) => {
             node.shut_down().await;
+            Err(error)
+        }
+    }
+}
+
+/// The faces beside CRI.
+struct Faces {
+    streams: streaming::Server,
+    metrics: Option<observe::Server>,
+}
+
+async fn faces(streaming: &config::Streaming, node: &Node, telemetry: Telemetry) -> Result<Faces, Error> {
+    let metrics = match node.config().metrics.address {
+        Some(address) => Some(observe::Server::start(address, node.clone(), telemetry).await?),
+        None => None,
+    };
+    match streaming::Server::start(streaming, node.clone()).await {
+        Ok(streams) => Ok(Faces { streams, metrics }),
+        Err(error) => {
+            if let Some(metrics) = metrics {
+                metrics.shut_down().await;
+            }
             Err(error.into())
         }
     }
+}
+
+impl Faces {
+    async fn shut_down(self) {
+        if let Some(metrics) = &self.metrics {
+            metrics.shut_down().await;
+        }
+        self.streams.shut_down().await;
+    }
+}
+
+/// Wharf's own slice, if systemd makes the cgroups of new pods.
+fn slice(settings: &config::Cgroups, hierarchies: &Hierarchies) -> Result<Option<String>, Error> {
+    let use_it = match settings.driver {
+        CgroupDriver::Cgroupfs => false,
+        CgroupDriver::Auto => hierarchies.is_v2() && systemd::is_running(),
+        CgroupDriver::Systemd if !hierarchies.is_v2() => {
+            let what = "the systemd cgroup driver on cgroup v1: set driver = \"cgroupfs\" in [cgroups]";
+            return Err(cgroups::Error::Unsupported(what.into()).into());
+        }
+        CgroupDriver::Systemd => true,
+    };
+    if !use_it {
+        return Ok(None);
+    }
+    systemd::probe()?;
+    Ok(Some(settings.slice.clone()))
 }
 
 /// Serves until a signal comes, telling systemd's watchdog meanwhile that the daemon is alive.
@@ -217,8 +300,8 @@ async fn wait(
     mut serving: Serving,
     face: &Face,
     stop: &CancellationToken,
-    terminate: &mut Signal,
-    interrupt: &mut Signal,
+    [terminate, interrupt, hangup]: [&mut Signal; 3],
+    read_again: impl AsyncFn(),
 ) -> Result<(), Error> {
     let interval = sd_notify::watchdog_enabled().map_or(Duration::from_secs(3600), |limit| limit / 2);
     let mut watchdog = tokio::time::interval(interval);
@@ -230,6 +313,10 @@ async fn wait(
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                serving.reopen_audit();
+                read_again().await;
+            }
             // The status is what kubelet asks for: if it can't be made, the daemon is not well.
             _ = watchdog.tick() => if face.is_well() {
                 notify(&[NotifyState::Watchdog]);
@@ -250,6 +337,31 @@ async fn wait(
             Ok(serving.cut_off().await?)
         }
     }
+}
+
+/// Reads the configuration again, takes over what can change while the daemon runs, and says what became of it. What is
+/// wrong changes nothing.
+async fn read_again(again: &Arc<Reloading>, node: &Node) {
+    let reader = Arc::clone(again);
+    let read = tokio::task::spawn_blocking(move || (reader.load)()).await;
+    let wanted = match read.unwrap_or_else(|error| Err(error.to_string())) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            tracing::error!(%error, "the configuration was read again, is wrong, and changes nothing");
+            return;
+        }
+    };
+    let told = node.reload(&wanted);
+    if told.applied.iter().any(|path| path == "log.level")
+        && let Err(error) = (again.set_log_level)(&node.config().log.level)
+    {
+        tracing::error!(%error, "the log's level stays");
+    }
+    tracing::info!(
+        applied = told.applied.join(", "),
+        waiting = told.waiting.join(", "),
+        "the configuration was read again; what waits holds after the daemon's next start"
+    );
 }
 
 /// Tells systemd, when it is there.

@@ -8,6 +8,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("sys", 0),
     ("memory", 0),
     ("failpoint", 0),
+    ("telemetry", 0),
     ("config", 1),
     ("store", 1),
     ("cgroups", 1),
@@ -16,11 +17,13 @@ const FLOORS: &[(&str, u8)] = &[
     ("lsm", 1),
     ("runtime", 1),
     ("monitor", 1),
+    ("nri", 1),
     ("sandbox", 2),
     ("containers", 2),
     ("node", 3),
     ("cri", 4),
     ("streaming", 4),
+    ("observe", 4),
     ("cli", 4),
 ];
 
@@ -28,6 +31,7 @@ const FLOORS: &[(&str, u8)] = &[
 const NEIGHBOURS: &[(&str, &[&str])] = &[
     ("monitor", &["runtime", "cgroups"]),
     ("runtime", &["cgroups"]),
+    ("telemetry", &["memory"]),
     ("containers", &["sandbox"]),
     // Exec, Attach and PortForward answer with the URLs of the streaming server.
     ("cri", &["streaming"]),

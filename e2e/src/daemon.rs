@@ -134,7 +134,7 @@ impl Daemon {
             }
         };
         let config = at("wharf.toml");
-        std::fs::write(&config, settings(dir.path(), options))?;
+        std::fs::write(&config, settings(dir.path(), options, lab.slice.as_deref()))?;
         let process = spawn(&lab, dir.path(), &config, options).await?;
         let socket = at("run/wharf.sock");
         Ok(Self {
@@ -398,16 +398,20 @@ impl Drop for Daemon {
     }
 }
 
-fn settings(dir: &Path, options: &Options) -> String {
+fn settings(dir: &Path, options: &Options, slice: Option<&str>) -> String {
     let handler = if options.handler.is_empty() {
         "builtin"
     } else {
         &options.handler
     };
+    let cgroups = match slice {
+        None => "driver = 'cgroupfs'".to_owned(),
+        Some(slice) => format!("driver = 'systemd'\nslice = '{slice}'"),
+    };
     format!(
         "state_dir = '{dir}/state'\nrun_dir = '{dir}/run'\ndefault_runtime = '{handler}'\n{settings}\n\
          [log]\nlevel = 'debug'\nformat = '{format}'\n\
-         [runtimes.runc]\npath = '{runc}'\n[runtimes.crun]\npath = '{crun}'\n{tables}\n",
+         [runtimes.runc]\npath = '{runc}'\n[runtimes.crun]\npath = '{crun}'\n[cgroups]\n{cgroups}\n{tables}\n",
         runc = runtime("WHARF_RUNC", "/usr/sbin/runc"),
         crun = runtime("WHARF_CRUN", "/usr/bin/crun"),
         dir = dir.display(),

@@ -31,8 +31,11 @@ async fn leftovers(daemon: &Daemon) -> Vec<String> {
     let mut left = Vec::new();
     let lab = &daemon.lab;
     for (pid, line) in lab.processes() {
-        let expected =
-            pid == daemon.pid() || line.contains("registry") || line.contains("whoami") || line.contains("lab disk");
+        let expected = pid == daemon.pid()
+            || line.contains("registry")
+            || line.contains("whoami")
+            || line.contains("lab disk")
+            || line.contains("nri-plugin");
         if !expected {
             left.push(format!("process {pid}: {line}"));
         }
@@ -50,7 +53,8 @@ async fn leftovers(daemon: &Daemon) -> Vec<String> {
         }
     }
     for cgroup in lab.cgroups_below() {
-        if !["wharf", "wharf-monitors"].iter().any(|name| cgroup.ends_with(name)) {
+        let shared = ["wharf", "wharf-monitors"].iter().any(|name| cgroup.ends_with(name));
+        if !shared && !cgroup.to_string_lossy().ends_with("-monitors.scope") {
             left.push(format!("cgroup {}", cgroup.display()));
         }
     }

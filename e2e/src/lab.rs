@@ -22,14 +22,29 @@ pub fn is_v2() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
+/// Whether the daemons of this run leave cgroups to systemd (`WHARF_CGROUP_DRIVER=systemd`): on a machine with systemd and
+/// cgroup v2. Labs then have no cgroup namespace, because systemd has none, and each daemon a slice of its own.
+pub fn with_systemd() -> bool {
+    std::env::var("WHARF_CGROUP_DRIVER").is_ok_and(|driver| driver == "systemd")
+}
+
+/// Whether a directory is the cgroup of the container `id`.
+pub fn is_cgroup_of(dir: &Path, id: &str) -> bool {
+    dir.ends_with(id) || dir.ends_with(format!("wharf-{id}.scope"))
+}
+
 /// Own network, mount, PID and cgroup namespaces. They end, with all that runs in them, when this is dropped.
 pub struct Lab {
     /// The outer process; its standard input is the lab's life line.
     holder: Child,
     /// The lab's init, as this process sees it.
     pub init: i32,
-    /// Where the lab's root cgroups are, one for each hierarchy, as this process sees them.
+    /// Where the cgroups of what the lab's daemon runs are, one for each hierarchy, as this process sees them.
     pub cgroups: Vec<PathBuf>,
+    /// The daemon's slice, with systemd.
+    pub slice: Option<String>,
+    /// Where the lab's own processes are written to.
+    own: Vec<PathBuf>,
     name: String,
 }
 
@@ -50,6 +65,8 @@ impl Lab {
         if hide_cgroup2 {
             command.arg("--no-cgroup2");
         }
+        let slice = with_systemd().then(|| format!("wharfe2e-{}.slice", name.replace('-', "_")));
+        command.args(&slice);
         let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut lines = BufReader::new(holder.stdout.take().ok_or("lab has no output")?).lines();
         let mut init = None;
@@ -66,17 +83,24 @@ impl Lab {
         let init = init
             .filter(|_| ready)
             .ok_or("the lab did not start; its message is above")?;
-        let cgroups = std::fs::read_dir("/sys/fs/cgroup")?
+        let made: Vec<PathBuf> = std::fs::read_dir("/sys/fs/cgroup")?
             .flatten()
             .map(|hierarchy| hierarchy.path())
             .chain(["/sys/fs/cgroup".into()])
             .map(|hierarchy| hierarchy.join("wharf-e2e").join(&name))
             .filter(|path| path.is_dir())
             .collect();
+        let own = made.iter().map(|path| own_processes(path)).collect();
+        let cgroups = match &slice {
+            None => made,
+            Some(slice) => vec![Path::new("/sys/fs/cgroup/wharfe2e.slice").join(slice)],
+        };
         Ok(Self {
             holder,
             init,
             cgroups,
+            slice,
+            own,
             name,
         })
     }
@@ -92,9 +116,11 @@ impl Lab {
         let mut command = Command::new("nsenter");
         command.arg("--target").arg(self.init.to_string());
         command
-            .args(["--net", "--mount", "--pid", "--cgroup", "--wd=/", "--"])
+            .args(["--net", "--mount", "--pid"])
+            .args(self.slice.is_none().then_some("--cgroup"))
+            .args(["--wd=/", "--"])
             .arg(program);
-        let procs: Vec<PathBuf> = self.cgroups.iter().map(|path| own_processes(path)).collect();
+        let procs = self.own.clone();
         // SAFETY: between fork and exec only files are opened and written; the paths were made before.
         unsafe {
             command.pre_exec(move || {

@@ -16,7 +16,9 @@ pub mod guard;
 pub mod http2;
 pub mod lab;
 pub mod logs;
+pub mod nri;
 pub mod power;
+pub mod pulse;
 pub mod raw;
 pub mod registry;
 #[cfg(test)]

@@ -51,6 +51,20 @@ pub fn to_value<M: Message>(name: &str, message: &M, defaults: bool) -> Result<s
         .map_err(|error| Error::Json(error.to_string()))
 }
 
+/// The JSON form of a request's bytes, by the path of the gRPC method that it is for (`/runtime.v1.RuntimeService/Version`).
+/// `None` where there is no such method, or the bytes are no such request. It has all that the request has: secrets too.
+#[must_use]
+pub fn request(path: &str, bytes: &[u8]) -> Option<serde_json::Value> {
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    let service = POOL.get_service_by_name(service)?;
+    let input = service.methods().find(|known| known.name() == method)?.input();
+    let dynamic = DynamicMessage::decode(input, bytes).ok()?;
+    let options = SerializeOptions::new();
+    dynamic
+        .serialize_with_options(serde_json::value::Serializer, &options)
+        .ok()
+}
+
 /// Reads the JSON form of the message named `name`; the inverse of [`to_value`].
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 //! - [`api`]: Wharf's own service for what CRI lacks (`wharf.proto`).
 //! - [`record`]: durable records of pods, containers and images (`record.proto`).
 //! - [`monitor`]: what the daemon and a pod's monitor say to each other (`monitor.proto`).
+//! - [`nri`] and [`ttrpc`]: the Node Resource Interface (`nri.proto`, `ttrpc.proto`).
 //! - [`json`]: the proto3 JSON form of any of these messages.
 
 #![allow(clippy::all, clippy::pedantic, missing_docs)]
@@ -27,6 +28,19 @@ mod wharf {
             tonic::include_proto!("wharf.monitor.v1");
         }
     }
+}
+
+/// gRPC's health checking protocol (`health.proto`).
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
+/// What NRI plugins and the daemon say to each other (`nri.proto`).
+pub mod nri {
+    tonic::include_proto!("nri.pkg.api.v1alpha1");
+}
+/// The envelope around it (`ttrpc.proto`).
+pub mod ttrpc {
+    tonic::include_proto!("ttrpc");
 }
 
 pub use runtime::v1 as cri;

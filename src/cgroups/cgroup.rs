@@ -9,7 +9,7 @@ use std::{
 
 use oci_spec::runtime::LinuxResources;
 
-use super::{Depth, Error, Hierarchies, Result, Usage, detect::Layout, fsutil, kill, path, usage, v1, v2};
+use super::{Depth, Error, Hierarchies, Result, Usage, detect::Layout, fsutil, kill, path, systemd, usage, v1, v2};
 
 /// How long [`Cgroup::remove`] waits for the last processes to leave.
 const REMOVE_WAIT: Duration = Duration::from_secs(2);
@@ -39,6 +39,44 @@ impl Cgroup {
             hierarchies: hierarchies.clone(),
             rel,
         })
+    }
+
+    /// The cgroup that a spec's `cgroupsPath` names: a path, or `slice:prefix:name` for a scope of systemd's. Touches nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidPath`] as for [`Cgroup::new`]; [`Error::Unsupported`] for a scope on cgroup v1.
+    pub fn of_spec(hierarchies: &Hierarchies, path: &str) -> Result<Cgroup> {
+        if path.starts_with('/') || !path.contains(':') {
+            return Cgroup::new(hierarchies, path);
+        }
+        if !hierarchies.is_v2() {
+            return Err(Error::Unsupported(format!(
+                "cgroup {path}: systemd's scopes on cgroup v1"
+            )));
+        }
+        Cgroup::new(hierarchies, &systemd::Scope::of_spec(path)?.path()?)
+    }
+
+    /// The scope that this is the cgroup of, by its path.
+    fn scope(&self) -> Option<systemd::Scope> {
+        self.hierarchies.is_v2().then(|| systemd::Scope::at(&self.path()))?
+    }
+
+    /// The unit of systemd's, if it runs here, whose cgroup this is.
+    fn unit(&self) -> Option<String> {
+        let known = self.hierarchies.is_v2() && systemd::is_running();
+        known.then(|| systemd::unit_at(&self.path()).map(str::to_owned))?
+    }
+
+    /// For the cgroup of a scope: has systemd make it with the calling process in it, and returns true. Others are made by
+    /// [`Cgroup::create`].
+    ///
+    /// # Errors
+    /// When systemd refuses or can't be reached.
+    pub fn start_scope(&self, description: &str) -> Result<bool> {
+        let Some(scope) = self.scope() else { return Ok(false) };
+        systemd::start(&scope, description)?;
+        Ok(true)
     }
 
     /// The path below the hierarchies' roots, with a leading slash.
@@ -86,6 +124,15 @@ impl Cgroup {
         match &*self.hierarchies.0 {
             Layout::V1 { mounts, unified } => v1::apply(mounts, unified.as_deref(), &self.rel, resources),
             Layout::V2 { root } => v2::apply(&root.join(&self.rel), resources),
+        }?;
+        self.tell_systemd(&self.limit_files(resources))
+    }
+
+    /// Tells systemd, where it knows this cgroup, what is in the files of limits.
+    pub(super) fn tell_systemd(&self, files: &[PathBuf]) -> Result<()> {
+        match self.unit() {
+            Some(unit) if !files.is_empty() => systemd::tell(&unit, files),
+            _ => Ok(()),
         }
     }
 
@@ -217,6 +264,10 @@ impl Cgroup {
             _ => None,
         };
         kill::remove(&self.all_dirs(), wait)?;
+        // systemd learns of the end from the cgroup, which is gone now.
+        if let Some(unit) = self.unit().filter(|unit| unit.ends_with(".scope")) {
+            systemd::stop(&unit)?;
+        }
         // The cgroups above were made here as well, and nobody else removes them on this side.
         if let Some(root) = beside {
             let above = Path::new(&self.rel).ancestors().skip(1);

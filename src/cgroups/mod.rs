@@ -1,4 +1,4 @@
-//! Cgroups, v1 and v2, through the file system (the `cgroupfs` driver).
+//! Cgroups, v1 and v2, through the file system (the `cgroupfs` driver), and on v2 by systemd (the `systemd` driver).
 //!
 //! Owns: finding the mounted hierarchies, making and removing cgroups, writing limits, reading counters, killing what is
 //! inside. Plain synchronous code, so that the monitor can use it as well as the daemon (from `spawn_blocking`).
@@ -20,6 +20,7 @@ mod isolate;
 mod kill;
 mod mounts;
 mod path;
+pub mod systemd;
 #[cfg(test)]
 mod tests;
 mod update;

@@ -16,6 +16,7 @@ const ROUNDS: usize = 3;
 /// What the limits were before an update.
 #[derive(Debug)]
 pub struct Undo {
+    cgroup: Option<Cgroup>,
     files: Vec<(PathBuf, String)>,
 }
 
@@ -30,7 +31,10 @@ impl Undo {
                 Err(error) => return Err(Error::io("read", path, error)),
             }
         }
-        Ok(Undo { files: kept })
+        Ok(Undo {
+            cgroup: None,
+            files: kept,
+        })
     }
 
     /// Sets the limits back.
@@ -38,16 +42,18 @@ impl Undo {
     /// # Errors
     /// The first one that could not be set back; all were tried. Fine if the cgroup is gone.
     pub fn take_back(self) -> Result<()> {
+        let files: Vec<_> = self.files.iter().map(|(path, _)| path.clone()).collect();
         let mut left = self.files;
         for _ in 0..ROUNDS {
             left.retain(|(path, content)| {
                 fsutil::read_raw(path).is_ok_and(|now| now != *content) && write(path, content).is_err()
             });
         }
-        match left.first() {
+        let written = match left.first() {
             Some((path, content)) => write(path, content),
             None => Ok(()),
-        }
+        };
+        written.and(self.cgroup.map_or(Ok(()), |cgroup| cgroup.tell_systemd(&files)))
     }
 }
 
@@ -78,7 +84,8 @@ impl Cgroup {
                 used: memory.working_set,
             });
         }
-        let undo = Undo::of(self.limit_files(wanted))?;
+        let mut undo = Undo::of(self.limit_files(wanted))?;
+        undo.cgroup = Some(self.clone());
         let Err(error) = self.apply(wanted) else {
             return Ok(undo);
         };

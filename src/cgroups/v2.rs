@@ -101,10 +101,16 @@ pub(super) fn apply(dir: &Path, r: &LinuxResources) -> Result<()> {
 pub(super) fn limit_files(dir: &Path, r: &LinuxResources, page_sizes: &[String]) -> Vec<PathBuf> {
     let mut names = Vec::new();
     if r.memory().is_some() {
-        names.extend(["memory.max", "memory.swap.max"]);
+        names.extend(["memory.max", "memory.low", "memory.swap.max"]);
     }
     if r.cpu().is_some() {
         names.extend(["cpu.weight", "cpu.max", "cpuset.cpus", "cpuset.mems"]);
+    }
+    if r.pids().is_some() {
+        names.push("pids.max");
+    }
+    if r.block_io().as_ref().is_some_and(|io| io.weight().is_some()) {
+        names.push("io.weight");
     }
     let unified = r.unified().iter().flatten().map(|(key, _)| key.as_str());
     names.extend(unified.filter(|key| check_unified_key(key).is_ok()));

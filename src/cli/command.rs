@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    attach, checkpoint, commit, completions, cp, doctor, events, exec, export, fsck, history, image, images, import,
-    info, inspect, load, login, logs, migrate, pause, pods, port_forward, ps, pull, push, rm, rmi, run, save, serve,
-    stats, stop, system, tag, top, units, update, version,
+    attach, checkpoint, commit, completions, cp, debug, doctor, events, exec, export, fsck, history, image, images,
+    import, info, inspect, load, login, logs, migrate, network, pause, pods, port, port_forward, ps, pull, push, rm,
+    rmi, run, save, serve, stats, stop, system, tag, top, units, update, version,
 };
 
 /// Runs containers on this node.
@@ -64,6 +64,10 @@ pub enum Command {
     Attach(attach::Arguments),
     /// Copy files between this machine and a container
     Cp(cp::Arguments),
+    /// Make, show and remove networks; put containers on them
+    Network(network::Arguments),
+    /// Show which ports of this node lead to a container
+    Port(port::Arguments),
     /// Forward ports of this machine to a pod
     PortForward(port_forward::Arguments),
     /// Stop containers or pods
@@ -120,6 +124,8 @@ pub enum Command {
     Version(version::Arguments),
     /// Say what the machine lacks for running containers, and what to do
     Doctor(doctor::Arguments),
+    /// Show what the daemon is at: operations, sizes, threads
+    Debug(debug::Arguments),
     /// Check all that the daemon has on disk and in the kernel
     Fsck(fsck::Arguments),
     /// Print a completion script for a shell

@@ -16,6 +16,7 @@ mod command;
 mod commit;
 mod completions;
 mod cp;
+mod debug;
 mod dockerconfig;
 mod doctor;
 mod error;
@@ -37,9 +38,11 @@ mod logging;
 mod login;
 mod logs;
 mod migrate;
+mod network;
 mod output;
 mod pause;
 mod pods;
+mod port;
 mod port_forward;
 mod ps;
 mod pull;
@@ -123,6 +126,8 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Exec(arguments) => exec::run(&client, &arguments).await,
         Command::Attach(arguments) => attach::run(&client, &arguments).await,
         Command::Cp(arguments) => cp::run(&client, &arguments).await,
+        Command::Network(arguments) => network::run(&client, &arguments).await,
+        Command::Port(arguments) => port::run(&client, &arguments).await,
         Command::PortForward(arguments) => port_forward::run(&client, &arguments).await,
         Command::Pause(arguments) => pause::run(&client, &arguments, pause::Act::Pause).await,
         Command::Unpause(arguments) => pause::run(&client, &arguments, pause::Act::Unpause).await,
@@ -147,6 +152,7 @@ async fn call(global: &Global, command: Command) -> Outcome {
         Command::Rmi(arguments) => rmi::run(&client, &arguments).await,
         Command::Inspect(arguments) => inspect::run(&client, &arguments).await,
         Command::Info(arguments) => info::run(&client, &arguments).await,
+        Command::Debug(arguments) => debug::run(&client, &arguments).await,
         Command::Version(arguments) => version::run(&client, &arguments).await,
         Command::Doctor(arguments) => doctor::run(&client, global, &arguments).await,
         Command::System(arguments) => system::run(&client, &arguments).await,

@@ -1,6 +1,7 @@
 //! `wharf run`: a container in a pod of its own, over plain CRI.
 
 pub(super) mod flags;
+mod network;
 mod plan;
 
 use wharf_proto::cri;

@@ -6,25 +6,33 @@
 //! `/etc/wharf/wharf.toml` is read first, then `/etc/wharf/wharf.toml.d/*.toml` in the order of their names; a later
 //! file overrides single keys of an earlier one, arrays are replaced as a whole.
 
+mod cgroups;
 mod containers;
 mod handlers;
 mod isolation;
 mod model;
 mod network;
+mod nri;
+mod observability;
+mod reload;
 mod source;
 mod trust;
 mod validate;
 
 use std::path::{Path, PathBuf};
 
+pub use cgroups::{CgroupDriver, Cgroups};
 pub use containers::{Containers, ImageVolumes, MissingHostPaths, Ulimit, parse_device};
 pub use handlers::{ExecCpuAffinity, RuntimeHandler, SECCOMP_NOTIFIER, SHM_SIZE};
 pub use isolation::{CpuIsolation, CpuSet};
 pub use model::{
-    BUILTIN_RUNTIME, BlockIoClass, Cdi, CgroupDriver, Config, IpPreference, Log, LogFormat, NetworkMode, Pull, Rdt,
-    Registry, SeccompDefault, Streaming, TlsVersion, parse_size,
+    BUILTIN_RUNTIME, BlockIoClass, Cdi, Config, IpPreference, Log, LogFormat, NetworkMode, Pull, Rdt, Registry,
+    SeccompDefault, Streaming, TlsVersion, parse_size,
 };
 pub use network::{BuiltinNetwork, Cni};
+pub use nri::{DefaultValidator, Nri};
+pub use observability::{Audit, Metrics};
+pub use reload::{Reloaded, Settings};
 use source::Layers;
 pub use trust::{Keyless, ScopePolicy, Trust, TrustScope, Verdict};
 

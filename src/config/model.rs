@@ -7,10 +7,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
+    cgroups::Cgroups,
     containers::Containers,
     handlers::RuntimeHandler,
     isolation::CpuIsolation,
     network::{BuiltinNetwork, Cni},
+    nri::Nri,
+    observability::{Audit, Metrics},
     trust::Trust,
 };
 
@@ -41,8 +44,12 @@ pub struct Config {
     pub default_runtime: String,
     /// Runtime handlers by name; [`BUILTIN_RUNTIME`] is always among them, with an empty path.
     pub runtimes: BTreeMap<String, RuntimeHandler>,
-    /// Who makes cgroups.
-    pub cgroup_driver: CgroupDriver,
+    /// Who makes cgroups, and where.
+    pub cgroups: Cgroups,
+    /// Who reads the daemon's own figures, and where.
+    pub metrics: Metrics,
+    /// Where it is noted who asked for what.
+    pub audit: Audit,
     /// Settings per registry, by `host` or `host:port`.
     pub registries: BTreeMap<String, Registry>,
     /// CNI; used when `network` is [`NetworkMode::Cni`].
@@ -88,6 +95,8 @@ pub struct Config {
     pub containers: Containers,
     /// Devices that vendors describe (Container Device Interface).
     pub cdi: Cdi,
+    /// Plugins that watch and adjust containers.
+    pub nri: Nri,
     /// Images that kubelet's garbage collection must spare: whole names, in which `*` stands for any text and `?` for any character.
     pub pinned_images: Vec<String>,
     /// Image pulls.
@@ -138,16 +147,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line, for collectors.
     Json,
-}
-
-/// Who makes cgroups, and how their paths are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CgroupDriver {
-    /// Wharf writes to the cgroup file system.
-    Cgroupfs,
-    /// systemd makes scopes and slices.
-    Systemd,
 }
 
 /// A class of block I/O. Devices are named by their path.
@@ -280,7 +279,9 @@ pub(super) fn defaults() -> Config {
         log: Log::default(),
         default_runtime: BUILTIN_RUNTIME.into(),
         runtimes: BTreeMap::new(),
-        cgroup_driver: CgroupDriver::Cgroupfs,
+        cgroups: Cgroups::default(),
+        metrics: Metrics::default(),
+        audit: Audit::default(),
         registries: BTreeMap::new(),
         cni: Cni::default(),
         builtin_network: BuiltinNetwork::default(),
@@ -301,6 +302,7 @@ pub(super) fn defaults() -> Config {
         passwd_entries: true,
         containers: Containers::default(),
         cdi: Cdi::default(),
+        nri: Nri::default(),
         pinned_images: Vec::new(),
         pull: Pull::default(),
         trust: Trust::default(),

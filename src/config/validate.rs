@@ -8,7 +8,7 @@ use std::path::Path;
 use super::{
     containers::{Ulimit, parse_device},
     isolation::CpuSet,
-    model::{CgroupDriver, Config, TlsVersion},
+    model::{Config, TlsVersion},
 };
 
 /// A value that is not allowed.
@@ -47,15 +47,22 @@ pub fn check(config: &Config) -> Check {
         );
     }
     runtimes::check(config)?;
-    if config.cgroup_driver == CgroupDriver::Systemd {
+    if let Some(file) = &config.audit.file {
+        absolute(&["audit", "file"], file)?;
+    }
+    if !config.cgroups.has_slice() {
         return fault(
-            &["cgroup_driver"],
-            "the systemd driver is not supported yet; set \"cgroupfs\" here and in kubelet's configuration",
+            &["cgroups", "slice"],
+            format!(
+                "\"{}\" is not the name of a slice, such as \"wharf.slice\"",
+                config.cgroups.slice
+            ),
         );
     }
     pinned_images(config)?;
     registries(config)?;
     super::network::check(config)?;
+    super::nri::check(&config.nri)?;
     range(&["max_log_line"], u64::from(config.max_log_line), 256, 1 << 20)?;
     if config.log_rate_limit > 0 {
         range(

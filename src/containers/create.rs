@@ -1,32 +1,30 @@
 //! Creating a container: image, root filesystem, spec. Nothing runs yet.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
-use oci_spec::runtime::Spec;
 use wharf_proto::{
-    cri::{ContainerConfig, LinuxContainerUser, NamespaceMode, PodSandboxConfig},
+    cri::{ContainerConfig, NamespaceMode, PodSandboxConfig},
     record::{self, ContainerState},
 };
 
 use super::{
-    Container, Error, Result, Tools, access, asked, base, cdi, cpus, ending, hooks, host,
+    Container, Error, Result, Tools, access, asked,
+    bundle::{self, Bundle},
+    cpus, ending,
     image_volumes::{self, View},
-    limits, passwd, restore,
-    seccomp::{self, notify},
-    spec, users, volumes,
+    restore,
 };
 use crate::{
-    config::{ImageVolumes, SECCOMP_NOTIFIER},
-    images::{Image, rootfs::Owners},
-    lsm,
-    runtime::features::Features,
-    sandbox::{self, DEFAULT_CGROUP_PARENT, Labels, PodPaths, host_ipc, host_network},
+    images::rootfs::Owners,
+    sandbox::{self, Labels},
     store,
 };
 
 /// Creates the container whose record (state CREATING) is published, and makes it CREATED.
 ///
 /// `others` are the pod's other containers. `pod_config` is what the caller says of the pod; it must name the same pod as the one on record, which counts.
+///
+/// `part` is its part of a pod's checkpoint, from which it then comes.
 ///
 /// # Errors
 /// When the pod is not ready, the image is not on the node, or the config can't be met; what was made by then is for
@@ -36,6 +34,7 @@ pub async fn create(
     container: &Arc<Container>,
     pod_config: Option<PodSandboxConfig>,
     others: &[Arc<Container>],
+    part: Option<restore::Part>,
 ) -> Result<()> {
     let pod = container.sandbox.record.get();
     if !container.sandbox.is_ready() {
@@ -60,14 +59,7 @@ pub async fn create(
         .as_ref()
         .map(|image| image.image.clone())
         .unwrap_or_default();
-    let (image, dumped) = match restore::archive(&named) {
-        Some(archive) => {
-            restore::supported(tools, container)?;
-            let dumped = Arc::new(restore::read(container, archive).await?);
-            (dumped.image(tools).await?, Some(dumped))
-        }
-        None => (tools.images.find(&named).ok_or(Error::NoImage(named.clone()))?, None),
-    };
+    let (image, dumped) = restore::find(tools, container, named.clone(), part).await?;
     asked::may_run(tools, &image, &named, &config).await?;
     let log_path = asked::log_path(container, &on_record, &config)?;
     let stop_signal = asked::stop_signal(&config, &image)?;
@@ -86,7 +78,7 @@ pub async fn create(
     container.fail_point("create.record").await?;
     let owners = owners(container, &on_record, &config)?;
     let labels = labels(tools, &pod, &config)?;
-    let daemon = &tools.mechanisms.config;
+    let daemon = &tools.mechanisms.config.get();
     let builtin = daemon.handler(&container.record.get().runtime_handler).is_none();
     if let Some(owners) = owners.as_ref().filter(|_| !builtin) {
         let (owner, state_dir, gid) = (Arc::clone(container), daemon.state_dir.clone(), owners.gids.host_id);
@@ -109,27 +101,27 @@ pub async fn create(
             source,
         })?;
     if let Some(dumped) = &dumped {
-        dumped.apply(container, &rootfs, &log_path).await?;
+        dumped.apply(container, &rootfs, &log_path, builtin).await?;
     }
-    let restore = dumped.is_some();
+    let restored = dumped.as_ref().map(|dumped| (dumped.name(), dumped.made_at()));
     container.fail_point("create.rootfs").await?;
     container.stage.enter("image volumes");
     let views = image_volumes::mount(tools, container, &config, owners.as_ref(), labels.as_ref()).await?;
     let mounted_images = mounted_images(&views);
     container.fail_point("create.volumes").await?;
-    let cgroup_path = cgroup_path(&on_record, &container.id);
-    let handler = tools.mechanisms.config.handler_settings(&pod.runtime_handler);
+    let cgroup = sandbox::container_cgroup(&container.sandbox.record.get(), &container.id)
+        .map_err(|error| Error::Invalid(error.to_string()))?;
+    let handler = tools.mechanisms.config.get().handler_settings(&pod.runtime_handler);
     handler.command(&on_record.annotations).map_err(Error::Invalid)?;
     let parent = on_record.linux.as_ref().map_or("", |linux| &linux.cgroup_parent);
     let cpus = cpus::prepare(
-        &tools.mechanisms.config,
+        &tools.mechanisms.config.get(),
         &handler,
         &on_record.annotations,
         parent,
         &mut config,
     )?;
     let isolation = cpus.isolation.clone();
-    let resources = config.linux.as_ref().and_then(|linux| linux.resources.clone());
     let bundle = Bundle {
         image: Arc::clone(&image),
         pod: on_record,
@@ -139,14 +131,14 @@ pub async fn create(
         owners,
         rootfs,
         labels,
-        cgroup_path: cgroup_path.clone(),
+        cgroup_path: cgroup.in_spec.clone(),
         dumped,
         cpus,
-        runtime: runtime_features(tools, container).await,
+        runtime: bundle::runtime_features(tools, container).await,
     };
     // A volume that does not answer is waited for here.
     container.stage.enter("volumes and spec");
-    let written = write_bundle(tools, container, bundle).await?;
+    let written = bundle::write(tools, container, bundle).await?;
     container.fail_point("create.bundle").await?;
     let reference = image.digests.first().cloned().unwrap_or_else(|| image.id.clone());
     container
@@ -156,10 +148,19 @@ pub async fn create(
             record.image_ref = reference;
             record.log_path = log_path;
             record.user = Some(written.user);
-            record.resources = resources;
+            record.resources = written.resources;
             record.stop_signal = stop_signal;
-            record.cgroup_path = cgroup_path;
-            record.restore = restore;
+            // A plugin may have wanted another.
+            record.cgroup_path = if written.cgroup_path == cgroup.in_spec {
+                cgroup.path
+            } else {
+                written.cgroup_path
+            };
+            record.restore = restored.is_some();
+            if let Some((archive, made_at)) = restored {
+                record.checkpoint_archive = archive;
+                record.checkpointed_at = made_at;
+            }
             record.isolation = isolation;
             record.rdt_tasks = written
                 .rdt_tasks
@@ -193,225 +194,6 @@ fn mounted_images(views: &[Option<View>]) -> Vec<String> {
     }
     let id = |view: &Option<View>| view.as_ref().map(|view| view.image_id.clone());
     views.iter().map(|view| id(view).unwrap_or_default()).collect()
-}
-
-/// What a bundle is made from.
-struct Bundle {
-    image: Arc<Image>,
-    pod: PodSandboxConfig,
-    config: ContainerConfig,
-    /// By place in the config's mounts.
-    views: Vec<Option<View>>,
-    /// The pod's users, if it has its own.
-    owners: Option<Owners>,
-    rootfs: PathBuf,
-    /// SELinux.
-    labels: Option<Labels>,
-    cgroup_path: String,
-    /// What is restored, if it is not created.
-    dumped: Option<Arc<restore::Dumped>>,
-    /// What its pod's annotations ask of the node's CPUs.
-    cpus: cpus::Prepared,
-    /// The PID namespace to join, if the config asks for one.
-    pid_namespace: Option<PathBuf>,
-    /// What the pod's handler can do.
-    runtime: Arc<Features>,
-}
-
-async fn runtime_features(tools: &Tools, container: &Container) -> Arc<Features> {
-    let mechanisms = &tools.mechanisms;
-    let record = container.record.get();
-    let handler = mechanisms.config.resolve_handler(&record.runtime_handler);
-    mechanisms.runtime_features.current(handler).await
-}
-
-/// What came of a bundle, for the record.
-struct Written {
-    /// The user that the process will run as.
-    user: LinuxContainerUser,
-    /// Of its RDT class.
-    rdt_tasks: Option<PathBuf>,
-    /// What becomes of blocked system calls.
-    notifier: Option<notify::Action>,
-}
-
-/// Writes config.json.
-async fn write_bundle(tools: &Arc<Tools>, container: &Arc<Container>, bundle: Bundle) -> Result<Written> {
-    let (tools, owner) = (Arc::clone(tools), Arc::clone(container));
-    container
-        .blocking(move || {
-            let Bundle {
-                image,
-                pod,
-                config,
-                views,
-                owners,
-                rootfs,
-                labels,
-                cgroup_path,
-                dumped,
-                cpus,
-                pid_namespace,
-                runtime,
-            } = &bundle;
-            let daemon = &tools.mechanisms.config;
-            let handler = daemon.handler_settings(&owner.record.get().runtime_handler);
-            if let Some(wanted) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
-                limits::check(wanted, handler.min_memory)?;
-            }
-            let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-            let user = users::resolve(rootfs, context, &image.config.user)?;
-            let mut facts = host::inspect(config, &daemon.containers)?;
-            facts.add_views(views.iter().map(|view| view.as_ref().map(|view| view.path.as_path())));
-            if daemon.containers.image_volumes == ImageVolumes::Bind {
-                facts.volumes = volumes::make(
-                    &owner.id,
-                    &image.config.volumes,
-                    &config.mounts,
-                    rootfs,
-                    &owner.dir.join("volumes"),
-                    owners.as_ref(),
-                )?;
-                if let Some(labels) = labels {
-                    for volume in &facts.volumes {
-                        lsm::selinux::relabel(&volume.source, &labels.files)
-                            .map_err(|error| Error::State(error.to_string()))?;
-                    }
-                }
-            }
-            let devices = tools.cdi.resolve(&cdi::requested(config)?)?;
-            let paths = &owner.sandbox.paths;
-            let policy = spec::Policy {
-                apparmor_profile: daemon.apparmor_profile.clone(),
-                device_ownership: daemon.device_ownership_from_security_context,
-                privileged_devices: (&handler).into(),
-                cgroup_writable: handler.cgroup_writable,
-                builtin: daemon.handler(&owner.record.get().runtime_handler).is_none(),
-                selinux: tools.mechanisms.selinux.is_some(),
-                labels: labels.clone(),
-            };
-            relabel(config, &facts, labels.as_ref())?;
-            let entries = match daemon.passwd_entries {
-                true => passwd::write_missing(&owner.dir, rootfs, &user, config, &image.config)?,
-                false => passwd::Written::default(),
-            };
-            let base = handler.base_runtime_spec.as_deref().map(base::load).transpose()?;
-            let default_seccomp = handler.seccomp_profile.as_deref().map(seccomp::load).transpose();
-            let default_seccomp = default_seccomp.map_err(|error| Error::State(error.to_string()))?;
-            let mut spec = spec::generate(&spec::SpecInput {
-                pod_id: &owner.sandbox.id,
-                pod,
-                config,
-                image: &image.config,
-                rootfs,
-                user: &user,
-                files: &spec::PodFiles {
-                    hosts: Some(paths.etc("hosts")),
-                    hostname: Some(paths.etc("hostname")),
-                    resolv_conf: Some(paths.etc("resolv.conf")),
-                    passwd: entries.passwd,
-                    group: entries.group,
-                    shm: (!host_ipc(pod)).then(|| paths.shm()),
-                },
-                namespaces: &pins(paths, pod, pid_namespace.clone()),
-                cgroup_path,
-                facts: &facts,
-                host: &tools.host,
-                runtime,
-                base: base.as_ref(),
-                settings: &daemon.containers,
-                default_capabilities: daemon.default_capabilities.as_deref(),
-                unset_seccomp: daemon.unset_seccomp,
-                default_seccomp: default_seccomp.as_ref(),
-                policy: &policy,
-            })?;
-            if let Some(base) = &base {
-                base::add(base, &mut spec);
-            }
-            if let Some(profile) = spec
-                .process()
-                .as_ref()
-                .and_then(|process| process.apparmor_profile().as_ref())
-            {
-                lsm::apparmor::ensure(profile).map_err(|error| Error::State(error.to_string()))?;
-            }
-            cdi::apply(&devices, &mut spec);
-            cpus.add(&mut spec)?;
-            let name = config.metadata.clone().unwrap_or_default().name;
-            let rdt_tasks = limits::apply(daemon, &name, &config.annotations, &pod.annotations, &mut spec)?;
-            let passed = handler.passed(&pod.annotations, &config.annotations);
-            spec.annotations_mut().get_or_insert_default().extend(passed);
-            add_hooks(&daemon.containers.hooks_dirs, pod, config, &mut spec)?;
-            if let Some(dumped) = dumped {
-                dumped.adopt(&mut spec)?;
-            }
-            asked::check_directory(&owner, rootfs, &spec)?;
-            let notifier = tell_blocked(&handler.effective(&pod.annotations), runtime, &owner, &mut spec)?;
-            let json = serde_json::to_vec(&spec).map_err(|error| Error::Invalid(error.to_string()))?;
-            store::write_file(&owner.dir.join("config.json"), &json, 0o600)?;
-            Ok(Written {
-                user: user.to_cri(),
-                rdt_tasks,
-                notifier,
-            })
-        })
-        .await
-}
-
-/// Has the profile tell of what it blocks, where the pod asks for that and the container has a profile.
-fn tell_blocked(
-    annotations: &HashMap<String, String>,
-    runtime: &Features,
-    container: &Container,
-    spec: &mut Spec,
-) -> Result<Option<notify::Action>> {
-    let Some(action) = notify::Action::read(annotations) else {
-        return Ok(None);
-    };
-    let Some(linux) = spec.linux_mut() else { return Ok(None) };
-    let Some(profile) = linux.seccomp().clone() else {
-        return Ok(None);
-    };
-    if runtime.lacks_notifier() {
-        return Err(Error::Unsupported(format!(
-            "annotation {}: the pod's runtime can't tell of blocked system calls (SCMP_ACT_NOTIFY)",
-            SECCOMP_NOTIFIER[0]
-        )));
-    }
-    let mut profile = notify::telling(profile);
-    if !notify::tells(&profile) {
-        return Ok(None);
-    }
-    profile.set_listener_path(Some(container.seccomp_socket()));
-    linux.set_seccomp(Some(profile));
-    Ok(Some(action))
-}
-
-/// The hooks that the node's administrator has laid down for such containers.
-fn add_hooks(directories: &[PathBuf], pod: &PodSandboxConfig, config: &ContainerConfig, spec: &mut Spec) -> Result<()> {
-    let own = spec.annotations().clone().unwrap_or_default();
-    let args = spec.process().as_ref().and_then(|process| process.args().clone());
-    let pairs = own.iter().chain(&pod.annotations).chain(&config.annotations);
-    let subject = hooks::Subject {
-        annotations: pairs.map(|(key, value)| (key.as_str(), value.as_str())).collect(),
-        command: args.as_ref().and_then(|args| args.first()).map_or("", String::as_str),
-        has_bind_mounts: !config.mounts.is_empty(),
-    };
-    Ok(hooks::add(directories, &subject, spec)?)
-}
-
-/// The pod's pinned namespaces, where it has its own.
-fn pins(paths: &PodPaths, pod: &PodSandboxConfig, pid: Option<PathBuf>) -> spec::Pins {
-    let pin = |name: &str| Some(paths.namespaces().join(name));
-    let (net, ipc) = (!host_network(pod), !host_ipc(pod));
-    let user = matches!(sandbox::users(pod), Ok(Some(_)));
-    spec::Pins {
-        user: pin("user").filter(|_| user),
-        net: pin("net").filter(|_| net),
-        uts: pin("uts").filter(|_| net),
-        ipc: pin("ipc").filter(|_| ipc),
-        pid,
-    }
 }
 
 /// Whose the root filesystem's files are: the pod's users, where it has its own. A container's must be the pod's.
@@ -450,21 +232,6 @@ fn labels(tools: &Tools, pod: &record::Pod, config: &ContainerConfig) -> Result<
     sandbox::labels(&tools.mechanisms, pod, asked).map_err(|error| Error::Invalid(error.to_string()))
 }
 
-/// Gives the volumes that ask for it the container's label. One that nothing confines can use them with any.
-fn relabel(config: &ContainerConfig, facts: &host::Facts, labels: Option<&Labels>) -> Result<()> {
-    let Some(labels) = labels.filter(|labels| !labels.unconfined) else {
-        return Ok(());
-    };
-    for (mount, source) in config.mounts.iter().zip(&facts.mounts) {
-        // The view of an image has its label from its mount.
-        let wanted = mount.selinux_relabel && mount.image.is_none();
-        if let Some(source) = source.as_ref().filter(|_| wanted) {
-            lsm::selinux::relabel(&source.path, &labels.files).map_err(|error| Error::Invalid(error.to_string()))?;
-        }
-    }
-    Ok(())
-}
-
 /// The PID namespace that the config asks to share: the pod's, or that of another container of the same pod, which must
 /// run (contract rule 45).
 pub(super) fn pid_namespace(
@@ -495,19 +262,4 @@ pub(super) fn pid_namespace(
         NamespaceMode::Container | NamespaceMode::Node => return Ok(None),
     };
     Ok((pid > 0).then(|| PathBuf::from(format!("/proc/{pid}/ns/pid"))))
-}
-
-/// The container's cgroup: below the pod's, which kubelet makes and limits.
-fn cgroup_path(pod: &PodSandboxConfig, id: &str) -> String {
-    let parent = pod
-        .linux
-        .as_ref()
-        .map(|linux| linux.cgroup_parent.as_str())
-        .unwrap_or_default();
-    let parent = if parent.is_empty() {
-        DEFAULT_CGROUP_PARENT
-    } else {
-        parent
-    };
-    format!("{}/{id}", parent.trim_end_matches('/'))
 }

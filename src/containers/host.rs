@@ -269,6 +269,23 @@ fn mount_source(host_path: &Path, table: &MountTable, settings: &Containers) -> 
     Ok(MountSource { path, shared, slave })
 }
 
+/// Whether mounts below `path` of the node reach a container, and (`both`) the container's the node. Blocking.
+///
+/// # Errors
+/// When the path can't be resolved, or is on no such mount.
+pub fn check_propagation(path: &Path, both: bool) -> Result<(), Error> {
+    let resolved = path
+        .canonicalize()
+        .map_err(failed("resolve host path of a mount", path))?;
+    let wrong = |why: &str| Err(Error::Setting(format!("{} is on {why}", path.display())));
+    match MountTable::read()?.propagation(&resolved) {
+        (true, _) => Ok(()),
+        (false, _) if both => wrong("no shared mount"),
+        (false, true) => Ok(()),
+        (false, false) => wrong("neither a shared nor a slave mount"),
+    }
+}
+
 /// Propagation of each mount point; of two mounts on one point, that of the upper.
 #[derive(Debug, Default)]
 struct MountTable(HashMap<PathBuf, (bool, bool)>);

@@ -130,20 +130,28 @@ pub(super) fn apply(
         resources.set_pids(Some(pids));
     }
     if let Some(class) = block_io {
-        let Some(settings) = config.blockio_classes.get(class) else {
-            let known: Vec<_> = config.blockio_classes.keys().map(String::as_str).collect();
-            return Err(Error::Invalid(format!(
-                "block I/O class {class:?} of container {name:?} is not among the configured ones ({})",
-                if known.is_empty() {
-                    "there are none".to_owned()
-                } else {
-                    known.join(", ")
-                }
-            )));
-        };
-        resources.set_block_io(Some(block_io_of(class, settings)?));
+        resources.set_block_io(Some(self::block_io(config, class, name)?));
     }
     Ok(rdt)
+}
+
+/// What a class of block I/O means for the container called `name`.
+///
+/// # Errors
+/// [`Error::Invalid`] for one that is not configured or names a device that is not there.
+pub(super) fn block_io(config: &Config, class: &str, name: &str) -> Result<LinuxBlockIo> {
+    if let Some(settings) = config.blockio_classes.get(class) {
+        return block_io_of(class, settings);
+    }
+    let known: Vec<_> = config.blockio_classes.keys().map(String::as_str).collect();
+    Err(Error::Invalid(format!(
+        "block I/O class {class:?} of container {name:?} is not among the configured ones ({})",
+        if known.is_empty() {
+            "there are none".to_owned()
+        } else {
+            known.join(", ")
+        }
+    )))
 }
 
 fn block_io_of(class: &str, settings: &BlockIoClass) -> Result<LinuxBlockIo> {

@@ -7,6 +7,7 @@ mod access;
 mod archive;
 mod asked;
 pub mod base;
+mod bundle;
 pub mod caps;
 pub mod cdi;
 mod checkpoint;
@@ -14,10 +15,12 @@ pub mod cpus;
 mod create;
 mod ending;
 mod exec;
+pub mod fuzzing;
 pub mod hooks;
 pub mod host;
 mod image_volumes;
 mod limits;
+pub mod nri;
 mod passwd;
 mod pause;
 pub mod process;
@@ -44,12 +47,17 @@ use std::{
 };
 
 pub use archive::{commit, export};
-pub use checkpoint::checkpoint;
+pub use checkpoint::{
+    Patience, checkpoint,
+    patience::DEFAULT_LIMIT as CHECKPOINT_LIMIT,
+    pod::{self as pod_checkpoint, checkpoint_pod},
+};
 pub use create::{create, undo};
 pub use ending::{ended, let_go, lost, release, remove, stop};
 pub use exec::{Output, exec_sync};
 pub use image_volumes::release_all as release_image_volumes;
 pub use pause::{pause, resume};
+pub use restore::Part;
 pub use start::{reopen_log, start};
 pub use update::update;
 use wharf_proto::{
@@ -62,6 +70,7 @@ use crate::{
     images::{self, Images},
     monitor,
     monitor::client::Client,
+    nri::Nri,
     sandbox::{Claim, Mechanisms, Sandbox, Stage, container_exit, container_record},
     store,
     store::{Published, Rendering},
@@ -105,6 +114,16 @@ pub enum Error {
         id: String,
         /// What it said.
         message: String,
+    },
+    /// A file of a pod's checkpoint.
+    #[error("{attempt} for pod sandbox {id}: {source}")]
+    Pod {
+        /// What was tried.
+        attempt: String,
+        /// The pod's id.
+        id: String,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// The time given is over.
     #[error("{0}")]
@@ -159,6 +178,8 @@ pub struct Tools {
     pub cdi: cdi::Registry,
     /// What is changed on the node's CPUs for single containers.
     pub cpus: Arc<cpus::Ledger>,
+    /// Plugins, where they are served.
+    pub nri: Option<Nri>,
 }
 
 /// One container.

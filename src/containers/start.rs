@@ -140,6 +140,7 @@ async fn request(tools: &Tools, container: &Container, record: &record::Containe
     let create_timeout = tools
         .mechanisms
         .config
+        .get()
         .handler_settings(&record.runtime_handler)
         .create_timeout_secs;
     let seccomp_filter = if handler.path.is_empty() {
@@ -165,13 +166,13 @@ async fn request(tools: &Tools, container: &Container, record: &record::Containe
         stdin_once: config.stdin_once,
         terminal: config.tty,
         exit_file: container.exit_file().display().to_string(),
-        max_log_line: tools.mechanisms.config.max_log_line,
+        max_log_line: tools.mechanisms.config.get().max_log_line,
         seccomp_filter: seccomp_filter
             .map(|path| path.display().to_string())
             .unwrap_or_default(),
         cgroup_path: record.cgroup_path.clone(),
-        log_rate: tools.mechanisms.config.log_rate_limit.into(),
-        journal_fields: if tools.mechanisms.config.log_to_journald {
+        log_rate: tools.mechanisms.config.get().log_rate_limit.into(),
+        journal_fields: if tools.mechanisms.config.get().log_to_journald {
             journal_fields(container, &config)
         } else {
             Vec::new()
@@ -265,22 +266,31 @@ pub(super) fn handler(tools: &Tools, container: &Container, record: &record::Con
     let mechanisms = &tools.mechanisms;
     let pod = container.sandbox.record.get();
     let annotations = pod.config.as_ref().map(|config| &config.annotations);
-    let settings = mechanisms.config.handler_settings(&record.runtime_handler);
+    let config = mechanisms.config.get();
+    let settings = config.handler_settings(&record.runtime_handler);
     let path = settings
         .command(annotations.unwrap_or(&HashMap::new()))
         .map_err(Error::Invalid)?
         .display()
         .to_string();
-    let Some(command) = mechanisms.config.handler(&record.runtime_handler) else {
+    let Some(command) = config.handler(&record.runtime_handler) else {
         return Ok(monitor::Handler::default());
     };
     let own_root = || mechanisms.roots.run.join("runtimes").join(&record.runtime_handler);
+    let mut arguments = command.arguments.clone();
+    // For the form of the path that the spec has then; what was given already is not said twice.
+    if !pod.slice.is_empty() && !arguments.iter().any(|argument| argument == SYSTEMD) {
+        arguments.push(SYSTEMD.to_owned());
+    }
     Ok(monitor::Handler {
         path,
-        arguments: command.arguments.clone(),
+        arguments,
         root: command.root.clone().unwrap_or_else(own_root).display().to_string(),
     })
 }
+
+/// Has runc, crun and their like ask systemd for the container's cgroup.
+const SYSTEMD: &str = "--systemd-cgroup";
 
 /// Why nothing runs after a start.
 enum Failure {

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, io, path::PathBuf, sync::Arc};
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
 use wharf_proto::{cri::LinuxContainerResources, record::ContainerState};
 
 use super::{Container, Error, Result, Tools, cpus, limits, spec};
@@ -42,7 +42,7 @@ pub async fn update(
     };
     cpus::hold(record.isolation.as_ref(), &mut wanted)?;
     let merged = merge(record.resources.clone().unwrap_or_default(), &wanted);
-    let builtin = tools.mechanisms.config.handler(&record.runtime_handler).is_none();
+    let builtin = tools.mechanisms.config.get().handler(&record.runtime_handler).is_none();
     let whole = spec::resources_to_oci(&merged, &tools.host, builtin)?;
     let change = Change {
         wanted: wanted.clone(),
@@ -124,6 +124,26 @@ fn only_new(mut whole: LinuxResources, wanted: &LinuxContainerResources) -> Linu
     whole
 }
 
+/// Memory as it shall be, with what CRI has no words for, which plugins may have set.
+fn with_old_memory(whole: &LinuxResources, old: &LinuxResources) -> Option<LinuxMemory> {
+    let mut memory = whole.memory().unwrap_or_default();
+    let old = old.memory().unwrap_or_default();
+    memory
+        .set_reservation(old.reservation())
+        .set_swappiness(old.swappiness())
+        .set_disable_oom_killer(old.disable_oom_killer());
+    Some(memory).filter(|memory| *memory != LinuxMemory::default())
+}
+
+/// The same for CPUs.
+fn with_old_cpu(whole: &LinuxResources, old: &LinuxResources) -> Option<LinuxCpu> {
+    let mut cpu = whole.cpu().clone().unwrap_or_default();
+    let old = old.cpu().clone().unwrap_or_default();
+    cpu.set_realtime_runtime(old.realtime_runtime())
+        .set_realtime_period(old.realtime_period());
+    Some(cpu).filter(|cpu| *cpu != LinuxCpu::default())
+}
+
 struct Change {
     /// As asked for.
     wanted: LinuxContainerResources,
@@ -159,7 +179,7 @@ impl Change {
         let handler = &container.record.get().runtime_handler;
         limits::check(
             &self.wanted,
-            tools.mechanisms.config.handler_settings(handler).min_memory,
+            tools.mechanisms.config.get().handler_settings(handler).min_memory,
         )?;
         if running {
             let path = container.record.get().cgroup_path.clone();
@@ -190,9 +210,13 @@ impl Change {
     fn edit(self, spec: &mut Spec) {
         if let Some(linux) = spec.linux_mut() {
             let resources = linux.resources_mut().get_or_insert_default();
+            let (cpu, memory) = (
+                with_old_cpu(&self.whole, resources),
+                with_old_memory(&self.whole, resources),
+            );
             resources
-                .set_cpu(self.whole.cpu().clone())
-                .set_memory(*self.whole.memory())
+                .set_cpu(cpu)
+                .set_memory(memory)
                 .set_hugepage_limits(self.whole.hugepage_limits().clone())
                 .set_unified(self.whole.unified().clone());
             spec::no_limits(resources);

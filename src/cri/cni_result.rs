@@ -49,6 +49,11 @@ pub(super) fn told(network: &record::Network) -> Value {
         let told = json!({ "IPConfigs": told, "Mac": "", "Sandbox": network.netns });
         interfaces.insert("eth0".to_owned(), told);
     }
+    for one in &network.attachments {
+        let told: Vec<Value> = one.ips.iter().map(|ip| address(ip, None)).collect();
+        let told = json!({ "IPConfigs": told, "Mac": "", "Sandbox": network.netns });
+        interfaces.insert(one.device.clone(), told);
+    }
     json!({ "Interfaces": interfaces, "DNS": [result.dns], "Routes": result.routes })
 }
 
@@ -88,5 +93,16 @@ mod tests {
         let told = told(&network);
         assert_eq!(told["Interfaces"]["eth0"]["IPConfigs"][0]["IP"], "10.2.0.2");
         assert_eq!(told["Interfaces"]["eth0"]["Sandbox"], "/run/ns");
+        let more = record::Attachment {
+            device: "eth1".into(),
+            ips: vec!["10.3.0.2".into()],
+            ..Default::default()
+        };
+        let network = record::Network {
+            attachments: vec![more],
+            ..network
+        };
+        let told = super::told(&network);
+        assert_eq!(told["Interfaces"]["eth1"]["IPConfigs"][0]["IP"], "10.3.0.2");
     }
 }

@@ -7,16 +7,15 @@ use prost::Message as _;
 use tonic::{Request, Status};
 use wharf_proto::{
     cri::{
-        CheckpointContainerRequest, Container as Item, ContainerConfig, ContainerResources, ContainerState,
-        ContainerStatus, ContainerStatusRequest, ContainerStatusResponse, ContainerUser, CreateContainerRequest,
-        ExecSyncRequest, ExecSyncResponse, ListContainersRequest, Mount, ReopenContainerLogRequest,
-        StopContainerRequest,
+        Container as Item, ContainerConfig, ContainerResources, ContainerState, ContainerStatus,
+        ContainerStatusRequest, ContainerStatusResponse, ContainerUser, CreateContainerRequest, ExecSyncRequest,
+        ExecSyncResponse, ListContainersRequest, Mount, ReopenContainerLogRequest, StopContainerRequest,
     },
     json, record,
 };
 
 use super::{
-    Face,
+    Face, checkpoints,
     filters::{id_matches, labels_match},
     owners,
     status::status,
@@ -70,19 +69,6 @@ impl Face {
             stderr: output.stderr,
             exit_code: output.exit_code,
         })
-    }
-
-    pub(super) async fn checkpoint(&self, request: CheckpointContainerRequest) -> Result<(), Status> {
-        let Ok(seconds) = u64::try_from(request.timeout) else {
-            return Err(Status::invalid_argument(format!(
-                "the timeout of a checkpoint can't be {} s",
-                request.timeout
-            )));
-        };
-        self.node()?
-            .checkpoint(&request.container_id, request.location, Duration::from_secs(seconds))
-            .await
-            .map_err(|error| status(&error))
     }
 
     pub(super) async fn reopen(&self, request: ReopenContainerLogRequest) -> Result<(), Status> {
@@ -258,6 +244,9 @@ async fn verbose(container: &Container) -> HashMap<String, String> {
         "cgroupPath": record.cgroup_path,
         "paused": record.paused,
         "privileged": privileged,
+        "restored": record.restore,
+        "checkpointedAt": checkpoints::time(record.checkpointed_at),
+        "checkpointArchive": record.checkpoint_archive,
         "log": log,
     });
     HashMap::from([("info".to_owned(), info.to_string())])

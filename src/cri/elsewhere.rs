@@ -26,7 +26,7 @@ pub(super) type Answer = BoxFuture<'static, Result<http::Response<Body>, Infalli
 const AHEAD: usize = 4;
 
 /// Calls that are answered from memory.
-const READS: [&str; 19] = [
+pub(super) const READS: [&str; 19] = [
     "/runtime.v1.RuntimeService/Version",
     "/runtime.v1.RuntimeService/Status",
     "/runtime.v1.RuntimeService/RuntimeConfig",

@@ -9,7 +9,7 @@ use wharf_proto::cri::{
 };
 
 use super::Face;
-use crate::{config, node::Operation};
+use crate::node::Operation;
 
 /// Version of the kubelet's runtime API, as every peer answers it.
 const KUBELET_API_VERSION: &str = "0.1.0";
@@ -46,8 +46,9 @@ impl Face {
             recursive_read_only_mounts: node.has_recursive_read_only(name),
             user_namespaces: node.has_user_namespaces(name),
         };
+        let config = node.config();
         let runtime_handlers = std::iter::once("")
-            .chain(node.config().handler_names())
+            .chain(config.handler_names())
             .map(|name| RuntimeHandler {
                 name: name.to_owned(),
                 features: Some(features(name)),
@@ -55,7 +56,7 @@ impl Face {
             .collect();
         let mut info = HashMap::new();
         if verbose {
-            let config = serde_json::to_value(node.config()).unwrap_or_default();
+            let config = serde_json::to_value(&*config).unwrap_or_default();
             info.insert("config".to_owned(), config.to_string());
             let operations = node.operations();
             let json = |one: &Operation| {
@@ -112,9 +113,9 @@ impl Face {
 
     /// The cgroup driver in force.
     pub(super) fn runtime_config(&self) -> Result<RuntimeConfigResponse, Status> {
-        let driver = match self.node()?.config().cgroup_driver {
-            config::CgroupDriver::Systemd => CgroupDriver::Systemd,
-            config::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+        let driver = match self.node()?.has_systemd_cgroups() {
+            true => CgroupDriver::Systemd,
+            false => CgroupDriver::Cgroupfs,
         };
         Ok(RuntimeConfigResponse {
             linux: Some(LinuxRuntimeConfiguration {

@@ -2,21 +2,26 @@
 //!
 //! One file per group of calls; `status.rs` is the one place where errors become codes; `server.rs` listens.
 
+mod audit;
 mod authority;
+mod checkpoints;
 mod cni_result;
 mod containers;
+mod debug;
 mod elsewhere;
 mod events;
 mod filters;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod gathered;
+mod health;
 mod image_service;
 mod images;
 mod info;
 mod inout;
 mod lists;
 mod metrics;
+mod networks;
 mod own;
 mod pods;
 mod ready;
@@ -27,6 +32,7 @@ mod status;
 mod streaming;
 mod streams;
 mod update;
+mod watched;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -34,6 +40,7 @@ use std::{
 };
 
 pub use server::{Error as ServerError, Server, Serving};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 use wharf_proto::record::Owner;
 
@@ -47,6 +54,7 @@ const OWNER_KEY: &str = "wharf-owner";
 #[derive(Debug, Clone, Default)]
 pub struct Face {
     node: Arc<OnceLock<(Node, Arc<Urls>)>>,
+    ending: CancellationToken,
 }
 
 impl Face {
@@ -69,9 +77,15 @@ impl Face {
 
     /// Ends the streams that would otherwise go on for ever, so that the server can end in order.
     pub fn end_streams(&self) {
+        self.ending.cancel();
         if let Ok(node) = self.node() {
             node.end_events();
         }
+    }
+
+    /// Returns when streams are to end.
+    async fn ending(&self) {
+        self.ending.cancelled().await;
     }
 
     fn node(&self) -> Result<&Node, Status> {

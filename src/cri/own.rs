@@ -4,17 +4,20 @@ use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 use wharf_proto::api::{
-    self, Chunk, CommitContainerRequest, CommitContainerResponse, DiskUsageRequest, DiskUsageResponse, DoctorRequest,
-    DoctorResponse, EventsMessage, EventsRequest, ExportContainerRequest, FsckRequest, FsckResponse,
-    ImageHistoryRequest, ImageHistoryResponse, ImportImageRequest, ImportImageResponse, ListOperationsRequest,
+    Chunk, CommitContainerRequest, CommitContainerResponse, ConnectNetworkRequest, ConnectNetworkResponse,
+    CreateNetworkRequest, CreateNetworkResponse, DebugRequest, DebugResponse, DisconnectNetworkRequest,
+    DisconnectNetworkResponse, DiskUsageRequest, DiskUsageResponse, DoctorRequest, DoctorResponse, EventsMessage,
+    EventsRequest, ExportContainerRequest, FsckRequest, FsckResponse, ImageHistoryRequest, ImageHistoryResponse,
+    ImportImageRequest, ImportImageResponse, ListNetworksRequest, ListNetworksResponse, ListOperationsRequest,
     ListOperationsResponse, ListPausedRequest, ListPausedResponse, LoadImagesResponse, LoginRequest, LoginResponse,
-    PauseContainerRequest, PauseContainerResponse, PullImageRequest, PullProgress, PushImageRequest, PushProgress,
-    SaveImagesRequest, SignalContainerRequest, SignalContainerResponse, TagImageRequest, TagImageResponse,
-    UnpauseContainerRequest, UnpauseContainerResponse, wharf_server::Wharf,
+    PauseContainerRequest, PauseContainerResponse, PruneNetworksRequest, PruneNetworksResponse, PullImageRequest,
+    PullProgress, PushImageRequest, PushProgress, RemoveNetworkRequest, RemoveNetworkResponse, SaveImagesRequest,
+    SignalContainerRequest, SignalContainerResponse, TagImageRequest, TagImageResponse, UnpauseContainerRequest,
+    UnpauseContainerResponse, wharf_server::Wharf,
 };
 
 use super::{
-    Face, events,
+    Face, debug, events,
     inout::{self, Chunks},
     owners,
     status::status,
@@ -162,6 +165,55 @@ impl Wharf for Face {
         Ok(Response::new(CommitContainerResponse { image_id }))
     }
 
+    async fn create_network(
+        &self,
+        request: Request<CreateNetworkRequest>,
+    ) -> Result<Response<CreateNetworkResponse>, Status> {
+        let network = Some(self.make_network(request.into_inner()).await?);
+        Ok(Response::new(CreateNetworkResponse { network }))
+    }
+
+    async fn list_networks(&self, _: Request<ListNetworksRequest>) -> Result<Response<ListNetworksResponse>, Status> {
+        let networks = self.known_networks()?;
+        Ok(Response::new(ListNetworksResponse { networks }))
+    }
+
+    async fn remove_network(
+        &self,
+        request: Request<RemoveNetworkRequest>,
+    ) -> Result<Response<RemoveNetworkResponse>, Status> {
+        let removed = self.node()?.remove_network(&request.into_inner().name).await;
+        removed.map_err(|error| status(&error))?;
+        Ok(Response::new(RemoveNetworkResponse {}))
+    }
+
+    async fn prune_networks(
+        &self,
+        _: Request<PruneNetworksRequest>,
+    ) -> Result<Response<PruneNetworksResponse>, Status> {
+        let names = self.node()?.prune_networks().await.map_err(|error| status(&error))?;
+        Ok(Response::new(PruneNetworksResponse { names }))
+    }
+
+    async fn connect_network(
+        &self,
+        request: Request<ConnectNetworkRequest>,
+    ) -> Result<Response<ConnectNetworkResponse>, Status> {
+        self.join_network(request.into_inner()).await?;
+        Ok(Response::new(ConnectNetworkResponse {}))
+    }
+
+    async fn disconnect_network(
+        &self,
+        request: Request<DisconnectNetworkRequest>,
+    ) -> Result<Response<DisconnectNetworkResponse>, Status> {
+        let request = request.into_inner();
+        let node = self.node()?;
+        let left = node.disconnect_network(&request.pod_sandbox_id, &request.name).await;
+        left.map_err(|error| status(&error))?;
+        Ok(Response::new(DisconnectNetworkResponse {}))
+    }
+
     type EventsStream = Stream<EventsMessage>;
 
     async fn events(&self, request: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
@@ -178,17 +230,13 @@ impl Wharf for Face {
         _: Request<ListOperationsRequest>,
     ) -> Result<Response<ListOperationsResponse>, Status> {
         let operations = self.node()?.operations();
-        let operations = operations.into_iter().map(|one| api::Operation {
-            call: one.call.to_owned(),
-            id: one.id,
-            name: one.name,
-            stage: one.stage.to_owned(),
-            seconds: one.taken.as_secs_f64(),
-            stage_seconds: one.at_stage.as_secs_f64(),
-        });
         Ok(Response::new(ListOperationsResponse {
-            operations: operations.collect(),
+            operations: operations.into_iter().map(debug::operation).collect(),
         }))
+    }
+
+    async fn debug(&self, _: Request<DebugRequest>) -> Result<Response<DebugResponse>, Status> {
+        debug::response(self.node()?).await.map(Response::new)
     }
 
     async fn fsck(&self, request: Request<FsckRequest>) -> Result<Response<FsckResponse>, Status> {
@@ -198,7 +246,7 @@ impl Wharf for Face {
 
     async fn doctor(&self, _: Request<DoctorRequest>) -> Result<Response<DoctorResponse>, Status> {
         let node = self.node()?;
-        let config = node.config().clone();
+        let config = node.config();
         let look = tokio::task::spawn_blocking(move || doctor::findings(&config));
         let (findings, monitors) = tokio::join!(look, node.ask_monitors());
         let mut findings = findings.map_err(|error| Status::internal(format!("look at the machine: {error}")))?;

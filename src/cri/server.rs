@@ -16,10 +16,19 @@ use tokio_util::sync::CancellationToken;
 use wharf_proto::{
     api::wharf_server::WharfServer,
     cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
+    health::health_server::HealthServer,
 };
 
-use super::{Face, authority, elsewhere::Elsewhere, gathered::Gathered, lists::Lists};
-use crate::sys;
+use super::{
+    Face,
+    audit::Audit,
+    authority,
+    elsewhere::Elsewhere,
+    gathered::Gathered,
+    lists::Lists,
+    watched::{Watched, Watchers},
+};
+use crate::{config, sys, telemetry::Telemetry};
 
 /// Largest message in either direction: lists of thousands of containers fit (feature row J10).
 pub(super) const MESSAGE_LIMIT: usize = 32 << 20;
@@ -43,6 +52,14 @@ pub enum Error {
     /// The group in the configuration does not exist.
     #[error("socket_group: no group named {0:?}")]
     NoGroup(String),
+    /// The file for notes on who asked for what.
+    #[error("open audit.file {}: {source}", path.display())]
+    Audit {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Serving failed.
     #[error("serve CRI: {0}")]
     Serve(#[from] tonic::transport::Error),
@@ -59,6 +76,7 @@ pub enum Error {
 pub struct Server {
     listener: StdUnixListener,
     path: PathBuf,
+    watchers: Watchers,
 }
 
 /// Calls of one client that it may have given up before they were looked at. Beyond that its connection is closed, with all
@@ -102,7 +120,27 @@ impl Server {
         Ok(Self {
             listener,
             path: path.to_owned(),
+            watchers: Watchers::default(),
         })
+    }
+
+    /// Has calls counted, and noted as the settings say.
+    ///
+    /// # Errors
+    /// When the file for notes can't be opened.
+    pub fn watched(mut self, telemetry: Telemetry, settings: &config::Audit) -> Result<Self, Error> {
+        let open = |path: &PathBuf| {
+            Audit::open(path).map_err(|source| Error::Audit {
+                path: path.clone(),
+                source,
+            })
+        };
+        self.watchers = Watchers {
+            telemetry,
+            audit: settings.file.as_ref().map(open).transpose()?,
+            audit_reads: settings.reads,
+        };
+        Ok(self)
     }
 
     /// Serves on a thread of its own until `stop` is cancelled, then lets running calls end and removes the socket. What
@@ -118,6 +156,7 @@ impl Server {
             .map_err(Error::Thread)?;
         let cut_off = CancellationToken::new();
         let cut = cut_off.clone();
+        let audit = self.watchers.audit.clone();
         let (sender, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("wharf-cri".into())
@@ -137,7 +176,7 @@ impl Server {
                 let _ = sender.send(result);
             })
             .map_err(Error::Thread)?;
-        Ok(Serving { ended, cut_off })
+        Ok(Serving { ended, cut_off, audit })
     }
 
     /// Clients written in Go may send the URL-encoded socket path as `:authority`: see [`authority`].
@@ -151,11 +190,16 @@ impl Server {
         let own = WharfServer::new(face.clone());
         let incoming = UnixListenerStream::new(UnixListener::from_std(self.listener).map_err(Error::Thread)?)
             .map(|stream| stream.map(|stream| Gathered::new(authority::Lenient::new(stream))));
+        let watchers = self.watchers;
         let result = tonic::transport::Server::builder()
             .http2_max_pending_accept_reset_streams(Some(MOST_GIVEN_UP))
-            .add_service(Elsewhere::new(runtime.clone(), Lists::new(face, cri)))
-            .add_service(Elsewhere::new(runtime.clone(), images))
-            .add_service(Elsewhere::new(runtime, own))
+            .add_service(HealthServer::new(face.clone()))
+            .add_service(Watched::new(
+                watchers.clone(),
+                Elsewhere::new(runtime.clone(), Lists::new(face, cri)),
+            ))
+            .add_service(Watched::new(watchers.clone(), Elsewhere::new(runtime.clone(), images)))
+            .add_service(Watched::new(watchers, Elsewhere::new(runtime, own)))
             .serve_with_incoming_shutdown(incoming, stop)
             .await;
         let _ = std::fs::remove_file(&self.path);
@@ -168,9 +212,17 @@ impl Server {
 pub struct Serving {
     ended: oneshot::Receiver<Result<(), Error>>,
     cut_off: CancellationToken,
+    audit: Option<Audit>,
 }
 
 impl Serving {
+    /// Opens the file of who asked for what anew, if there is one: a rotation has moved it away.
+    pub fn reopen_audit(&self) {
+        if let Some(audit) = &self.audit {
+            audit.reopen();
+        }
+    }
+
     /// Waits for its end. Cancel-safe; nothing comes after the first answer.
     ///
     /// # Errors

@@ -30,10 +30,6 @@ use super::{
     streams::{Stream, chunks},
 };
 
-fn not_yet<T>(call: &str) -> Result<Response<T>, Status> {
-    Err(Status::unimplemented(format!("{call} is not implemented yet")))
-}
-
 #[async_trait]
 impl RuntimeService for Face {
     type StreamPodSandboxesStream = Stream<StreamPodSandboxesResponse>;
@@ -286,13 +282,14 @@ impl RuntimeService for Face {
 
     async fn checkpoint_pod(
         &self,
-        _: Request<CheckpointPodRequest>,
+        request: Request<CheckpointPodRequest>,
     ) -> Result<Response<CheckpointPodResponse>, Status> {
-        not_yet("CheckpointPod")
+        self.checkpoint_sandbox(request).await?;
+        Ok(Response::new(CheckpointPodResponse {}))
     }
 
-    async fn restore_pod(&self, _: Request<RestorePodRequest>) -> Result<Response<RestorePodResponse>, Status> {
-        not_yet("RestorePod")
+    async fn restore_pod(&self, request: Request<RestorePodRequest>) -> Result<Response<RestorePodResponse>, Status> {
+        self.restore_sandbox(request).await.map(Response::new)
     }
 
     async fn get_container_events(

@@ -19,18 +19,27 @@ fn code(error: &Error) -> Code {
         Error::EventsLost(_) | Error::HistoryLost(_) => Code::DataLoss,
         Error::Gone(_) => Code::OutOfRange,
         Error::Ending => Code::Unavailable,
-        Error::Internal(_) | Error::Network(_) | Error::Store(_) => Code::Internal,
+        Error::Network(error) => network_code(error),
+        Error::Internal(_) | Error::Store(_) => Code::Internal,
         Error::Sandbox(error) => match &**error {
             sandbox::Error::Invalid(_) | sandbox::Error::Selinux(_) => Code::InvalidArgument,
             sandbox::Error::Unsupported(_) => Code::Unimplemented,
-            sandbox::Error::Network { source, .. } => match &**source {
-                netns::Error::Sysctl { .. } | netns::Error::PortMapping { .. } => Code::InvalidArgument,
-                _ => Code::Internal,
-            },
+            sandbox::Error::Network { source, .. } => network_code(source),
             _ => Code::Internal,
         },
         Error::Container(error) => container_code(error),
         Error::Image(error) => image_code(error),
+    }
+}
+
+fn network_code(error: &netns::Error) -> Code {
+    use netns::Error as E;
+    match error {
+        E::Sysctl { .. } | E::PortMapping { .. } | E::BadNetwork { .. } => Code::InvalidArgument,
+        E::NoSuchNetwork(_) => Code::NotFound,
+        E::NetworkExists(_) => Code::AlreadyExists,
+        E::NetworkInUse { .. } => Code::FailedPrecondition,
+        _ => Code::Internal,
     }
 }
 

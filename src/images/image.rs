@@ -1,6 +1,6 @@
 //! What an image is once it is here, and the part of its configuration that containers need.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Deserializer};
 use wharf_proto::record;
@@ -27,10 +27,20 @@ pub struct Image {
     pub artifact: Option<Artifact>,
     /// Kubelet's garbage collection must spare it.
     pub pinned: bool,
+    /// By its manifest's annotations it is a container's checkpoint, and no root filesystem.
+    pub checkpoint: bool,
     /// When it was pulled first; Unix time, nanoseconds.
     pub pulled_at: i64,
     /// Keep the layers on disk while anyone holds this image; in the order of `layers`.
     pub(super) pins: Vec<Pin>,
+}
+
+impl Image {
+    /// Where the files of its layers are, the uppermost first; there as long as somebody holds the image.
+    #[must_use]
+    pub fn layer_directories(&self) -> Vec<PathBuf> {
+        self.pins.iter().rev().map(Pin::path).collect()
+    }
 }
 
 /// What makes an OCI artifact of an [`Image`].

@@ -194,7 +194,11 @@ impl Index {
         sync(&temporary.path().join("record"))?;
         temporary.keep_as(&self.directory(&arrival.id))?;
         sync(&self.root.join("records"))?;
-        let image = Arc::new(image(&record, config, arrival.pins));
+        let checkpoint = arrival
+            .documents
+            .iter()
+            .any(|(_, bytes)| manifest::is_checkpoint(bytes));
+        let image = Arc::new(image(&record, config, arrival.pins, checkpoint));
         let tags: Vec<String> = record.tags.iter().map(|tag| tag.name.clone()).collect();
         let first = names(&record).into_iter().next().unwrap_or_default();
         entries.insert(arrival.id.clone(), Entry { record, image });
@@ -376,7 +380,7 @@ impl Index {
         let path = self.directory(&record.id).join("record");
         store::write_record(&path, &record)?;
         sync(&path)?;
-        entry.image = Arc::new(image(&record, entry.image.config.clone(), entry.image.pins.clone()));
+        entry.image = Arc::new(entry.again(&record));
         entry.record = record;
         Ok(())
     }
@@ -441,6 +445,7 @@ fn load(path: &Path, name: &str, layers: &Layers) -> Result<std::result::Result<
 /// # Errors
 /// When a file can't be read.
 fn complete(path: &Path, record: &record::Image, layers: &Layers) -> Result<std::result::Result<Arc<Image>, String>> {
+    let directory = path;
     let path = path.join("config");
     let config = match fs::read(&path) {
         Ok(config) => config,
@@ -460,7 +465,23 @@ fn complete(path: &Path, record: &record::Image, layers: &Layers) -> Result<std:
             .ok_or_else(|| format!("layer {} is missing", layer.diff_id))
     };
     let pins: std::result::Result<Vec<_>, _> = record.layers.iter().map(pin).collect();
-    Ok(pins.map(|pins| Arc::new(image(record, config, pins))))
+    let checkpoint = has_checkpoint(directory)?;
+    Ok(pins.map(|pins| Arc::new(image(record, config, pins, checkpoint))))
+}
+
+/// Whether a manifest in an image's directory says that it is a checkpoint.
+fn has_checkpoint(directory: &Path) -> Result<bool> {
+    for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
+        let name = entry.map_err(Error::io("list", directory))?.file_name();
+        if name.to_str().is_some_and(|name| name.len() == 64 && is_hex(name)) {
+            let path = directory.join(name);
+            let document = fs::read(&path).map_err(Error::io("read", path))?;
+            if manifest::is_checkpoint(&document) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// What an image is called, with a tag or a digest.
@@ -492,11 +513,7 @@ fn settle_tags(entries: &mut BTreeMap<String, Entry>) -> Vec<(String, Vec<String
             keeps
         });
         if !lost.is_empty() {
-            entry.image = Arc::new(image(
-                &entry.record,
-                entry.image.config.clone(),
-                entry.image.pins.clone(),
-            ));
+            entry.image = Arc::new(entry.again(&entry.record));
             losers.push((id.clone(), lost));
         }
     }
@@ -538,7 +555,15 @@ fn named(list: &List, reference: &Reference) -> Option<Arc<Image>> {
     list.iter().find(fits).cloned()
 }
 
-fn image(record: &record::Image, config: ImageConfig, pins: Vec<Pin>) -> Image {
+impl Entry {
+    /// The same image, as `record` has it by now.
+    fn again(&self, record: &record::Image) -> Image {
+        let known = &self.image;
+        image(record, known.config.clone(), known.pins.clone(), known.checkpoint)
+    }
+}
+
+fn image(record: &record::Image, config: ImageConfig, pins: Vec<Pin>, checkpoint: bool) -> Image {
     Image {
         id: record.id.clone(),
         tags: record.tags.iter().map(|tag| tag.name.clone()).collect(),
@@ -548,6 +573,7 @@ fn image(record: &record::Image, config: ImageConfig, pins: Vec<Pin>) -> Image {
         layers: record.layers.iter().map(Layer::of).collect(),
         artifact: super::Artifact::of(record),
         pinned: record.pinned,
+        checkpoint,
         pulled_at: record.pulled_at,
         pins,
     }

@@ -1,5 +1,7 @@
 //! Manifests and indexes, of OCI and of Docker, checked for what they could do to us.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use super::{Error, Layer, Result, platform::Host, reference::is_digest, registry::Document};
@@ -203,6 +205,22 @@ pub(super) fn parse(document: &Document, host: &Host) -> Result<Parsed> {
     }))
 }
 
+/// Whether the annotations of a manifest or index say that it is of a container's checkpoint: CRI-O's key, or those of
+/// checkpointctl (lib/annotations.go), which containerd writes too.
+pub(super) fn is_checkpoint(document: &[u8]) -> bool {
+    let annotated: Option<Annotated> = serde_json::from_slice(document).ok();
+    let annotations = annotated.and_then(|annotated| annotated.annotations);
+    annotations
+        .unwrap_or_default()
+        .keys()
+        .any(|key| key == "io.kubernetes.cri-o.annotations.checkpoint.name" || key.starts_with("org.criu.checkpoint."))
+}
+
+#[derive(Deserialize)]
+struct Annotated {
+    annotations: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+}
+
 /// What a file of an artifact is called: its title, or its digest.
 ///
 /// # Errors
@@ -335,6 +353,19 @@ mod tests {
             media_type: media_type.into(),
         };
         parse(&document, &Host::new("amd64", ""))
+    }
+
+    #[test]
+    fn a_checkpoint_is_known_by_its_annotations() {
+        for (key, is) in [
+            ("io.kubernetes.cri-o.annotations.checkpoint.name", true),
+            ("org.criu.checkpoint.container.name", true),
+            ("org.opencontainers.image.created", false),
+        ] {
+            let json = format!(r#"{{"schemaVersion":2,"annotations":{{"{key}":"x"}}}}"#);
+            assert_eq!(is_checkpoint(json.as_bytes()), is, "{key}");
+        }
+        assert!(!is_checkpoint(b"{}") && !is_checkpoint(b"no json"));
     }
 
     #[test]

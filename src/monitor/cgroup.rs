@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::sys;
+use crate::cgroups::systemd::{self, Scope};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -66,24 +67,37 @@ impl Roots {
             }
         }
         if let Some(root) = &self.v2 {
-            let dir = below(root, path);
-            let _ = fs::create_dir_all(&dir);
-            let _ = put(&dir.join("cgroup.procs"), b"0");
+            let procs = below(root, path).join("cgroup.procs");
+            match Scope::at(path) {
+                // The first monitor begins the scope, which is gone again when the last has ended.
+                Some(scope) => {
+                    if put(&procs, b"0").is_err() && systemd::start(&scope, "Monitors of Wharf's pods").is_err() {
+                        // Another was faster.
+                        let _ = put(&procs, b"0");
+                    }
+                }
+                None => {
+                    let _ = fs::create_dir_all(below(root, path));
+                    let _ = put(&procs, b"0");
+                }
+            }
         }
     }
 
-    /// How often the kernel's OOM killer ended a process of the cgroup `path`; 0 when that is not known.
-    pub fn oom_kills(&self, path: &str) -> u64 {
+    /// How often the kernel's OOM killer ended a process of the cgroup `path` or below it; None when that is not known, as
+    /// when the cgroup is gone.
+    pub fn oom_kills(&self, path: &str) -> Option<u64> {
         let memory = self.v1.iter().find(|root| root.ends_with("memory"));
         let file = match (memory, &self.v2) {
             (Some(root), _) => below(root, path).join("memory.oom_control"),
             (None, Some(root)) => below(root, path).join("memory.events"),
-            _ => return 0,
+            _ => return None,
         };
-        let text = fs::read_to_string(file).unwrap_or_default();
-        text.lines()
-            .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
-            .unwrap_or(0)
+        let text = fs::read_to_string(file).ok()?;
+        let count = text
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
+        Some(count.unwrap_or(0))
     }
 
     /// Lets the processes of the cgroup `path` go on. Fine if they do, or if it is gone.

@@ -73,6 +73,9 @@ pub struct Container {
     /// How many of its processes had been killed for lack of memory when it was first sent a signal: what ends it then
     /// is the signal, unless the count has grown.
     pub oom_before_signal: Option<u64>,
+    /// How many processes had been killed for lack of memory in the cgroup above and in none of this pod's containers, when
+    /// this one was made. For when its own count is gone.
+    pub oom_above: Option<u64>,
     /// Unix time, nanoseconds.
     pub started_at: i64,
     /// When outputs that outlive init are closed.

@@ -1,9 +1,6 @@
 //! What a pod's network devices have carried.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-
-use nix::sched::{CloneFlags, setns};
 
 use super::{Error, Result, thread};
 
@@ -34,18 +31,13 @@ pub struct Traffic {
 /// See [`super::Networks::counters`].
 pub(super) async fn read(netns: PathBuf) -> Result<Vec<Counters>> {
     thread::run("wharf-counters", move || {
-        enter(&netns)?;
+        super::enter(&netns)?;
         // The list under /proc is written without the lock that every change of a device anywhere holds for long.
         let list = Path::new("/proc/thread-self/net/dev");
         let text = std::fs::read_to_string(list).map_err(|source| Error::io("read", list, source))?;
         Ok(parse(&text))
     })
     .await
-}
-
-fn enter(netns: &Path) -> Result<()> {
-    let handle = File::open(netns).map_err(|source| Error::io("open network namespace", netns, source))?;
-    setns(&handle, CloneFlags::CLONE_NEWNET).map_err(|errno| Error::io("enter network namespace", netns, errno.into()))
 }
 
 /// Two lines of headings, then one for each device: eight columns in, eight out. The loopback device is left out: its

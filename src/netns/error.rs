@@ -56,6 +56,36 @@ pub enum Error {
         /// The subnet, as configured.
         subnet: String,
     },
+    /// There is no named network of that name.
+    #[error("there is no network {0:?}")]
+    NoSuchNetwork(String),
+    /// There is one already.
+    #[error("network {0:?} exists already")]
+    NetworkExists(String),
+    /// Pods are on it.
+    #[error("network {name:?} is in use by {pods}")]
+    NetworkInUse {
+        /// The network.
+        name: String,
+        /// Ids of the pods.
+        pods: String,
+    },
+    /// A named network that can't be, or can't be used so.
+    #[error("network {name:?}: {reason}")]
+    BadNetwork {
+        /// The network.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A device of a bridge's name was not made by this daemon.
+    #[error("device {bridge} belongs to {owner}: Wharf needs a bridge of that name for itself")]
+    ForeignBridge {
+        /// The device.
+        bridge: String,
+        /// What is known of its owner.
+        owner: String,
+    },
     /// A host port belongs to another pod.
     #[error("host port {port} is held by pod {holder}")]
     PortTaken {

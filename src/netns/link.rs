@@ -1,6 +1,6 @@
 //! Devices, addresses and routes over rtnetlink, in the namespace of the thread that opens the connection.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{
@@ -19,6 +19,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::Result;
 use super::socket::{Conversation, Refusal};
+use super::subnet::Subnet;
 
 /// A device as far as this room looks at it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub(super) struct Link {
     pub(super) master: Option<u32>,
     pub(super) is_bridge: bool,
     pub(super) mac: Vec<u8>,
+    /// What its maker has written on it; mostly empty.
+    pub(super) alias: String,
 }
 
 /// A veth pair that has one end here and the other in a pod.
@@ -76,6 +79,68 @@ impl Links {
         self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK)
             .map(drop)
             .map_err(|refusal| refusal.during(format!("bring up device {name}")))
+    }
+
+    /// Writes on the device whose it is.
+    pub(super) fn set_alias(&mut self, name: &str, alias: &str) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::IfAlias(alias.to_owned()),
+        ];
+        self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK)
+            .map(drop)
+            .map_err(|refusal| refusal.during(format!("name the owner of device {name}")))
+    }
+
+    /// Every subnet that a device leads to, with the device's index; not the default routes, nor the machine's own addresses.
+    pub(super) fn subnets(&mut self) -> Result<Vec<(Subnet, u32)>> {
+        let mut subnets = Vec::new();
+        for family in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+            let answers = self
+                .request(RouteNetlinkMessage::GetRoute(route(family)), NLM_F_DUMP)
+                .map_err(|refusal| refusal.during("list routes"))?;
+            for answer in answers {
+                let RouteNetlinkMessage::NewRoute(found) = answer else {
+                    continue;
+                };
+                let (prefix, unicast) = (
+                    found.header.destination_prefix_length,
+                    found.header.kind == RouteType::Unicast,
+                );
+                let mut destination = None;
+                let mut device = None;
+                for attribute in found.attributes {
+                    match attribute {
+                        RouteAttribute::Destination(RouteAddress::Inet(v4)) => destination = Some(IpAddr::V4(v4)),
+                        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => destination = Some(IpAddr::V6(v6)),
+                        RouteAttribute::Oif(index) => device = Some(index),
+                        _ => {}
+                    }
+                }
+                let local = destination.is_some_and(|ip| match ip {
+                    IpAddr::V4(v4) => v4.is_loopback(),
+                    // fe80::/10 and ff00::/8 are every device's.
+                    IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_multicast() || v6.is_loopback(),
+                });
+                if let (Some(destination), Some(device)) = (destination, device)
+                    && unicast
+                    && !local
+                    && prefix > 0
+                {
+                    subnets.push((Subnet::holding(destination, prefix), device));
+                }
+            }
+        }
+        Ok(subnets)
+    }
+
+    /// The device with this index.
+    pub(super) fn at(&mut self, index: u32) -> Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.get(message, Vec::new())
+            .map_err(|refusal| refusal.during(format!("look up device {index}")))
     }
 
     /// Makes a bridge that is up. Its hardware address stays what it is when ports come and go, so that pods never
@@ -285,12 +350,14 @@ fn as_link(answer: RouteNetlinkMessage) -> Option<Link> {
         master: None,
         is_bridge: false,
         mac: Vec::new(),
+        alias: String::new(),
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(mac) => link.mac = mac,
+            LinkAttribute::IfAlias(alias) => link.alias = alias,
             LinkAttribute::Controller(index) => link.master = Some(index),
             LinkAttribute::LinkInfo(infos) => link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge)),
             _ => {}

@@ -10,11 +10,15 @@ mod builtin;
 mod cni;
 mod connect;
 mod counters;
+mod dns;
 mod error;
 mod knob;
 mod link;
+mod named;
 mod namespaces;
 mod nft;
+mod people;
+mod pool;
 mod ports;
 mod shape;
 mod socket;
@@ -26,11 +30,14 @@ mod users;
 
 #[cfg(fuzzing)]
 pub use cni::fuzzing;
+#[cfg(fuzzing)]
+pub use dns::fuzzing as dns_fuzzing;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,15 +48,20 @@ pub use builtin::{Reserved, reserved};
 pub use connect::connect;
 pub use counters::{Counters, Traffic};
 pub use error::{Error, Result};
+use nix::sched::{CloneFlags, setns};
 pub use users::Users;
 use wharf_proto::{cri, record};
 
 use crate::config::{Config, IpPreference, NetworkMode};
-use builtin::Builtin;
+use builtin::{Builtin, Seat};
 use cni::Cni;
+use named::Named;
 use nft::Monitor;
 use ports::HostPorts;
 use task::Task;
+
+/// What people call the network that the configuration describes.
+pub const DEFAULT_NETWORK: &str = "default";
 
 /// Which namespaces a pod gets of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,6 +74,20 @@ pub struct Want {
     pub uts: bool,
     /// A user namespace that owns the others.
     pub users: Option<Users>,
+}
+
+/// A named network that a pod shall be on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Membership {
+    /// The network's name.
+    pub network: String,
+    /// What the pod is called there, beside its own names.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Addresses that it shall have there; at most one of each family.
+    #[serde(default)]
+    pub ips: Vec<IpAddr>,
 }
 
 /// What a pod's network needs to know about the pod.
@@ -95,6 +121,8 @@ pub struct PodNetwork {
     pub ips: Vec<String>,
     /// Hardware address that it shall have, where one is asked for.
     pub mac: Option<String>,
+    /// The named networks that it shall be on instead of the configured one, none of them too; unset is the configured one.
+    pub networks: Option<Vec<Membership>>,
 }
 
 /// Whether pods can be attached.
@@ -135,6 +163,7 @@ struct Kinds {
     /// For so long a pod waits at most for a network that is not ready.
     patience: Duration,
     builtin: Arc<Builtin>,
+    named: Arc<Named>,
     cni: Cni,
     ports: HostPorts,
     guard: Mutex<Option<Task>>,
@@ -146,7 +175,8 @@ impl Networks {
     /// # Errors
     /// When a setting can't be used or the state directory can't be read.
     pub async fn open(cfg: &Config) -> Result<Self> {
-        let builtin = Arc::new(Builtin::open(&cfg.builtin_network, &cfg.state_dir).await?);
+        let builtin = Arc::new(Builtin::of_config(&cfg.builtin_network, &cfg.state_dir).await?);
+        let named = Arc::new(Named::open(&cfg.state_dir, Arc::clone(&builtin)).await?);
         let ports = HostPorts::open(&cfg.builtin_network.bridge, &cfg.state_dir).await?;
         let cni = Cni::open(cfg, cfg.network == NetworkMode::Cni).await?;
         Ok(Self(Arc::new(Kinds {
@@ -155,6 +185,7 @@ impl Networks {
             default_handler: cfg.default_runtime.clone(),
             patience: Duration::from_secs(cfg.cni.ready_wait_secs),
             builtin,
+            named,
             cni,
             ports,
             guard: Mutex::default(),
@@ -187,8 +218,8 @@ impl Networks {
     #[must_use]
     pub fn is_usable(&self, pod: &PodNetwork) -> bool {
         match self.0.mode {
-            NetworkMode::Builtin => true,
-            NetworkMode::Cni => self.0.cni.is_usable(&pod.handler),
+            NetworkMode::Cni if pod.networks.is_none() => self.0.cni.is_usable(&pod.handler),
+            _ => true,
         }
     }
 
@@ -198,12 +229,12 @@ impl Networks {
     /// [`Error::NotReady`] when it is not by then.
     pub async fn ready(&self, pod: &PodNetwork, deadline: Option<Instant>) -> Result<Ready> {
         match self.0.mode {
-            NetworkMode::Builtin => Ok(Ready(None)),
-            NetworkMode::Cni => {
+            NetworkMode::Cni if pod.networks.is_none() => {
                 let last = Instant::now() + self.0.patience;
                 let deadline = deadline.map_or(last, |deadline| deadline.min(last));
                 self.0.cni.ready(&pod.handler, deadline).await.map(Some).map(Ready)
             }
+            _ => Ok(Ready(None)),
         }
     }
 
@@ -250,9 +281,10 @@ impl Networks {
             ports.take(&pod.pod_id, &pod.port_mappings).await?;
         }
         let answered = async |addresses: Vec<(IpAddr, u8)>| ports.lead(&pod.pod_id, &addresses).await;
-        match ready.0 {
-            None => self.0.builtin.attach(pod, note, answered).await,
-            Some(lists) => self.0.cni.attach(pod, &lists, note, answered).await,
+        match (&pod.networks, ready.0) {
+            (Some(wishes), _) => self.0.named.attach(pod, wishes, note, answered).await,
+            (None, None) => self.0.builtin.attach(pod, note, answered).await,
+            (None, Some(lists)) => self.0.cni.attach(pod, &lists, note, answered).await,
         }
     }
 
@@ -286,12 +318,19 @@ impl Networks {
         // No port may lead to an address that is somebody else's by then.
         let ports = self.0.ports.give_back(&pod.pod_id).await;
         let detached = match network.kind.as_str() {
-            builtin::KIND => self.0.builtin.detach(pod, network).await,
+            builtin::KIND => {
+                let seat = Seat {
+                    pod: pod.pod_id.clone(),
+                    ips: network.ips.clone(),
+                };
+                self.0.builtin.unplug(seat).await
+            }
             cni::KIND => self.0.cni.detach(pod, network).await,
-            // Nothing was noted, so nothing was done.
+            // On named networks only; or nothing was noted, so nothing was done.
             _ => Ok(()),
         };
-        ports.and(detached)
+        let left = self.0.named.leave_all(pod, &network.attachments).await;
+        ports.and(detached).and(left)
     }
 
     /// Counters of the devices in a pod's pinned network namespace, without the loopback device.
@@ -318,17 +357,22 @@ impl Networks {
     /// When the state directory can't be read or the kernel refuses.
     pub async fn recover(&self, live: &[(PodNetwork, record::Network)]) -> Result<()> {
         self.0.cni.recover(live);
-        self.0
-            .builtin
-            .recover(live, self.0.mode == NetworkMode::Builtin)
-            .await?;
+        let on_default = live.iter().filter(|(_, network)| network.kind == builtin::KIND);
+        let seats = on_default.map(|(pod, network)| Seat {
+            pod: pod.pod_id.clone(),
+            ips: network.ips.clone(),
+        });
+        let configured = self.0.mode == NetworkMode::Builtin;
+        self.0.builtin.recover(seats.collect(), configured).await?;
+        self.0.named.recover(live).await?;
         let pods = live.iter().map(|(pod, _)| pod.pod_id.clone());
         self.0.ports.recover(pods.collect()).await?;
-        let guard = Task::spawn(guard(
-            Monitor::open()?,
+        let kinds = (
             Arc::clone(&self.0.builtin),
+            Arc::clone(&self.0.named),
             self.0.ports.clone(),
-        ));
+        );
+        let guard = Task::spawn(guard(Monitor::open()?, kinds));
         *self.0.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
         Ok(())
     }
@@ -339,19 +383,24 @@ impl Networks {
     /// When the kernel refuses; the next start finds it.
     pub async fn release_unused(&self) -> Result<()> {
         let ports = self.0.ports.release_unused().await;
-        self.0.builtin.release_unused().await.and(ports)
+        let named = self.0.named.release_unused().await;
+        self.0.builtin.release_unused().await.map(drop).and(named).and(ports)
     }
 }
 
 /// Makes rules anew when somebody else takes them away.
-async fn guard(monitor: Monitor, builtin: Arc<Builtin>, ports: HostPorts) {
+async fn guard(monitor: Monitor, (builtin, named, ports): (Arc<Builtin>, Arc<Named>, HostPorts)) {
     loop {
-        let ours = |table: &str| table == ports.table() || builtin.has_table(table);
+        let ours = |table: &str| table == ports.table() || builtin.has_table(table) || named.has_table(table);
         if let Err(error) = monitor.lost(ours).await {
             tracing::error!(%error, "rules that somebody takes away will not be made anew");
             return;
         }
-        let made = builtin.rebuild().await.and(ports.rebuild().await);
+        let made = builtin
+            .rebuild()
+            .await
+            .and(named.rebuild().await)
+            .and(ports.rebuild().await);
         match made {
             Ok(()) => tracing::warn!("somebody took away rules of Wharf's nftables tables; they are made anew"),
             Err(error) => tracing::error!(%error, "make nftables rules anew that somebody took away"),
@@ -367,4 +416,10 @@ fn order(ips: &mut [String], preference: IpPreference) {
         IpPreference::Ipv6 => ips.sort_by_key(|ip| !is_v6(ip)),
         IpPreference::Network => {}
     }
+}
+
+/// Puts the calling thread into a network namespace.
+fn enter(netns: &Path) -> Result<()> {
+    let handle = File::open(netns).map_err(|source| Error::io("open network namespace", netns, source))?;
+    setns(&handle, CloneFlags::CLONE_NEWNET).map_err(|errno| Error::io("enter network namespace", netns, errno.into()))
 }

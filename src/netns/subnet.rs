@@ -76,6 +76,47 @@ impl Subnet {
         address.is_ipv6() == self.is_v6() && Self::holding(address, self.prefix) == *self
     }
 
+    /// Reads CIDR notation of a part of a subnet, which may be as small as one address.
+    pub(super) fn part(text: &str) -> Option<Self> {
+        let (address, prefix) = text.split_once('/')?;
+        let (address, prefix): (IpAddr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
+        let longest = if address.is_ipv6() { 128 } else { 32 };
+        (1..=longest).contains(&prefix).then(|| Self::holding(address, prefix))
+    }
+
+    /// True if an address is in both.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        self.contains(other.network) || other.contains(self.network)
+    }
+
+    /// How many addresses there are, at most as many as are handed out.
+    pub(super) fn count(&self) -> u32 {
+        let bits = if self.is_v6() { 128 } else { 32 } - u32::from(self.prefix);
+        1u128.checked_shl(bits).unwrap_or(u128::MAX).min(MOST) as u32
+    }
+
+    /// The address with this number, counted from the network's own.
+    pub(super) fn nth(&self, number_in: u32) -> IpAddr {
+        from_number(number(self.network) + u128::from(number_in), self.is_v6())
+    }
+
+    /// The inverse of [`Self::nth`].
+    pub(super) fn index(&self, address: IpAddr) -> Option<u32> {
+        let index = number(address).checked_sub(number(self.network))?;
+        u32::try_from(index)
+            .ok()
+            .filter(|index| self.contains(address) && *index < self.count())
+    }
+
+    /// The last address.
+    pub(super) fn last(&self) -> IpAddr {
+        let host = match self.is_v6() {
+            true => !number(self.mask()),
+            false => u128::from(!(number(self.mask()) as u32)),
+        };
+        from_number(number(self.network) | host, self.is_v6())
+    }
+
     /// The bridge's own address: the first.
     pub(super) fn gateway(&self) -> IpAddr {
         from_number(number(self.network) + 1, self.is_v6())

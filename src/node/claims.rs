@@ -88,8 +88,12 @@ impl Node {
 
     /// Removes a container that nobody was told of. What can't be removed goes with its pod.
     async fn drop_hidden(&self, container: &Arc<Container>) {
+        let before = self.about_to_go(container).await;
         match containers::remove(&self.inner.tools, container).await {
-            Ok(()) => self.forget_container(container),
+            Ok(()) => {
+                self.plugins_hear_removal(container, before).await;
+                self.forget_container(container);
+            }
             Err(error) => {
                 tracing::error!(container = container.id, %error, "a container that nobody asked for again could not be removed");
             }

@@ -14,7 +14,7 @@ use super::{
     pods::{absent_is_none, check_size},
 };
 use crate::{
-    containers::{self, Container, Output},
+    containers::{self, Container, Output, Part},
     images::{Order, Outflow},
     sandbox::Sandbox,
     store,
@@ -26,7 +26,7 @@ pub(super) fn is_visible(record: &record::Container) -> bool {
 }
 
 impl ContainerKey {
-    fn of(record: &record::Container) -> Self {
+    pub(super) fn of(record: &record::Container) -> Self {
         let metadata = record
             .config
             .as_ref()
@@ -58,25 +58,20 @@ impl Node {
             ));
         }
         check_size("container", &config)?;
-        let record = record::Container {
-            schema: store::schema(),
-            id: store::new_id()?,
-            pod_id: pod.id.clone(),
-            config: Some(config),
-            created_at: store::now(),
-            state: ContainerState::ContainerCreating.into(),
-            runtime_handler: pod.record.get().runtime_handler.clone(),
-            ..Default::default()
+        let metadata = config.metadata.clone().unwrap_or_default();
+        let key = ContainerKey {
+            pod: pod.id.clone(),
+            name: metadata.name,
+            attempt: metadata.attempt,
         };
-        let key = ContainerKey::of(&record);
-        let (node, finder, wanted) = (self.clone(), self.clone(), record.config.clone());
+        let (node, finder, wanted) = (self.clone(), self.clone(), Some(config.clone()));
         let wanted_key = key.clone();
         self.inner
             .container_jobs
             .run(
                 key,
                 move || finder.finished_container(&wanted_key, wanted.as_ref()),
-                move |callers| async move { node.make_container(pod, record, pod_config, callers).await },
+                move |callers| async move { node.make_container(pod, config, pod_config, None, callers).await },
                 |why| Err(Error::Internal(format!("create container: {why}"))),
             )
             .await
@@ -113,17 +108,29 @@ impl Node {
         })
     }
 
-    async fn make_container(
+    /// Makes a container, of its part of a pod's checkpoint if that is given.
+    pub(super) async fn make_container(
         &self,
         pod: Arc<Sandbox>,
-        record: record::Container,
+        config: ContainerConfig,
         pod_config: Option<PodSandboxConfig>,
+        part: Option<Part>,
         callers: Callers,
     ) -> Result<String> {
+        let record = record::Container {
+            schema: store::schema(),
+            id: store::new_id()?,
+            pod_id: pod.id.clone(),
+            config: Some(config),
+            created_at: store::now(),
+            state: ContainerState::ContainerCreating.into(),
+            runtime_handler: pod.record.get().runtime_handler.clone(),
+            ..Default::default()
+        };
         self.finish_unseen_containers(&record).await;
         let container = Arc::new(Container::new(pod, record));
         let others = self.containers_of(&container.sandbox.id);
-        let work = containers::create(&self.inner.tools, &container, pod_config, &others);
+        let work = containers::create(&self.inner.tools, &container, pod_config, &others, part);
         let made = self.follow("CreateContainer", &container, work).await;
         if made.is_ok() && container.sandbox.is_ready() && callers.are_gone() {
             self.hide_container(&container);
@@ -133,13 +140,22 @@ impl Node {
         let made = match made {
             Ok(()) if container.sandbox.is_ready() => {
                 self.tell_container(&container);
+                self.plugins_hear_created(&container).await;
+                // They may have taken their time.
+                if callers.are_gone() && !container.claim.is_hidden() {
+                    self.hide_container(&container);
+                }
                 return Ok(container.id.clone());
             }
             Ok(()) => Error::State(format!("pod sandbox {} was stopped meanwhile", container.sandbox.id)),
             Err(error) => error.into(),
         };
+        let before = self.about_to_go(&container).await;
         match containers::undo(&self.inner.tools, &container).await {
-            Ok(()) => self.forget_container(&container),
+            Ok(()) => {
+                self.plugins_hear_removal(&container, before).await;
+                self.forget_container(&container);
+            }
             Err(error) => {
                 tracing::error!(container = container.id, %error, "container that failed to be created could not be undone");
             }
@@ -178,14 +194,23 @@ impl Node {
         let node = self.clone();
         self.own(async move {
             let others = node.containers_of(&container.sandbox.id);
-            let work = containers::start(&node.inner.tools, &container, &others);
+            let work = async {
+                node.plugins_let_start(&container).await?;
+                Ok(containers::start(&node.inner.tools, &container, &others).await?)
+            };
             let started = node.follow("StartContainer", &container, work).await;
             node.tell_container(&container);
             match &started {
-                Ok(()) => node.sample_new(&container),
-                Err(_) => node.remove_if_over(&container.sandbox),
+                Ok(()) => {
+                    node.sample_new(&container);
+                    node.plugins_hear_started(&container).await;
+                }
+                Err(_) => {
+                    node.plugins_hear_end(&container).await;
+                    node.remove_if_over(&container.sandbox);
+                }
             }
-            Ok(started?)
+            started
         })
         .await
     }
@@ -201,7 +226,9 @@ impl Node {
         let node = self.clone();
         self.own(async move {
             let work = containers::stop(&node.inner.tools, &container, timeout);
-            Ok(node.follow("StopContainer", &container, work).await?)
+            node.follow("StopContainer", &container, work).await?;
+            node.plugins_hear_end(&container).await;
+            Ok(())
         })
         .await
     }
@@ -238,8 +265,10 @@ impl Node {
         };
         let node = self.clone();
         self.own(async move {
+            let before = node.about_to_go(&container).await;
             let work = containers::remove(&node.inner.tools, &container);
             node.follow("RemoveContainer", &container, work).await?;
+            node.plugins_hear_removal(&container, before).await;
             node.forget_container(&container);
             Ok(())
         })
@@ -257,17 +286,6 @@ impl Node {
         let _caller = gone.clone().drop_guard();
         let drain = Duration::from_secs(self.config().containers.exec_drain_secs);
         self.own(async move { Ok(containers::exec_sync(&container, command, timeout, drain, gone).await?) })
-            .await
-    }
-
-    /// Writes a checkpoint of a container; see [`containers::checkpoint`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn checkpoint(&self, id: &str, location: String, timeout: Duration) -> Result<()> {
-        let container = self.container(id)?;
-        let node = self.clone();
-        self.own(async move { Ok(containers::checkpoint(&node.inner.tools, &container, &location, timeout).await?) })
             .await
     }
 

@@ -21,7 +21,7 @@ pub fn findings(config: &Config) -> Vec<Finding> {
     all.push(kernel::openat2());
     all.push(kernel::namespaces());
     all.push(kernel::seccomp());
-    all.extend(kernel::cgroups(config.cgroup_driver));
+    all.extend(kernel::cgroups(config.cgroups.driver));
     all.extend(storage::overlay(&config.state_dir));
     all.push(storage::space(&config.state_dir));
     all.extend(network::findings(config));

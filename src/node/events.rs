@@ -83,6 +83,11 @@ impl Bus {
         &self.history
     }
 
+    /// How many listen.
+    pub fn listeners(&self) -> usize {
+        self.sender.receiver_count()
+    }
+
     /// Cancelled when the streams of listeners must end.
     pub fn closing(&self) -> CancellationToken {
         self.closing.clone()
@@ -90,11 +95,18 @@ impl Bus {
 
     /// Sends those of `reached` that were not told yet. `moment` is asked for only when somebody listens, `event`, which
     /// describes the object for the history, when something is new.
-    fn tell(&self, id: &str, reached: &[Step], moment: impl FnOnce() -> Moment, event: impl FnOnce() -> api::Event) {
+    /// Returns the first of what was new.
+    fn tell(
+        &self,
+        id: &str,
+        reached: &[Step],
+        moment: impl FnOnce() -> Moment,
+        event: impl FnOnce() -> api::Event,
+    ) -> Option<Step> {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let last = told.get(id).copied();
         let mut new = reached.iter().filter(|step| last.is_none_or(|last| **step > last));
-        let Some(first) = new.next() else { return };
+        let first = new.next()?;
         if reached.ends_with(&[Step::Deleted]) {
             told.remove(id);
         } else if let Some(last) = reached.last() {
@@ -102,7 +114,7 @@ impl Bus {
         }
         self.history.object(reached, event());
         if self.sender.receiver_count() == 0 {
-            return;
+            return Some(*first);
         }
         let moment = moment();
         for step in std::iter::once(first).chain(new) {
@@ -113,6 +125,7 @@ impl Bus {
                 moment: moment.clone(),
             }));
         }
+        Some(*first)
     }
 }
 
@@ -192,12 +205,17 @@ impl Node {
             !known.contains_key(&container.id)
         };
         let reached = container_steps(&record, gone);
-        self.inner.events.tell(
+        let new = self.inner.events.tell(
             &container.id,
             &reached,
             || self.moment(&container.sandbox),
             || container_event(&record, &container.sandbox.record.get()),
         );
+        if let (Some(first), Some(exit)) = (new, &record.exit)
+            && first <= Step::Stopped
+        {
+            self.mechanisms().telemetry.container_exit(&exit.reason);
+        }
     }
 
     /// Tells what has happened to the pod itself since the last call.

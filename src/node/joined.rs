@@ -34,6 +34,11 @@ impl Callers {
         self.0.load(Ordering::Acquire) == 0
     }
 
+    /// Of work whose result counts whoever waits for it.
+    pub fn always() -> Self {
+        Self(Arc::new(AtomicUsize::new(1)))
+    }
+
     fn one_more(&self) -> Waiting {
         self.0.fetch_add(1, Ordering::AcqRel);
         Waiting(self.clone())

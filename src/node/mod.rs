@@ -4,6 +4,7 @@
 //! It holds no protocol of a face and touches no mechanism itself: objects (`sandbox`, `containers`) and the image
 //! store do. Read `pods.rs` for a pod's life from top to bottom.
 
+mod checkpoints;
 mod claims;
 mod containers;
 mod disk;
@@ -14,9 +15,11 @@ mod events;
 pub mod fsck;
 mod history;
 mod joined;
+mod networks;
 mod operations;
 mod over;
 mod pinned;
+mod plugins;
 mod pods;
 mod recovery;
 mod sampler;
@@ -31,15 +34,17 @@ use std::{
     time::Duration,
 };
 
+pub use checkpoints::{RestoreOrder, Restored};
 pub use disk::Used;
 pub use error::{Error, Result};
 pub use events::{Event, Moment, Step, Subscription};
 pub use history::{Ask, Listener};
 use joined::Joined;
+pub use networks::NetworkView;
 pub use operations::Operation;
 pub use over::{KEEP_LOG, REMOVE};
 pub use pinned::Pinned;
-pub use sandbox::Limits;
+pub use sandbox::{HOSTS, Limits, NETWORKS};
 pub use streams::{AttachOptions, ExecOptions, Input, Output, Session};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_util::{
@@ -53,10 +58,11 @@ use wharf_proto::{
 };
 
 use crate::{
-    config::Config,
+    config::{Config, Reloaded},
     containers::{Container, Tools},
     images::{self, Images},
     netns::NetworkStatus,
+    nri::Asks,
     sandbox::{self, Mechanisms, Sandbox},
 };
 
@@ -105,13 +111,15 @@ struct Inner {
 }
 
 impl Node {
-    /// Opens the node's state, takes over what still runs and takes down what is unfinished.
+    /// Opens the node's state, takes over what still runs and takes down what is unfinished. `asks` are those of the
+    /// plugins, where `tools` has some.
     ///
     /// # Errors
     /// When a room can't be opened. A single broken pod is logged and taken down, never an error.
-    pub async fn open(tools: Tools) -> Result<Self> {
+    pub async fn open(tools: Tools, asks: Option<Asks>) -> Result<Self> {
         let tasks = TaskTracker::new();
         let (run_dir, boot_id) = (tools.mechanisms.roots.run.clone(), tools.mechanisms.boot_id.clone());
+        let telemetry = tools.mechanisms.telemetry.clone();
         let owner = tasks.clone();
         let history = tokio::task::spawn_blocking(move || history::History::open(run_dir, &boot_id, &owner));
         let history = history
@@ -130,11 +138,14 @@ impl Node {
                 runtime: tokio::runtime::Handle::current(),
                 sampler: sampler::Sampler::default(),
                 events: events::Bus::new(history),
-                operations: operations::Operations::default(),
+                operations: operations::Operations::new(telemetry),
             }),
         };
         node.recover().await?;
         node.follow_images();
+        if let Some(asks) = asks {
+            node.start_plugins(asks).await?;
+        }
         Ok(node)
     }
 
@@ -152,6 +163,8 @@ impl Node {
                 "work did not end in time; the next start finishes it"
             );
         }
+        // What was under way has been seen by them.
+        self.end_plugins().await;
         // What all pods share is kept between them: taking it down takes longer than a pod's stop.
         if let Err(error) = self.mechanisms().networks.release_unused().await {
             tracing::warn!(%error, "could not take down the network that no pod uses");
@@ -195,8 +208,31 @@ impl Node {
 
     /// The configuration in force.
     #[must_use]
-    pub fn config(&self) -> &Config {
-        &self.mechanisms().config
+    pub fn config(&self) -> Arc<Config> {
+        self.mechanisms().config.get()
+    }
+
+    /// Takes over what of a configuration can change while the daemon runs.
+    pub fn reload(&self, wanted: &Config) -> Reloaded {
+        self.mechanisms().config.reload(wanted)
+    }
+
+    /// How many listen to what happens to pods.
+    #[must_use]
+    pub fn listeners(&self) -> usize {
+        self.inner.events.listeners()
+    }
+
+    /// How many of its own tasks have not ended.
+    #[must_use]
+    pub fn tasks(&self) -> usize {
+        self.inner.tasks.len()
+    }
+
+    /// Whether systemd makes the cgroups of new pods.
+    #[must_use]
+    pub fn has_systemd_cgroups(&self) -> bool {
+        self.mechanisms().slice.is_some()
     }
 
     /// Whether pods of a handler (empty for the default) can get a user namespace.
@@ -205,7 +241,7 @@ impl Node {
         let mechanisms = self.mechanisms();
         let features = mechanisms
             .runtime_features
-            .known(mechanisms.config.resolve_handler(handler));
+            .known(mechanisms.config.get().resolve_handler(handler));
         features.user_namespaces() && self.inner.tools.host.user_namespaces()
     }
 
@@ -215,7 +251,7 @@ impl Node {
         let mechanisms = self.mechanisms();
         let features = mechanisms
             .runtime_features
-            .known(mechanisms.config.resolve_handler(handler));
+            .known(mechanisms.config.get().resolve_handler(handler));
         features.recursive_read_only() && self.inner.tools.host.recursive_read_only()
     }
 
@@ -267,10 +303,11 @@ impl Node {
             }
             pulled
         };
-        self.inner
-            .operations
-            .follow("PullImage", reference, "", &stage, work)
-            .await
+        let since = std::time::Instant::now();
+        let operations = &self.inner.operations;
+        let pulled = operations.follow("PullImage", reference, "", &stage, work).await;
+        self.mechanisms().telemetry.pull(pulled.is_ok(), since.elapsed());
+        pulled
     }
 
     /// Every complete pod of the given owners. Waits for nothing.
@@ -351,6 +388,12 @@ impl Node {
     fn all_pods(&self) -> Vec<Arc<Sandbox>> {
         let pods = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);
         pods.values().cloned().collect()
+    }
+
+    /// Every container, complete or not.
+    fn all_containers(&self) -> Vec<Arc<Container>> {
+        let containers = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
+        containers.values().cloned().collect()
     }
 
     /// The containers of one pod, complete or not.

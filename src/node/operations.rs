@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sandbox::Stage;
+use crate::{sandbox::Stage, telemetry::Telemetry};
 
 /// After this, and again each time it has passed, the log says what an operation is at.
 const LONG: Duration = Duration::from_secs(10);
@@ -54,7 +54,10 @@ struct Entry {
 
 /// All that are under way, in the order of their beginning.
 #[derive(Debug, Default)]
-pub(super) struct Operations(Mutex<Entries>);
+pub(super) struct Operations {
+    entries: Mutex<Entries>,
+    telemetry: Telemetry,
+}
 
 #[derive(Debug, Default)]
 struct Entries {
@@ -63,6 +66,13 @@ struct Entries {
 }
 
 impl Operations {
+    pub fn new(telemetry: Telemetry) -> Self {
+        Self {
+            telemetry,
+            ..Self::default()
+        }
+    }
+
     /// Does `work`, which is `call` on `id`, and has it listed meanwhile. It tells `stage` what it is at.
     pub async fn follow<T>(
         &self,
@@ -93,6 +103,9 @@ impl Operations {
             }
         };
         let taken = since.elapsed();
+        if self.telemetry.is_on() {
+            self.telemetry.operation(call, taken, &stage.all());
+        }
         if taken > SLOW {
             let milliseconds = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
             tracing::warn!(
@@ -109,7 +122,7 @@ impl Operations {
 
     /// Those under way now, the oldest first.
     pub fn list(&self) -> Vec<Operation> {
-        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let listed = entries.all.values().map(|entry| {
             let (stage, at_stage) = entry.stage.since();
             Operation {
@@ -133,7 +146,7 @@ struct Listed<'a> {
 
 impl<'a> Listed<'a> {
     fn new(operations: &'a Operations, entry: Entry) -> Self {
-        let mut entries = operations.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = operations.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let number = entries.next;
         entries.next += 1;
         entries.all.insert(number, entry);
@@ -143,7 +156,7 @@ impl<'a> Listed<'a> {
 
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        let mut entries = self.operations.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.operations.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.all.remove(&self.number);
     }
 }

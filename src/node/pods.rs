@@ -63,26 +63,7 @@ impl Node {
         owner: Owner,
         deadline: Option<Instant>,
     ) -> Result<String> {
-        if config.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty()) {
-            return Err(Error::Invalid(
-                "the pod sandbox config has no metadata with a name".into(),
-            ));
-        }
-        check_size("pod sandbox", &config)?;
-        sandbox::check(self.mechanisms(), &config)?;
-        self.check_handler(&handler)?;
-        self.check_users(&config, &handler).await?;
-        let record = record::Pod {
-            schema: store::schema(),
-            id: store::new_id()?,
-            owner: owner.into(),
-            config: Some(config),
-            runtime_handler: handler,
-            created_at: store::now(),
-            state: PodState::PodCreating.into(),
-            boot_id: self.mechanisms().boot_id.clone(),
-            ..Default::default()
-        };
+        let record = self.new_pod(config, handler, owner).await?;
         let key = PodKey::of(&record);
         let (node, finder, wanted) = (self.clone(), self.clone(), record.config.clone());
         let wanted_key = key.clone();
@@ -95,6 +76,35 @@ impl Node {
                 |why| Err(Error::Internal(format!("run pod sandbox: {why}"))),
             )
             .await
+    }
+
+    /// The record of a pod that is to be made.
+    ///
+    /// # Errors
+    /// When the config is invalid, or the handler unknown or not able to meet it.
+    pub(super) async fn new_pod(&self, config: PodSandboxConfig, handler: String, owner: Owner) -> Result<record::Pod> {
+        if config.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty()) {
+            return Err(Error::Invalid(
+                "the pod sandbox config has no metadata with a name".into(),
+            ));
+        }
+        check_size("pod sandbox", &config)?;
+        sandbox::check(self.mechanisms(), &config)?;
+        self.check_handler(&handler)?;
+        self.check_users(&config, &handler).await?;
+        let slice = sandbox::slice(self.mechanisms(), &config)?;
+        Ok(record::Pod {
+            schema: store::schema(),
+            id: store::new_id()?,
+            owner: owner.into(),
+            config: Some(config),
+            runtime_handler: handler,
+            created_at: store::now(),
+            state: PodState::PodCreating.into(),
+            boot_id: self.mechanisms().boot_id.clone(),
+            slice,
+            ..Default::default()
+        })
     }
 
     fn check_handler(&self, handler: &str) -> Result<()> {
@@ -118,7 +128,8 @@ impl Node {
             ));
         }
         let mechanisms = self.mechanisms();
-        let name = mechanisms.config.resolve_handler(handler);
+        let config = mechanisms.config.get();
+        let name = config.resolve_handler(handler);
         if !mechanisms.runtime_features.current(name).await.user_namespaces() {
             return Err(Error::Invalid(format!(
                 "runtime handler {name:?} does not support user namespaces with id-mapped mounts, by its features"
@@ -128,7 +139,7 @@ impl Node {
     }
 
     /// What an earlier request for this pod has made. What nobody was told of is given only for the same config.
-    fn finished_pod(&self, key: &PodKey, config: Option<&PodSandboxConfig>) -> Option<Result<String>> {
+    pub(super) fn finished_pod(&self, key: &PodKey, config: Option<&PodSandboxConfig>) -> Option<Result<String>> {
         let pod = self.all_pods().into_iter().find(|pod| {
             let record = pod.record.get();
             is_visible(&record) && PodKey::of(&record) == *key
@@ -150,10 +161,19 @@ impl Node {
         })
     }
 
-    async fn create_sandbox(&self, record: record::Pod, deadline: Option<Instant>, callers: Callers) -> Result<String> {
+    pub(super) async fn create_sandbox(
+        &self,
+        record: record::Pod,
+        deadline: Option<Instant>,
+        callers: Callers,
+    ) -> Result<String> {
         self.finish_unseen(&record).await?;
         let pod = Arc::new(Sandbox::new(&self.mechanisms().roots, record));
-        let work = sandbox::bring_up(self.mechanisms(), &pod, deadline);
+        let work = async {
+            let events = sandbox::bring_up(self.mechanisms(), &pod, deadline).await?;
+            self.plugins_agree(&pod).await?;
+            Ok(events)
+        };
         let name = name_of(&pod);
         let operations = &self.inner.operations;
         match operations
@@ -165,6 +185,7 @@ impl Node {
                     self.hide_pod(&pod);
                 }
                 self.insert_pod(&pod);
+                self.plugins_find(&pod);
                 self.tell_pod(&pod);
                 self.watch(&pod, events);
                 tracing::info!(pod = pod.id, "pod sandbox is ready");
@@ -178,7 +199,7 @@ impl Node {
                     self.insert_pod(&pod);
                     self.tell_pod(&pod);
                 }
-                Err(error.into())
+                Err(error)
             }
         }
     }
@@ -252,6 +273,7 @@ impl Node {
                 other => other?,
             }
         }
+        self.plugins_hear_pod_stop(pod).await;
         let down = sandbox::tear_down(self.mechanisms(), pod).await;
         self.tell_pod(pod);
         Ok(down?)
@@ -282,13 +304,17 @@ impl Node {
         // One that hangs in an unmount does not keep the others.
         pod.stage.enter("containers");
         let containers = self.containers_of(&pod.id);
-        let removals = containers
-            .iter()
-            .map(|container| containers::remove(&self.inner.tools, container));
+        let removals = containers.iter().map(|container| async {
+            let before = self.about_to_go(container).await;
+            (before, containers::remove(&self.inner.tools, container).await)
+        });
         let mut outcome = Ok(());
-        for (container, removed) in containers.iter().zip(join_all(removals).await) {
+        for (container, (before, removed)) in containers.iter().zip(join_all(removals).await) {
             match removed {
-                Ok(()) => self.forget_container(container),
+                Ok(()) => {
+                    self.plugins_hear_removal(container, before).await;
+                    self.forget_container(container);
+                }
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
@@ -296,6 +322,7 @@ impl Node {
         pod.stage.enter("image volumes and files");
         containers::release_image_volumes(&self.inner.tools, pod).await?;
         sandbox::remove(pod).await?;
+        self.plugins_hear_pod_removal(pod).await;
         self.forget_pod(pod);
         tracing::info!(pod = pod.id, "pod sandbox is removed");
         Ok(())

@@ -61,7 +61,7 @@ impl Node {
             .filter(|found| !found.pod.record.get().teardown_done)
             .filter_map(|found| {
                 let network = found.pod.record.get().network.clone()?;
-                Some((found.pod.pod_network(self.config()), network))
+                Some((found.pod.pod_network(&self.config()), network))
             })
             .collect();
         self.mechanisms().networks.recover(&live).await?;

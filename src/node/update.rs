@@ -23,8 +23,13 @@ impl Node {
     ) -> Result<()> {
         let container = self.container(id)?;
         let node = self.clone();
-        self.own(async move { Ok(containers::update(&node.inner.tools, &container, resources, annotations).await?) })
-            .await
+        self.own(async move {
+            let resources = node.plugins_update(&container, resources).await?;
+            containers::update(&node.inner.tools, &container, resources, annotations).await?;
+            node.plugins_hear_updated(&container).await;
+            Ok(())
+        })
+        .await
     }
 
     /// Changes a pod's limits: those of its own cgroup, where its config names one.
@@ -40,17 +45,18 @@ impl Node {
         let limits = spec::resources_to_oci(&sum, &self.inner.tools.host, false).map_err(containers::Error::from)?;
         let cgroup = self.own_cgroup(&pod)?;
         let node = self.clone();
-        self.own(async move { Ok(sandbox::update(node.mechanisms(), &pod, cgroup, asked, limits).await?) })
-            .await
+        self.own(async move {
+            node.plugins_update_pod(&pod, &asked).await?;
+            sandbox::update(node.mechanisms(), &pod, cgroup, asked, limits).await?;
+            node.plugins_hear_pod_updated(&pod).await;
+            Ok(())
+        })
+        .await
     }
 
     /// The cgroup that holds this pod's containers and no others, as kubelet makes one for each pod.
     fn own_cgroup(&self, pod: &Arc<Sandbox>) -> Result<Option<String>> {
-        let parent = |pod: &Sandbox| {
-            let record = pod.record.get();
-            let linux = record.config.as_ref()?.linux.as_ref()?;
-            Some(linux.cgroup_parent.trim_end_matches('/').to_owned()).filter(|parent| !parent.is_empty())
-        };
+        let parent = |pod: &Sandbox| sandbox::cgroup_parent(&pod.record.get());
         let Some(own) = parent(pod) else { return Ok(None) };
         let pods = self
             .inner

@@ -62,16 +62,21 @@ impl Node {
     }
 
     /// Records and tells how a container ended, then releases what it held.
-    pub(super) async fn container_ended(&self, container: &Container, exit: &ContainerExited) {
+    pub(super) async fn container_ended(&self, container: &Arc<Container>, exit: &ContainerExited) {
         if let Err(error) = containers::ended(container, exit).await {
             tracing::error!(container = container.id, %error, "could not record how a container ended");
         }
         self.release_ended(container).await;
     }
 
-    async fn release_ended(&self, container: &Container) {
+    async fn release_ended(&self, container: &Arc<Container>) {
         self.tell_container(container);
-        if let Err(error) = containers::release(&self.inner.tools, container).await {
+        // Neither waits for the other.
+        let (released, ()) = tokio::join!(
+            containers::release(&self.inner.tools, container),
+            self.plugins_hear_end(container)
+        );
+        if let Err(error) = released {
             tracing::error!(container = container.id, %error, "could not release all of an ended container");
         }
         self.remove_if_over(&container.sandbox);

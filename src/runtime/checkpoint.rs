@@ -3,13 +3,20 @@
 
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt as _,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use super::{ContainerRef, Error, Result, error::Context as _, report::Report};
-use crate::cgroups::{self, Cgroup};
+use super::{
+    ContainerRef, Error, Pending, Result,
+    error::Context as _,
+    report::{self, Report},
+};
+use crate::{
+    cgroups::{self, Cgroup},
+    sys,
+};
 
 /// CRIU's log of a checkpoint, in the work directory.
 pub const DUMP_LOG: &str = "dump.log";
@@ -19,8 +26,11 @@ pub const RESTORE_LOG: &str = "restore.log";
 /// writes it.
 pub const DESCRIPTORS: &str = "descriptors.json";
 
+/// Options for CRIU where a program calls it, in the work directory of a restore.
+pub const CRIU_OPTIONS: &str = "criu.conf";
+
 /// The mounts that were dumped, in the images directory: a JSON array of mount points and kinds of file systems.
-const MOUNTS: &str = "wharf.mounts.json";
+pub const MOUNTS: &str = "wharf.mounts.json";
 
 /// Lines of CRIU's log that an error shows.
 const SHOWN: usize = 4;
@@ -61,6 +71,23 @@ pub(super) fn frozen(container: &ContainerRef, dump: impl FnOnce(&Cgroup) -> Res
         cgroup.thaw().map_err(failed)?;
     }
     dumped.map(|()| Report::default())
+}
+
+/// Freezes the container until it is thawed, whatever its handler: a cgroup is the kernel's. Ask
+/// [`super::Handler::finish_checkpoint`] how that went.
+///
+/// # Errors
+/// No helper can be forked.
+pub fn freeze(container: &ContainerRef) -> Result<Pending> {
+    report::spawn_helper(&[], || frozen(container, |_| Ok(())))
+}
+
+/// Joins a namespace that the container shares with its pod: what CRIU is in itself it takes for the host's, neither dumps
+/// nor makes anew. (With `--join-ns` version 3.17 makes another UTS namespace all the same.)
+pub(super) fn enter(path: &Path, flag: i32) -> Result<()> {
+    let what = || format!("join namespace {}", path.display());
+    let file = fs::File::open(path).context(what)?;
+    sys::setns(file.as_fd(), flag).context(what)
 }
 
 /// Where CRIU, and a runtime that calls it, look for programs: the monitor has no environment, and CRIU calls iptables

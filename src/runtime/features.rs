@@ -35,8 +35,12 @@ pub struct Features {
     namespaces: BTreeSet<String>,
     /// It maps the owners of files in a mount.
     pub idmapped_mounts: bool,
+    /// It says that it makes and restores checkpoints: it has been built with CRIU.
+    pub restores: bool,
     /// Actions of seccomp profiles; `None` where it does not say.
     seccomp_actions: Option<BTreeSet<String>>,
+    /// It sets the I/O priority of a process.
+    io_priority: bool,
 }
 
 impl Features {
@@ -48,7 +52,9 @@ impl Features {
             mount_options: set(&["rro", "ro", "noexec", "nodev", "nosuid"]),
             namespaces: set(&["cgroup", "ipc", "mount", "network", "pid", "user", "uts"]),
             idmapped_mounts: true,
+            restores: true,
             seccomp_actions: None,
+            io_priority: true,
         }
     }
 
@@ -67,7 +73,14 @@ impl Features {
                 .and_then(|extensions| extensions.idmap)
                 .and_then(|idmap| idmap.enabled)
                 .unwrap_or(false),
+            // runc's and crun's own: `org.opencontainers.runc.checkpoint.enabled`, `run.oci.crun.checkpoint.enabled`.
+            restores: document
+                .annotations
+                .unwrap_or_default()
+                .iter()
+                .any(|(key, value)| key.ends_with(".checkpoint.enabled") && value == "true"),
             seccomp_actions: linux.seccomp.and_then(|seccomp| seccomp.actions),
+            io_priority: document.oci_version_max.is_some_and(|version| since_1_1(&version)),
         })
     }
 
@@ -90,6 +103,12 @@ impl Features {
         actions.is_some_and(|actions| !actions.contains("SCMP_ACT_NOTIFY"))
     }
 
+    /// Whether it sets the I/O priority of a process, which the specification has since version 1.1.
+    #[must_use]
+    pub fn io_priority(&self) -> bool {
+        self.io_priority
+    }
+
     /// Whether containers can be in a user namespace and see their files as their own.
     #[must_use]
     pub fn user_namespaces(&self) -> bool {
@@ -97,12 +116,23 @@ impl Features {
     }
 }
 
+/// Whether a version of the specification, such as `1.0.2-dev`, is 1.1 or newer.
+fn since_1_1(version: &str) -> bool {
+    let mut numbers = version
+        .split(['.', '-'])
+        .map(|number| number.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= (1, 1)
+}
+
 /// The part of the document that counts here. Absent means unknown there, and so "no" here.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Document {
+    oci_version_max: Option<String>,
     mount_options: Option<BTreeSet<String>>,
     linux: Option<Linux>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Default, Deserialize)]

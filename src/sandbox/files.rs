@@ -1,5 +1,7 @@
 //! What the pod's containers see at /etc/hostname, /etc/hosts and /etc/resolv.conf. Pure functions on text.
 
+use std::net::IpAddr;
+
 use wharf_proto::cri::{DnsConfig, NamespaceMode, PodSandboxConfig};
 
 /// The C library reads no more of a resolv.conf; longer host files are cut at a line.
@@ -100,6 +102,52 @@ pub fn resolv_conf(dns: Option<&DnsConfig>, host_file: &str) -> Result<String, I
     Ok(out)
 }
 
+/// Contents of /etc/resolv.conf of a pod that asks its network's `resolver`, which asks the servers of `dns` or the node's.
+/// Search domains and options are those of `dns` or of the host's file.
+///
+/// # Errors
+/// As [`resolv_conf`].
+pub fn resolv_conf_by(resolver: IpAddr, dns: Option<&DnsConfig>, host_file: &str) -> Result<String, InvalidValue> {
+    let of_host = |keyword: &str| -> Vec<String> {
+        let line = cut(host_file)
+            .lines()
+            .rev()
+            .find_map(|line| line.trim().strip_prefix(keyword));
+        let words = line.filter(|rest| rest.starts_with(char::is_whitespace));
+        words
+            .map(|rest| rest.split_whitespace().map(str::to_owned).collect())
+            .unwrap_or_default()
+    };
+    let mut asked = dns.cloned().unwrap_or_default();
+    if asked.searches.is_empty() {
+        asked.searches = of_host("search");
+    }
+    if asked.options.is_empty() {
+        asked.options = of_host("options");
+    }
+    // The name of a pod has no dot, and is meant before what a search domain makes of it.
+    if !asked.options.iter().any(|option| option.starts_with("ndots:")) {
+        asked.options.push("ndots:0".to_owned());
+    }
+    asked.servers = vec![resolver.to_string()];
+    resolv_conf(Some(&asked), "")
+}
+
+/// The name servers that a resolv.conf(5) names.
+pub fn name_servers(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter(|rest| rest.starts_with(char::is_whitespace))
+        .filter_map(|rest| rest.split_whitespace().next())
+}
+
+/// Whether a resolv.conf(5) names servers, all of them at the machine's own localhost.
+#[must_use]
+pub fn asks_localhost_alone(text: &str) -> bool {
+    let local = |server: &str| server.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    name_servers(text).next().is_some() && name_servers(text).all(local)
+}
+
 fn cut(text: &str) -> &str {
     match text.len() > MAX_RESOLV_CONF {
         false => text,
@@ -143,6 +191,34 @@ mod tests {
         let config = dns(&["10.96.0.10", "fd00::a"], &["a.svc", "svc"], &["ndots:5"]);
         let want = "search a.svc svc\nnameserver 10.96.0.10\nnameserver fd00::a\noptions ndots:5\n";
         assert_eq!(resolv_conf(Some(&config), "").unwrap(), want);
+    }
+
+    #[test]
+    fn a_resolver_is_asked_with_the_hosts_search_domains_and_options() {
+        let resolver: IpAddr = "10.1.0.1".parse().unwrap();
+        let host = "search a.example\nnameserver 9.9.9.9\noptions timeout:1\nsearch b.example\n";
+        assert_eq!(
+            resolv_conf_by(resolver, None, host).unwrap(),
+            "search b.example\nnameserver 10.1.0.1\noptions timeout:1 ndots:0\n"
+        );
+        let asked = dns(&["1.1.1.1"], &["c.example"], &["ndots:3"]);
+        assert_eq!(
+            resolv_conf_by(resolver, Some(&asked), host).unwrap(),
+            "search c.example\nnameserver 10.1.0.1\noptions ndots:3\n"
+        );
+    }
+
+    #[test]
+    fn a_file_that_names_localhost_alone_is_known() {
+        for (text, alone) in [
+            ("nameserver 127.0.0.53\noptions edns0\n", true),
+            ("nameserver 127.0.0.1\nnameserver\t::1\n", true),
+            ("nameserver 127.0.0.53\nnameserver 192.0.2.1\n", false),
+            ("# nameserver 127.0.0.53\nsearch a\n", false),
+            ("nameserver fe80::1%eth0\n", false),
+        ] {
+            assert_eq!(asks_localhost_alone(text), alone, "{text}");
+        }
     }
 
     #[test]

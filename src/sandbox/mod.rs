@@ -4,9 +4,12 @@
 //! The room knows nothing of containers, requests or owners' rights. It asks the mechanisms (`netns`, `monitor`,
 //! `store`, `config`) and is asked by `containers` and `node`.
 
+mod cgroup;
 mod claim;
 pub mod files;
 mod measured;
+mod membership;
+pub mod nri;
 mod paths;
 mod stage;
 mod start;
@@ -21,9 +24,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use cgroup::{Place, of_container as container_cgroup, parent as cgroup_parent, slice};
 pub use claim::Claim;
 pub use lsm::selinux::Labels;
 pub use measured::{Measured, Taken};
+pub use membership::{HOSTS, HostEntry, NETWORKS, connect, disconnect};
 pub use paths::{PodPaths, Roots, container_exit, container_record};
 pub use stage::Stage;
 pub use start::{bring_up, check, visible_hostname};
@@ -39,13 +44,14 @@ use wharf_proto::{
 
 use crate::{
     cgroups::Hierarchies,
-    config::Config,
+    config::{Config, Settings},
     failpoint, lsm, monitor,
     monitor::client::{Client, Program},
     netns,
     netns::Networks,
     runtime, store,
     store::{Published, Rendering},
+    telemetry::Telemetry,
 };
 
 /// Why a pod could not be made or taken down.
@@ -100,8 +106,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// What pods are made with. One for the whole daemon.
 #[derive(Debug)]
 pub struct Mechanisms {
-    /// The daemon's configuration.
-    pub config: Config,
+    /// The daemon's configuration, of which some may change.
+    pub config: Settings,
     /// Where state lives.
     pub roots: Roots,
     /// Namespaces and networks.
@@ -110,12 +116,16 @@ pub struct Mechanisms {
     pub cgroups: Hierarchies,
     /// SELinux, where containers get labels.
     pub selinux: Option<lsm::selinux::Selinux>,
+    /// Wharf's own slice, where systemd makes the cgroups; None with the cgroupfs driver.
+    pub slice: Option<String>,
     /// What monitors run.
     pub monitor_program: Program,
     /// What each runtime handler can do.
     pub runtime_features: runtime::features::Catalog,
     /// This boot of the kernel.
     pub boot_id: String,
+    /// What is counted.
+    pub telemetry: Telemetry,
 }
 
 /// Process ids of what runs for a pod beside its containers.
@@ -330,9 +340,10 @@ impl Sandbox {
     fn network_error(&self) -> impl FnOnce(netns::Error) -> Error + '_ {
         |source| match source {
             // Wrong in what was asked for, not in the machine.
-            netns::Error::Sysctl { .. } | netns::Error::Setting { .. } | netns::Error::PortMapping { .. } => {
-                Error::Invalid(source.to_string())
-            }
+            netns::Error::Sysctl { .. }
+            | netns::Error::Setting { .. }
+            | netns::Error::PortMapping { .. }
+            | netns::Error::BadNetwork { .. } => Error::Invalid(source.to_string()),
             source => Error::Network {
                 pod: self.id.clone(),
                 source: Box::new(source),
@@ -358,10 +369,12 @@ impl Sandbox {
             dns: config.dns_config,
             annotations: config.annotations,
             labels: config.labels,
-            cgroup_parent: config.linux.map(|linux| linux.cgroup_parent).unwrap_or_default(),
+            cgroup_parent: cgroup::parent(&record).unwrap_or_default(),
             handler,
             ips: Vec::new(),
             mac: None,
+            // Checked when the pod was asked for.
+            networks: membership::networks(&record).unwrap_or_default(),
         }
     }
 }

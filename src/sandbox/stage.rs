@@ -61,13 +61,20 @@ impl Stage {
         (steps.now, steps.since.elapsed())
     }
 
+    /// All steps and what they took.
+    #[must_use]
+    pub fn all(&self) -> Vec<(&'static str, Duration)> {
+        let steps = self.lock();
+        let last = (steps.now, steps.since.elapsed());
+        steps.past.iter().copied().chain([last]).collect()
+    }
+
     /// All steps and what they took, as text.
     #[must_use]
     pub fn told(&self) -> String {
-        let steps = self.lock();
-        let last = (steps.now, steps.since.elapsed());
-        let all = steps.past.iter().chain([&last]);
+        let all = self.all();
         let told: Vec<_> = all
+            .iter()
             .map(|(step, taken)| format!("{step} {} ms", taken.as_millis()))
             .collect();
         told.join(", ")

@@ -1,16 +1,16 @@
 //! Bringing a pod up: directories and files, then namespaces with network beside the monitor, then READY.
 
-use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::HashMap, io, net::IpAddr, path::PathBuf, sync::Arc, time::Instant};
 
 use nix::mount::{MsFlags, mount};
 use wharf_proto::{
-    cri::{NamespaceMode, PodSandboxConfig, Protocol},
+    cri::{DnsConfig, NamespaceMode, PodSandboxConfig, Protocol},
     record,
 };
 
 use super::{
-    Error, Mechanisms, PodPaths, Result, Sandbox, files, host_ipc, host_network, labels, namespace_options, security,
-    users,
+    Error, Mechanisms, PodPaths, Result, Sandbox, cgroup, files, host_ipc, host_network, labels, membership,
+    namespace_options, security, users,
 };
 use crate::{
     cgroups::Cgroup,
@@ -33,6 +33,7 @@ pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
         // The root is nobody's, what lies below it may be a pod's.
         Cgroup::new(&mechanisms.cgroups, &format!("{parent}/pod"))
             .map_err(|error| Error::Invalid(format!("cgroup_parent {parent:?}: {error}")))?;
+        cgroup::slice(mechanisms, config)?;
     }
     netns::Bandwidth::of(&config.annotations).map_err(|error| Error::Invalid(error.to_string()))?;
     users(config)?;
@@ -142,11 +143,17 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, deadline:
         sandbox.record.publish_unwritten(|pod| pod.selinux_level = level);
     }
     let label = labels(mechanisms, &sandbox.record.get(), None)?.map(|labels| labels.files);
+    membership::networks(&record)?;
+    let network = sandbox.pod_network(&mechanisms.config.get());
+    let names = Names {
+        resolver: mechanisms.networks.resolver(&network),
+        hosts: membership::hosts(&record, mechanisms.networks.gateway(&network))?,
+    };
     let pod = Arc::clone(sandbox);
     let pod_config = config.clone();
     let shm_size = shm_size(mechanisms, &record.runtime_handler, &config)?;
     blocking(sandbox, move || {
-        prepare_files(&pod, &pod_config, label.as_deref(), shm_size)
+        prepare_files(&pod, &pod_config, &names, label.as_deref(), shm_size)
     })
     .await?;
     sandbox.fail_point("run.files").await?;
@@ -192,10 +199,11 @@ pub async fn bring_up(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>, deadline:
 
 /// Bytes of the pod's /dev/shm: as its annotation says, where its handler lets it, else as configured.
 fn shm_size(mechanisms: &Mechanisms, handler: &str, config: &PodSandboxConfig) -> Result<u64> {
-    let settings = mechanisms.config.handler_settings(handler);
+    let daemon = mechanisms.config.get();
+    let settings = daemon.handler_settings(handler);
     let effective = settings.effective(&config.annotations);
     let Some((key, text)) = SHM_SIZE.iter().find_map(|key| Some((key, effective.get(*key)?))) else {
-        return Ok(mechanisms.config.containers.shm_size);
+        return Ok(daemon.containers.shm_size);
     };
     match parse_size(text) {
         Some(bytes) if (4096..=i64::MAX.cast_unsigned()).contains(&bytes) => Ok(bytes),
@@ -240,8 +248,22 @@ pub(super) async fn blocking<T: Send + 'static>(
     }
 }
 
+/// What a pod's networks say about names.
+struct Names {
+    /// Who is asked; none for whom the configuration or the node names.
+    resolver: Option<IpAddr>,
+    /// More lines of /etc/hosts.
+    hosts: String,
+}
+
 /// Directories, record, the files that containers see in /etc, and shared memory.
-fn prepare_files(sandbox: &Sandbox, config: &PodSandboxConfig, label: Option<&str>, shm_size: u64) -> Result<()> {
+fn prepare_files(
+    sandbox: &Sandbox,
+    config: &PodSandboxConfig,
+    names: &Names,
+    label: Option<&str>,
+    shm_size: u64,
+) -> Result<()> {
     let paths = &sandbox.paths;
     store::create_dir(&paths.containers())?;
     store::write_record(&paths.record(), &*sandbox.record.get())?;
@@ -250,9 +272,9 @@ fn prepare_files(sandbox: &Sandbox, config: &PodSandboxConfig, label: Option<&st
         std::fs::create_dir_all(&config.log_directory)
             .map_err(sandbox.io(format!("create log directory {}", config.log_directory)))?;
     }
-    write_etc(paths, config).map_err(|error| match error {
-        EtcError::Invalid(error) => Error::Invalid(error.to_string()),
-        EtcError::Io(error) => sandbox.io("write hosts, hostname and resolv.conf")(error),
+    write_etc(paths, config, names).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => Error::Invalid(error.to_string()),
+        _ => sandbox.io("write hosts, hostname and resolv.conf")(error),
     })?;
     if let Some(label) = label {
         for name in ["hosts", "hostname", "resolv.conf"] {
@@ -284,17 +306,9 @@ pub fn visible_hostname(config: &PodSandboxConfig) -> String {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum EtcError {
-    #[error(transparent)]
-    Invalid(#[from] files::InvalidValue),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
 /// Writes what containers see as /etc/hostname, /etc/hosts and /etc/resolv.conf. Any user in a container reads them, so
 /// they are world-readable; the directory around them is root's.
-fn write_etc(paths: &PodPaths, config: &PodSandboxConfig) -> std::result::Result<(), EtcError> {
+fn write_etc(paths: &PodPaths, config: &PodSandboxConfig, names: &Names) -> io::Result<()> {
     let put = |name: &str, content: &str| {
         store::write_file(&paths.etc(name), content.as_bytes(), 0o644).map_err(io::Error::other)
     };
@@ -305,16 +319,34 @@ fn write_etc(paths: &PodPaths, config: &PodSandboxConfig) -> std::result::Result
     } else {
         None
     };
-    put("hosts", &files::hosts_file(hosts.as_deref(), &name))?;
-    let resolv_conf = match &config.dns_config {
-        Some(_) => String::new(),
-        None => read_if_there("/etc/resolv.conf")?,
-    };
+    put("hosts", &(files::hosts_file(hosts.as_deref(), &name) + &names.hosts))?;
+    let node = node_resolv_conf(host_network(config))?;
     put(
         "resolv.conf",
-        &files::resolv_conf(config.dns_config.as_ref(), &resolv_conf)?,
+        &resolv_conf(names.resolver, config.dns_config.as_ref(), &node)?,
     )?;
     Ok(())
+}
+
+/// Contents of /etc/resolv.conf: by the network's resolver if there is one, else what is asked for or the node's.
+pub(super) fn resolv_conf(resolver: Option<IpAddr>, dns: Option<&DnsConfig>, node: &str) -> io::Result<String> {
+    let text = match resolver {
+        Some(resolver) => files::resolv_conf_by(resolver, dns, node),
+        None => files::resolv_conf(dns, node),
+    };
+    text.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
+/// The node's resolv.conf. One that names the node's own localhost alone is of no use in another network: there stands what
+/// systemd-resolved asks itself, if it is that which listens.
+pub(super) fn node_resolv_conf(host_network: bool) -> io::Result<String> {
+    let text = read_if_there("/etc/resolv.conf")?;
+    if host_network || !files::asks_localhost_alone(&text) {
+        return Ok(text);
+    }
+    let behind = read_if_there("/run/systemd/resolve/resolv.conf")?;
+    let names_one = files::name_servers(&behind).next().is_some();
+    Ok(if names_one { behind } else { text })
 }
 
 fn read_if_there(path: &str) -> io::Result<String> {
@@ -346,7 +378,7 @@ async fn make_namespaces(mechanisms: &Mechanisms, sandbox: &Sandbox, config: &Po
             &sandbox.paths.namespaces(),
             want,
             &hostname,
-            &sysctls(config, users.as_ref(), &mechanisms.config.containers.sysctls),
+            &sysctls(config, users.as_ref(), &mechanisms.config.get().containers.sysctls),
         )
         .await
         .map_err(sandbox.network_error())?;
@@ -362,7 +394,7 @@ async fn attach(
     if host_network(config) {
         return Ok(None);
     }
-    let pod = sandbox.pod_network(&mechanisms.config);
+    let pod = sandbox.pod_network(&mechanisms.config.get());
     if !mechanisms.networks.is_usable(&pod) {
         sandbox.stage.enter("wait for the network to be ready");
     }
@@ -392,12 +424,13 @@ async fn start_monitor(
     config: &PodSandboxConfig,
     user_namespace: Option<PathBuf>,
 ) -> Result<Events> {
+    let monitors = cgroup::of_monitors(mechanisms);
     let options = SpawnOptions {
         pod_id: &sandbox.id,
         socket: &sandbox.paths.monitor(),
         pid_namespace: namespace_options(config).pid() == NamespaceMode::Pod,
         user_namespace: user_namespace.as_deref(),
-        cgroup: None,
+        cgroup: Some(&monitors),
     };
     sandbox.fail_point("run.monitor").await?;
     let (client, hello, events) = Client::spawn(&mechanisms.monitor_program, options)

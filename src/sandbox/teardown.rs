@@ -62,7 +62,7 @@ async fn detach(mechanisms: &Mechanisms, sandbox: &Sandbox, network: Option<&rec
     match network {
         Some(network) if network.attempted => mechanisms
             .networks
-            .detach(&sandbox.pod_network(&mechanisms.config), network)
+            .detach(&sandbox.pod_network(&mechanisms.config.get()), network)
             .await
             .map_err(sandbox.network_error()),
         _ => Ok(()),

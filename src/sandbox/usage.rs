@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio_util::task::TaskTracker;
-use wharf_proto::{cri::PodSandboxConfig, record::PodState};
+use wharf_proto::record::{Pod, PodState};
 
 use super::{Measured, Mechanisms, Sandbox, Taken, host_network, paths::CONTAINERS};
 use crate::{
@@ -84,8 +84,7 @@ pub async fn own_usage(
     until: Instant,
 ) -> Option<Arc<Taken<Sample>>> {
     let record = sandbox.record.get();
-    let path = own_cgroup(record.config.as_ref()?)?;
-    let cgroup = Cgroup::new(&mechanisms.cgroups, path).ok()?;
+    let cgroup = Cgroup::new(&mechanisms.cgroups, &own_cgroup(&record)?).ok()?;
     let rate = Arc::clone(&sandbox.meter.rate);
     let read = || blocking(move || sample(&cgroup, &rate, Depth::Stats));
     sandbox.meter.cgroup.within(age, tasks, until, read).await
@@ -159,9 +158,10 @@ pub async fn network(
 
 /// Kubelet makes a cgroup for each pod and names it after the pod's uid. Any other parent may be shared: its usage would
 /// be that of strangers too.
-fn own_cgroup(config: &PodSandboxConfig) -> Option<&str> {
-    let uid = config.metadata.as_ref().map(|metadata| metadata.uid.as_str())?;
-    let path = config.linux.as_ref()?.cgroup_parent.trim_end_matches('/');
+fn own_cgroup(record: &Pod) -> Option<String> {
+    let metadata = record.config.as_ref()?.metadata.as_ref()?;
+    let uid = metadata.uid.as_str();
+    let path = super::cgroup::parent(record)?;
     let name = path.rsplit('/').next()?;
     // Shorter ones may be part of a name by chance. A slice's name has no dashes but those that part its levels.
     let is_own = uid.len() >= 8 && (name.contains(uid) || name.contains(&uid.replace('-', "_")));
@@ -175,19 +175,22 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Option<T> + Send
 
 #[cfg(test)]
 mod tests {
-    use wharf_proto::cri::{LinuxPodSandboxConfig, PodSandboxMetadata};
+    use wharf_proto::cri::{LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata};
 
     use super::*;
 
     #[test]
     fn only_a_cgroup_that_bears_the_pods_uid_is_its_own() {
-        let config = |uid: &str, parent: &str| PodSandboxConfig {
-            metadata: Some(PodSandboxMetadata {
-                uid: uid.into(),
-                ..Default::default()
-            }),
-            linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: parent.into(),
+        let config = |uid: &str, parent: &str| Pod {
+            config: Some(PodSandboxConfig {
+                metadata: Some(PodSandboxMetadata {
+                    uid: uid.into(),
+                    ..Default::default()
+                }),
+                linux: Some(LinuxPodSandboxConfig {
+                    cgroup_parent: parent.into(),
+                    ..Default::default()
+                }),
                 ..Default::default()
             }),
             ..Default::default()
@@ -196,7 +199,7 @@ mod tests {
         let plain = format!("/kubepods/burstable/pod{uid}");
         let slice = format!("/kubepods.slice/kubepods-pod{}.slice", uid.replace('-', "_"));
         for own in [&plain, &slice] {
-            assert_eq!(own_cgroup(&config(uid, own)), Some(own.as_str()));
+            assert_eq!(own_cgroup(&config(uid, own)).as_deref(), Some(own.as_str()));
         }
         for (uid, foreign) in [(uid, "/system.slice"), (uid, ""), ("", &plain), ("1", "/pods/1")] {
             assert_eq!(own_cgroup(&config(uid, foreign)), None, "{foreign} of {uid:?}");

@@ -1,10 +1,12 @@
 //! First process of a lab: makes the namespaces, waits until its standard input closes, and ends; with it ends, by the
 //! kernel's hand, every process in its PID namespace. `lab run NAME COMMAND...` runs a command in such a lab, which ends
 //! with it. `lab whoami ADDRESS` is a server that tells callers their address. `lab fuse DIR` serves a file system
-//! that gets stuck. `lab disk DIR FILE LOG` is a disk that logs its writes. `lab trickle ADDRESS` is a registry that sends a byte a second. `lab critest-images DIR` writes the images that critest names into a docker-registry's storage.
+//! that gets stuck. `lab nri-plugin LOG` is an NRI plugin that a daemon starts. `lab disk DIR FILE LOG` is a disk that logs its writes. `lab trickle ADDRESS` is a registry that sends a byte a second. `lab critest-images DIR` writes the images that critest names into a docker-registry's storage.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -27,14 +29,19 @@ fn main() -> ExitCode {
         ["whoami", address] => whoami(address).map(|()| 0),
         ["fuse", dir] => fuse(Path::new(dir)).map(|()| 0),
         ["disk", dir, store, log] => disk([dir, store, log].map(Path::new)).map(|()| 0),
+        ["nri-plugin", log] => nri_plugin(Path::new(log)).map(|()| 0),
         ["trickle", address] => trickle(address).map(|()| 0),
-        ["cgroup", name, rest @ ..] => lab(name, rest.contains(&"--no-cgroup2"), &[]),
-        ["run", "--no-cgroup2", name, command @ ..] if !command.is_empty() => lab(name, true, command),
-        ["run", name, command @ ..] if !command.is_empty() => lab(name, false, command),
+        ["cgroup", name, rest @ ..] => {
+            let slice = rest.iter().find(|arg| arg.ends_with(".slice"));
+            lab(name, rest.contains(&"--no-cgroup2"), slice.copied(), &[])
+        }
+        ["run", "--no-cgroup2", name, command @ ..] if !command.is_empty() => lab(name, true, None, command),
+        ["run", name, command @ ..] if !command.is_empty() => lab(name, false, None, command),
         ["critest-images", dir] => critest_images(Path::new(dir)).map(|()| 0),
         _ => Err(
-            "usage: lab cgroup NAME [--no-cgroup2] | lab run [--no-cgroup2] NAME COMMAND... | \
+            "usage: lab cgroup NAME [--no-cgroup2] [SLICE] | lab run [--no-cgroup2] NAME COMMAND... | \
                   lab whoami ADDRESS | lab fuse DIR | lab trickle ADDRESS | lab disk DIR FILE LOG | \
+                  lab nri-plugin LOG | \
                   lab critest-images DIR"
                 .into(),
         ),
@@ -67,6 +74,13 @@ fn disk([dir, store, log]: [&Path; 3]) -> Result {
     wharf_e2e::disk::serve(dir, store, log, |what| println!("{what}")).map_err(|error| error.to_string().into())
 }
 
+fn nri_plugin(log: &Path) -> Result {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime
+        .block_on(wharf_e2e::nri::run_installed(log))
+        .map_err(|error| error.to_string().into())
+}
+
 fn trickle(address: &str) -> Result {
     wharf_e2e::trickle::serve(address, |what| println!("{what}")).map_err(|error| error.to_string().into())
 }
@@ -81,7 +95,8 @@ fn critest_images(dir: &Path) -> Result {
 }
 
 /// Makes a lab that lasts until standard input closes or, where there is a command, until that has ended.
-fn lab(name: &str, hide_cgroup2: bool, command: &[&str]) -> Result<u8> {
+/// With `slice` its cgroups are systemd's.
+fn lab(name: &str, hide_cgroup2: bool, slice: Option<&str>, command: &[&str]) -> Result<u8> {
     let cgroups = make_cgroups(name)?;
     // This process stays where it is: it sees the cgroups by their paths when the lab has ended, and is in none of them.
     // SAFETY: this process has one thread.
@@ -89,19 +104,24 @@ fn lab(name: &str, hide_cgroup2: bool, command: &[&str]) -> Result<u8> {
         ForkResult::Parent { child } => {
             let ended = waitpid(child, None);
             cgroups.iter().for_each(|path| remove_tree(path));
+            if let Some(slice) = slice {
+                run("systemctl", &["stop", slice])?;
+            }
             Ok(exit_code(ended?))
         }
-        ForkResult::Child => namespaces(&cgroups, hide_cgroup2, command),
+        ForkResult::Child => namespaces(&cgroups, hide_cgroup2, slice.is_some(), command),
     }
 }
 
 /// Makes the namespaces around a child, which becomes their init, and waits for it.
-fn namespaces(cgroups: &[PathBuf], hide_cgroup2: bool, command: &[&str]) -> Result<u8> {
+fn namespaces(cgroups: &[PathBuf], hide_cgroup2: bool, systemd: bool, command: &[&str]) -> Result<u8> {
     for path in cgroups {
         std::fs::write(path.join("cgroup.procs"), "0")?;
     }
-    let mut namespaces =
-        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWCGROUP;
+    let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID;
+    if !systemd {
+        namespaces |= CloneFlags::CLONE_NEWCGROUP;
+    }
     if !command.is_empty() {
         // What the command does to "the host's" shared memory stays in the lab.
         namespaces |= CloneFlags::CLONE_NEWIPC;
@@ -119,7 +139,7 @@ fn namespaces(cgroups: &[PathBuf], hide_cgroup2: bool, command: &[&str]) -> Resu
             Ok(exit_code(waitpid(child, None)?))
         }
         ForkResult::Child => {
-            inside(hide_cgroup2)?;
+            inside(hide_cgroup2, systemd)?;
             if let [program, args @ ..] = command {
                 let child = Command::new(program).args(args).spawn()?;
                 return reap(Pid::from_raw(child.id().cast_signed()));
@@ -151,13 +171,21 @@ fn exit_code(status: WaitStatus) -> u8 {
 }
 
 /// Set-up inside the new namespaces, then duty as their init.
-fn inside(hide_cgroup2: bool) -> Result {
+fn inside(hide_cgroup2: bool, systemd: bool) -> Result {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     // As on a machine with systemd.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none)?;
+    // systemd's sockets, and the sign that it is there.
+    let kept = systemd.then(|| File::open("/run/systemd")).transpose()?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)?;
+    if let Some(kept) = kept {
+        std::fs::create_dir("/run/systemd")?;
+        let source = format!("/proc/self/fd/{}", kept.as_raw_fd());
+        mount(Some(source.as_str()), "/run/systemd", none, MsFlags::MS_BIND, none)?;
+        return run("ip", &["link", "set", "lo", "up"]);
+    }
     for (point, options) in v1_hierarchies()? {
         umount(&point)?;
         mount(

@@ -8,7 +8,7 @@ use serde_json::Value;
 use wharf_e2e::{Daemon, container, eventually};
 
 /// Runs `wharf fsck`; returns its exit code and its findings.
-async fn fsck(daemon: &Daemon, args: &[&str]) -> (i32, Vec<Value>) {
+pub(crate) async fn fsck(daemon: &Daemon, args: &[&str]) -> (i32, Vec<Value>) {
     let config = daemon.config.display().to_string();
     let mut line = vec!["--config", config.as_str(), "fsck", "-o", "json"];
     line.extend(args);

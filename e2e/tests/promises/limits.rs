@@ -11,7 +11,10 @@ use wharf_proto::cri as pb;
 /// A file of the container's cgroup, in whichever hierarchy has it.
 fn file(daemon: &Daemon, id: &str, names: [&str; 2]) -> Option<String> {
     let found = daemon.lab.cgroups_below();
-    let dirs: Vec<&PathBuf> = found.iter().filter(|dir| dir.ends_with(id)).collect();
+    let dirs: Vec<&PathBuf> = found
+        .iter()
+        .filter(|dir| wharf_e2e::lab::is_cgroup_of(dir, id))
+        .collect();
     let file = names
         .iter()
         .flat_map(|name| dirs.iter().map(move |dir| dir.join(name)))
@@ -221,7 +224,7 @@ async fn huge_pages_are_limited_in_whichever_hierarchy_can() {
     for (id, bytes) in [(&limited, 4 << 20), (&later, 6 << 20)] {
         let names = ["hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"];
         let found = daemon.lab.cgroups_below();
-        let dirs = found.iter().filter(|dir| dir.ends_with(id));
+        let dirs = found.iter().filter(|dir| wharf_e2e::lab::is_cgroup_of(dir, id));
         let mut files = dirs.flat_map(|dir| names.map(|name| dir.join(name)));
         let file = files.find(|file| file.exists()).expect("a hierarchy with huge pages");
         let set: u64 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();

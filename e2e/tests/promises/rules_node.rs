@@ -3,8 +3,6 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use nix::sys::signal::Signal;
-use tonic::Code;
-use wharf_e2e::cri::code;
 use wharf_e2e::specs;
 use wharf_e2e::{Daemon, container, eventually, logs};
 use wharf_proto::cri as pb;
@@ -296,16 +294,5 @@ async fn rule_47_no_privileged_container_in_an_unprivileged_pod() {
         .create(&pod, &main, &config)
         .await
         .expect_err("the pod is not privileged");
-    daemon.finish().await;
-}
-
-#[tokio::test]
-async fn unimplemented_calls_answer_exactly_unimplemented() {
-    let daemon = Daemon::start().await;
-    let mut runtime = daemon.cri.runtime.clone();
-    let answer = runtime.checkpoint_pod(pb::CheckpointPodRequest::default()).await;
-    assert_eq!(code(answer), Code::Unimplemented);
-    let answer = runtime.restore_pod(pb::RestorePodRequest::default()).await;
-    assert_eq!(code(answer), Code::Unimplemented);
     daemon.finish().await;
 }

@@ -35,7 +35,7 @@ fn limit(daemon: &Daemon, id: &str, v1: (&str, &str), v2: &str) -> Option<String
         .lab
         .cgroups_below()
         .into_iter()
-        .filter(|dir| dir.ends_with(id))
+        .filter(|dir| wharf_e2e::lab::is_cgroup_of(dir, id))
         .collect();
     let hybrid = dirs.iter().any(|dir| dir.starts_with("/sys/fs/cgroup/memory"));
     let found = dirs.iter().map(|dir| match hybrid {

@@ -142,6 +142,48 @@ impl Wharf for Daemon {
         Err(Status::unimplemented("commit_container"))
     }
 
+    async fn create_network(
+        &self,
+        _: Request<api::CreateNetworkRequest>,
+    ) -> Result<Response<api::CreateNetworkResponse>, Status> {
+        Err(Status::unimplemented("create_network"))
+    }
+
+    async fn list_networks(
+        &self,
+        _: Request<api::ListNetworksRequest>,
+    ) -> Result<Response<api::ListNetworksResponse>, Status> {
+        Err(Status::unimplemented("list_networks"))
+    }
+
+    async fn remove_network(
+        &self,
+        _: Request<api::RemoveNetworkRequest>,
+    ) -> Result<Response<api::RemoveNetworkResponse>, Status> {
+        Err(Status::unimplemented("remove_network"))
+    }
+
+    async fn prune_networks(
+        &self,
+        _: Request<api::PruneNetworksRequest>,
+    ) -> Result<Response<api::PruneNetworksResponse>, Status> {
+        Err(Status::unimplemented("prune_networks"))
+    }
+
+    async fn connect_network(
+        &self,
+        _: Request<api::ConnectNetworkRequest>,
+    ) -> Result<Response<api::ConnectNetworkResponse>, Status> {
+        Err(Status::unimplemented("connect_network"))
+    }
+
+    async fn disconnect_network(
+        &self,
+        _: Request<api::DisconnectNetworkRequest>,
+    ) -> Result<Response<api::DisconnectNetworkResponse>, Status> {
+        Err(Status::unimplemented("disconnect_network"))
+    }
+
     async fn tag_image(&self, _: Request<api::TagImageRequest>) -> Result<Response<api::TagImageResponse>, Status> {
         Err(Status::unimplemented("tag_image"))
     }

@@ -35,9 +35,30 @@ pub struct Arguments {
     /// User (name or number) and group (number) of the command
     #[arg(short, long, value_name = "USER[:GROUP]", value_parser = user)]
     pub user: Option<User>,
-    /// Network of the pod
-    #[arg(long, value_enum, default_value_t)]
-    pub network: Network,
+    /// Network of the pod: default, host, none, or one of `wharf network ls`; those may be repeated
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Vec<String>,
+    /// Another name of the container on its networks; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub network_alias: Vec<String>,
+    /// IPv4 address on the first of its networks
+    #[arg(long, value_name = "ADDRESS")]
+    pub ip: Option<std::net::Ipv4Addr>,
+    /// IPv6 address on the first of its networks
+    #[arg(long, value_name = "ADDRESS")]
+    pub ip6: Option<std::net::Ipv6Addr>,
+    /// Name server to ask instead of this node's; may be repeated
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns: Vec<std::net::IpAddr>,
+    /// Search domain for names; may be repeated
+    #[arg(long, value_name = "DOMAIN", requires = "dns")]
+    pub dns_search: Vec<String>,
+    /// Option of resolv.conf(5); may be repeated
+    #[arg(long, value_name = "OPTION", requires = "dns")]
+    pub dns_option: Vec<String>,
+    /// Line for /etc/hosts; the address host-gateway is this node's; may be repeated
+    #[arg(long, value_name = "NAME:ADDRESS", value_parser = host)]
+    pub add_host: Vec<(String, String)>,
     /// Forward a port of this node; may be repeated
     #[arg(short, long, value_name = "[IP:]HOST:CONTAINER[/PROTOCOL]", value_parser = port)]
     pub publish: Vec<cri::PortMapping>,
@@ -109,17 +130,6 @@ pub enum PullPolicy {
     Always,
     /// Not at all.
     Never,
-}
-
-/// Network of a pod.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Network {
-    /// An address of its own.
-    #[default]
-    #[value(alias = "bridge")]
-    Default,
-    /// The node's.
-    Host,
 }
 
 /// Who runs the command, in CRI's terms.
@@ -218,6 +228,21 @@ fn volume(text: &str) -> Result<cri::Mount, String> {
         }
     }
     Ok(mount)
+}
+
+/// Reads `NAME:ADDRESS` or `NAME=ADDRESS`, as Docker does.
+fn host(text: &str) -> Result<(String, String), String> {
+    let wrong = || format!("\"{text}\" has not the form NAME:ADDRESS");
+    let (name, address) = text
+        .split_once('=')
+        .or_else(|| text.split_once(':'))
+        .ok_or_else(wrong)?;
+    let address = address.trim_start_matches('[').trim_end_matches(']');
+    let known = address == "host-gateway" || address.parse::<std::net::IpAddr>().is_ok();
+    match known && !name.is_empty() {
+        true => Ok((name.to_owned(), address.to_owned())),
+        false => Err(wrong()),
+    }
 }
 
 fn user(text: &str) -> Result<User, String> {
@@ -343,6 +368,18 @@ mod tests {
         assert_eq!(parts("[::1]:1:2"), ("::1".into(), 1, 2, cri::Protocol::Tcp));
         for wrong in ["80", "0:80", "8080:99999", "x:80", "8080:80/icmp", "nohost:1:2", ""] {
             assert!(port(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn host_entries_have_a_name_and_an_address() {
+        let pair = |name: &str, address: &str| Ok((name.to_owned(), address.to_owned()));
+        assert_eq!(host("db:192.0.2.7"), pair("db", "192.0.2.7"));
+        assert_eq!(host("db:fd00::7"), pair("db", "fd00::7"));
+        assert_eq!(host("db=[fd00::7]"), pair("db", "fd00::7"));
+        assert_eq!(host("node:host-gateway"), pair("node", "host-gateway"));
+        for wrong in ["db", "db:", ":1.2.3.4", "db:name"] {
+            assert!(host(wrong).is_err(), "{wrong}");
         }
     }
 

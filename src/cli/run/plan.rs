@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use wharf_proto::cri::{self, NamespaceMode, security_profile::ProfileType};
 
-use super::flags::{self, Arguments, Network};
+use super::flags::{self, Arguments};
+use super::network::{self, Network};
 use crate::cli::error::{Error, Result};
 use crate::cli::resolve::RUN_LABEL;
 use crate::node::{KEEP_LOG, REMOVE};
@@ -45,8 +46,9 @@ impl Plan {
         };
         let mut labels: HashMap<String, String> = arguments.label.iter().cloned().collect();
         labels.insert(RUN_LABEL.to_owned(), "true".to_owned());
-        let pod = pod(arguments, &name, &uid, &log_dir, &labels);
-        let container = container(arguments, &name, image_id, &labels)?;
+        let network = Network::of(arguments)?;
+        let pod = pod(arguments, &network, &name, &uid, &log_dir, &labels);
+        let container = container(arguments, &network, &name, image_id, &labels)?;
         let runtime_handler = arguments.runtime.clone().unwrap_or_default();
         Ok(Self {
             name,
@@ -60,12 +62,13 @@ impl Plan {
 
 fn pod(
     arguments: &Arguments,
+    network: &Network,
     name: &str,
     uid: &str,
     log_dir: &Path,
     labels: &HashMap<String, String>,
 ) -> cri::PodSandboxConfig {
-    let host_network = arguments.network == Network::Host;
+    let host_network = *network == Network::Host;
     // With the host's network a pod shares the host's name, too, unless one is asked for.
     let hostname = match (&arguments.hostname, host_network) {
         (Some(hostname), _) => hostname.clone(),
@@ -87,10 +90,12 @@ fn pod(
         annotations: (arguments.detach && arguments.rm)
             .then(|| (REMOVE.to_owned(), "true".to_owned()))
             .into_iter()
+            .chain(network.annotations(arguments))
             .collect(),
+        dns_config: network::dns(arguments),
         linux: Some(cri::LinuxPodSandboxConfig {
             security_context: Some(cri::LinuxSandboxSecurityContext {
-                namespace_options: Some(namespaces(arguments)),
+                namespace_options: Some(namespaces(network)),
                 privileged: arguments.privileged,
                 seccomp: Some(seccomp(arguments)),
                 ..Default::default()
@@ -103,6 +108,7 @@ fn pod(
 
 fn container(
     arguments: &Arguments,
+    network: &Network,
     name: &str,
     image_id: &str,
     labels: &HashMap<String, String>,
@@ -141,16 +147,16 @@ fn container(
                 cpu_period: if arguments.cpus.is_some() { 100_000 } else { 0 },
                 ..Default::default()
             }),
-            security_context: Some(security(arguments)),
+            security_context: Some(security(arguments, network)),
         }),
         ..Default::default()
     })
 }
 
-fn namespaces(arguments: &Arguments) -> cri::NamespaceOption {
-    let network = match arguments.network {
+fn namespaces(network: &Network) -> cri::NamespaceOption {
+    let network = match network {
         Network::Host => NamespaceMode::Node,
-        Network::Default => NamespaceMode::Pod,
+        _ => NamespaceMode::Pod,
     };
     cri::NamespaceOption {
         network: network.into(),
@@ -172,7 +178,7 @@ fn seccomp(arguments: &Arguments) -> cri::SecurityProfile {
     }
 }
 
-fn security(arguments: &Arguments) -> cri::LinuxContainerSecurityContext {
+fn security(arguments: &Arguments, network: &Network) -> cri::LinuxContainerSecurityContext {
     let bare = |name: &String| {
         let name = name.to_ascii_uppercase();
         name.strip_prefix("CAP_").map(str::to_owned).unwrap_or(name)
@@ -190,7 +196,7 @@ fn security(arguments: &Arguments) -> cri::LinuxContainerSecurityContext {
             ..Default::default()
         }),
         privileged: arguments.privileged,
-        namespace_options: Some(namespaces(arguments)),
+        namespace_options: Some(namespaces(network)),
         run_as_user: user.as_ref().and_then(|user| user.uid).map(value),
         run_as_group: user.as_ref().and_then(|user| user.gid).map(value),
         run_as_username: user.map(|user| user.name).unwrap_or_default(),
@@ -350,5 +356,34 @@ mod tests {
         assert_eq!(pairs, [("B", b"2".as_slice()), ("A", b"3".as_slice())]);
         assert_eq!(plan.pod.log_directory, "/tmp/l");
         assert!(plan.make_log_dir.is_none() && plan.container.annotations.contains_key(KEEP_LOG));
+    }
+
+    #[test]
+    fn networks_names_and_hosts_reach_the_daemon() {
+        let pod =
+            plan("--network web --network back --network-alias db --ip 10.1.0.7 --add-host a:1.2.3.4 --dns 9.9.9.9 x")
+                .pod;
+        let networks: serde_json::Value = serde_json::from_str(&pod.annotations[crate::node::NETWORKS]).unwrap();
+        assert_eq!(
+            networks[0],
+            serde_json::json!({"network": "web", "aliases": ["db"], "ips": ["10.1.0.7"]})
+        );
+        assert_eq!(networks[1]["ips"], serde_json::json!([]));
+        assert_eq!(pod.annotations[crate::node::HOSTS], r#"[{"ip":"1.2.3.4","name":"a"}]"#);
+        assert_eq!(pod.dns_config.unwrap().servers, ["9.9.9.9"]);
+        assert_eq!(plan("--network none x").pod.annotations[crate::node::NETWORKS], "[]");
+        assert!(plan("--network default x").pod.annotations.is_empty());
+        for wrong in [
+            "--network host --network web x",
+            "--ip 10.1.0.7 x",
+            "--network none -p 80:80 x",
+            "--network-alias a x",
+        ] {
+            let words = std::iter::once("run").chain(wrong.split(' '));
+            assert!(
+                Plan::new(&Line::try_parse_from(words).unwrap().arguments, "sha256:1d").is_err(),
+                "{wrong}"
+            );
+        }
     }
 }

@@ -10,13 +10,17 @@
 //! dump.log, stats-dump
 //! rootfs-diff.tar  what it has added to and changed in its image
 //! deleted.files    what it has deleted of its image
+//! volumes.dump     the volumes that its image declares (Wharf's own, like the next)
+//! volume-N.tar     what is in the Nth of them
 //! container.log    its log so far
 //! ```
+//!
+//! The checkpoint of a pod has the same files in a directory for each container.
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    io::{self, Read as _, Write},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -24,6 +28,11 @@ use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 use wharf_proto::record;
 
+use super::{
+    Patience,
+    output::Limited,
+    volumes::{self, VOLUMES, Volume},
+};
 use crate::{
     containers::{Container, Error, Result},
     images::{
@@ -44,8 +53,10 @@ pub const CONFIG: &str = "config.dump";
 /// Its OCI spec.
 pub const SPEC: &str = "spec.dump";
 
+/// What is bound into it.
+pub const BIND_MOUNTS: &str = "bind.mounts";
+
 const STATUS: &str = "status.dump";
-const BIND_MOUNTS: &str = "bind.mounts";
 /// The log so far.
 pub const LOG: &str = "container.log";
 /// CRIU's own files beside its images.
@@ -56,41 +67,51 @@ pub struct Contents {
     config: Value,
     status: Value,
     spec: PathBuf,
-    deleted: Vec<PathBuf>,
+    changed: Changed,
     /// Empty where there is none.
     log: PathBuf,
     time: i64,
 }
 
+/// What the container has changed of its files, beside what lies in the work directory.
+#[derive(Debug, Default)]
+pub struct Changed {
+    /// Paths below the root, of its image.
+    pub deleted: Vec<PathBuf>,
+    /// Volumes of its own, in the order of their archives.
+    pub volumes: Vec<Volume>,
+}
+
 impl Contents {
-    pub fn of(container: &Container, record: &record::Container, handler: &str, deleted: Vec<PathBuf>) -> Self {
+    pub fn of(container: &Container, record: &record::Container, handler: &str, changed: Changed) -> Self {
         let time = store::now();
         Self {
             config: config(record, handler, time),
             status: status(record),
             spec: container.dir.join("config.json"),
-            deleted,
+            changed,
             log: PathBuf::from(&record.log_path),
-            time: time / 1_000_000_000,
+            time,
         }
+    }
+
+    /// When the checkpoint was made: Unix time, nanoseconds.
+    pub fn time(&self) -> i64 {
+        self.time
     }
 
     /// Writes the archive from the work directory. Blocks.
     pub fn write<W: Write>(&self, work: &Path, out: W) -> io::Result<()> {
         let mut tar = Tarball::new(out);
-        let spec = fs::read(&self.spec)?;
-        let mut put = |name: &str, value: &Value| bytes(&mut tar, name, &serde_json::to_vec_pretty(value)?, self.time);
-        put(CONFIG, &self.config)?;
-        put(STATUS, &self.status)?;
-        put(BIND_MOUNTS, &bind_mounts(&serde_json::from_slice(&spec)?))?;
-        let deleted: Vec<_> = self.deleted.iter().map(|path| path.to_string_lossy()).collect();
-        put(DELETED, &json!(deleted))?;
-        bytes(&mut tar, SPEC, &spec, self.time)?;
+        let seconds = self.time / 1_000_000_000;
+        for (name, text) in self.descriptions()? {
+            bytes(&mut tar, name, &text, seconds)?;
+        }
         let directory = Entry {
             kind: Kind::Directory,
             name: format!("{IMAGES}/").into_bytes(),
             mode: 0o700,
-            mtime: (self.time, 0),
+            mtime: (seconds, 0),
             ..empty()
         };
         tar.add(&directory, io::empty())?;
@@ -101,6 +122,10 @@ impl Contents {
             file(&mut tar, &name, &image.path())?;
         }
         file(&mut tar, ROOTFS_DIFF, &work.join(ROOTFS_DIFF))?;
+        for number in 0..self.changed.volumes.len() {
+            let name = volumes::archive(number);
+            file(&mut tar, &name, &work.join(&name))?;
+        }
         for name in CRIU_FILES {
             optional(&mut tar, name, &work.join(name))?;
         }
@@ -109,6 +134,46 @@ impl Contents {
         }
         tar.finish().map(drop)
     }
+
+    /// Completes the work directory, which is then the checkpoint. Blocks.
+    pub fn complete(&self, work: &Path, patience: &Patience) -> io::Result<()> {
+        for (name, text) in self.descriptions()? {
+            Limited::new(create(&work.join(name))?, patience).write_all(&text)?;
+        }
+        if !self.log.as_os_str().is_empty() && self.log.is_file() {
+            let log = File::open(&self.log)?;
+            let length = log.metadata()?.len();
+            io::copy(
+                &mut log.take(length),
+                &mut Limited::new(create(&work.join(LOG))?, patience),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn descriptions(&self) -> io::Result<Vec<(&'static str, Vec<u8>)>> {
+        let spec = fs::read(&self.spec)?;
+        let binds = bind_mounts(&serde_json::from_slice(&spec)?);
+        let deleted: Vec<_> = self.changed.deleted.iter().map(|path| path.to_string_lossy()).collect();
+        let values = [
+            (CONFIG, self.config.clone()),
+            (STATUS, self.status.clone()),
+            (BIND_MOUNTS, binds),
+            (DELETED, json!(deleted)),
+            (VOLUMES, json!(self.changed.volumes)),
+        ];
+        let mut all = vec![(SPEC, spec)];
+        for (name, value) in values {
+            all.push((name, serde_json::to_vec_pretty(&value)?));
+        }
+        Ok(all)
+    }
+}
+
+/// A new file for nobody but root.
+pub fn create(path: &Path) -> io::Result<File> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn bytes<W: Write>(tar: &mut Tarball<W>, name: &str, bytes: &[u8], time: i64) -> io::Result<()> {
@@ -159,6 +224,7 @@ fn config(record: &record::Container, handler: &str, now: i64) -> Value {
         "rootfsImage": name,
         "rootfsImageRef": record.image_ref,
         "rootfsImageName": name,
+        "rootfsImageID": record.image_id,
         "runtime": handler,
         "createdTime": time(record.created_at),
         "checkpointedTime": time(now),
@@ -186,7 +252,7 @@ fn status(record: &record::Container) -> Value {
 }
 
 /// RFC 3339, of nanoseconds since 1970.
-fn time(nanos: i64) -> String {
+pub fn time(nanos: i64) -> String {
     jiff::Timestamp::from_nanosecond(nanos.into()).map_or_else(|_| String::new(), |time| time.to_string())
 }
 

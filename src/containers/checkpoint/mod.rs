@@ -1,11 +1,15 @@
 //! Checkpoints: the state of a running container, its processes included, as one archive. The container runs on.
 //!
 //! CRIU dumps the processes while the container is frozen; before it goes on, what it has changed of its root file system
-//! is read. `archive` says what an archive holds, `program` finds CRIU.
+//! is read. `archive` says what an archive holds, `program` finds CRIU, `pod` does the same for several containers in one
+//! moment.
 
 pub(super) mod archive;
 mod output;
+pub mod patience;
+pub mod pod;
 pub(super) mod program;
+pub(super) mod volumes;
 
 use std::{
     collections::HashSet,
@@ -17,7 +21,6 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
 use wharf_proto::{
     monitor,
     record::{self, ContainerState},
@@ -26,9 +29,7 @@ use wharf_proto::{
 use super::{Container, Error, Result, Tools, pause};
 use crate::{sandbox, store};
 use output::{Limited, Output};
-
-/// How long a checkpoint may take when the caller says nothing.
-const DEFAULT_LIMIT: Duration = Duration::from_secs(600);
+pub use patience::Patience;
 
 /// How long the end of a checkpoint that was given up is awaited.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -44,14 +45,8 @@ const NOT_CONTENT: [&str; 5] = ["dev", "proc", "run/.containerenv", "run/secrets
 /// checkpointed already or CRIU is not installed, [`Error::Unsupported`] for what CRIU can't bring back,
 /// [`Error::Checkpoint`] with CRIU's own words, [`Error::Deadline`].
 pub async fn checkpoint(tools: &Tools, container: &Arc<Container>, location: &str, timeout: Duration) -> Result<()> {
-    let limit = if timeout.is_zero() { DEFAULT_LIMIT } else { timeout };
-    let end = Instant::now() + limit;
-    let Ok(_one_at_a_time) = container.checkpointing.try_lock() else {
-        return Err(Error::State(format!(
-            "a checkpoint of container {} is being made already",
-            container.id
-        )));
-    };
+    let patience = Patience::new(timeout);
+    let _one_at_a_time = claim(container)?;
     let record = container.record.get();
     pause::check(container)?;
     let location = check_location(location)?;
@@ -64,28 +59,51 @@ pub async fn checkpoint(tools: &Tools, container: &Arc<Container>, location: &st
         criu: criu.display().to_string(),
         images: dir.join(archive::IMAGES).display().to_string(),
         work: dir.display().to_string(),
+        frozen: false,
     };
     prepare(container, &dir).await?;
     let made = async {
-        dump(container, &monitor, request, end).await?;
-        let deleted = changes(tools, container, &dir, end).await;
+        dump(container, &monitor, request, &patience).await?;
+        let changed = changes(tools, container, &dir, &patience).await;
         let thawed = monitor.thaw(&container.id).await.map_err(container.monitor_error());
-        let contents = archive::Contents::of(container, &record, &handler(tools, &record), deleted?);
+        let contents = archive::Contents::of(container, &record, &handler(tools, &record), changed?);
         thawed?;
-        write(container, &dir, location, contents, end).await
+        let time = contents.time();
+        write(container, &dir, location, contents, &patience).await?;
+        note(container, time).await;
+        Ok(())
     }
     .await;
     if made.is_err() {
         monitor.thaw_soon(&container.id);
     }
     let cleaned = clean(container, &dir).await;
-    let made = made.map_err(|error| error.after(container, limit, end));
+    let made = made.map_err(|error| patience.explain(&format!("container {}", container.id), error));
     made.and(cleaned)
+}
+
+/// One checkpoint of a container at a time.
+fn claim(container: &Container) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+    container.checkpointing.try_lock().map_err(|_| {
+        Error::State(format!(
+            "a checkpoint of container {} is being made already",
+            container.id
+        ))
+    })
+}
+
+/// Its status tells when it was checkpointed last.
+async fn note(container: &Container, time: i64) {
+    // The checkpoint is there all the same.
+    container
+        .record
+        .change_regardless(|record| record.checkpointed_at = time)
+        .await;
 }
 
 fn handler(tools: &Tools, record: &record::Container) -> String {
     match record.runtime_handler.as_str() {
-        "" => tools.mechanisms.config.default_runtime.clone(),
+        "" => tools.mechanisms.config.get().default_runtime.clone(),
         name => name.to_owned(),
     }
 }
@@ -141,16 +159,24 @@ async fn dump(
     container: &Container,
     monitor: &crate::monitor::client::Client,
     request: monitor::Checkpoint,
-    end: Instant,
+    patience: &Patience,
 ) -> Result<()> {
     let mut asked = pin!(monitor.checkpoint(request));
-    let Ok(answer) = tokio::time::timeout_at(end, &mut asked).await else {
-        monitor.thaw(&container.id).await.map_err(container.monitor_error())?;
-        // Not before CRIU has ended can its files be removed.
-        let _ = tokio::time::timeout(END_LIMIT, asked).await;
-        return Err(Error::Deadline(String::new()));
+    let answer = tokio::select! {
+        answer = &mut asked => answer,
+        () = patience.over() => {
+            monitor.thaw(&container.id).await.map_err(container.monitor_error())?;
+            // Not before CRIU has ended can its files be removed.
+            let _ = tokio::time::timeout(END_LIMIT, asked).await;
+            return Err(Error::Deadline(String::new()));
+        }
     };
-    answer.map_err(|error| match error {
+    answer.map_err(refused(container))
+}
+
+/// What a monitor's refusal to freeze or dump a container means.
+fn refused(container: &Container) -> impl FnOnce(crate::monitor::Error) -> Error + '_ {
+    |error| match error {
         _ if container.state() != ContainerState::ContainerRunning => Error::State(format!(
             "container {} ended while it was being checkpointed",
             container.id
@@ -167,23 +193,28 @@ async fn dump(
             message,
         },
         other => container.monitor_error()(other),
-    })
+    }
 }
 
-/// Writes what the container has changed of its root file system, and returns what it has deleted.
-async fn changes(tools: &Tools, container: &Container, dir: &Path, end: Instant) -> Result<Vec<PathBuf>> {
+/// Writes what the container has changed of its root file system and what is in its own volumes to `dir`, and returns the
+/// rest.
+async fn changes(tools: &Tools, container: &Container, dir: &Path, patience: &Patience) -> Result<archive::Changed> {
     let changes = tools
         .images
         .changes(&container.dir)
         .ok_or_else(|| Error::State(format!("container {} has no root file system any more", container.id)))?;
-    let (file, spec) = (dir.join(archive::ROOTFS_DIFF), container.dir.join("config.json"));
+    let (dir, own, patience) = (dir.to_owned(), container.dir.clone(), patience.clone());
     let failed = container.io("write the changes of the root file system");
+    let volumes_failed = container.io("write what is in its volumes");
     container
         .blocking(move || {
-            let without = not_content(&archive::read_spec(&spec)?);
-            File::create(file)
-                .and_then(|file| changes.write(&without, BufWriter::new(Limited::new(file, end.into_std()))))
-                .map_err(failed)
+            let spec = archive::read_spec(&own.join("config.json"))?;
+            let without = not_content(&spec);
+            let deleted = File::create(dir.join(archive::ROOTFS_DIFF))
+                .and_then(|file| changes.write(&without, BufWriter::new(Limited::new(file, &patience))))
+                .map_err(failed)?;
+            let volumes = volumes::dump(&spec, &own.join("volumes"), &dir, &patience).map_err(volumes_failed)?;
+            Ok(archive::Changed { deleted, volumes })
         })
         .await
 }
@@ -203,32 +234,18 @@ async fn write(
     dir: &Path,
     location: PathBuf,
     contents: archive::Contents,
-    end: Instant,
+    patience: &Patience,
 ) -> Result<()> {
-    let dir = dir.to_owned();
+    let (dir, patience) = (dir.to_owned(), patience.clone());
     let failed = container.io(&format!("write the checkpoint {}", location.display()));
     container
         .blocking(move || {
             let write = || {
                 let output = Output::create(&location)?;
-                contents.write(&dir, BufWriter::new(Limited::new(output.file(), end.into_std())))?;
+                contents.write(&dir, BufWriter::new(Limited::new(output.file(), &patience)))?;
                 output.publish()
             };
             write().map_err(failed)
         })
         .await
-}
-
-impl Error {
-    /// A step that the end of the time has cut off says so, whatever it failed with.
-    fn after(self, container: &Container, limit: Duration, end: Instant) -> Self {
-        if Instant::now() < end || matches!(self, Self::Checkpoint { .. }) {
-            return self;
-        }
-        Self::Deadline(format!(
-            "the checkpoint of container {} took longer than {} s and was given up",
-            container.id,
-            limit.as_secs()
-        ))
-    }
 }

@@ -5,7 +5,6 @@ use std::{
     io::{self, Write},
     os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
-    time::Instant,
 };
 
 use nix::{
@@ -13,6 +12,7 @@ use nix::{
     unistd::linkat,
 };
 
+use super::Patience;
 use crate::store;
 
 /// A file on its way to its place.
@@ -87,21 +87,22 @@ impl Drop for Output {
     }
 }
 
-/// A writer that stops when the time is over.
+/// A writer that stops when nobody waits any longer.
 pub struct Limited<W> {
     inner: W,
-    end: Instant,
+    patience: Patience,
 }
 
 impl<W> Limited<W> {
-    pub fn new(inner: W, end: Instant) -> Self {
-        Self { inner, end }
+    pub fn new(inner: W, patience: &Patience) -> Self {
+        let patience = patience.clone();
+        Self { inner, patience }
     }
 }
 
 impl<W: Write> Write for Limited<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if Instant::now() >= self.end {
+        if self.patience.is_over() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         self.inner.write(bytes)
@@ -114,6 +115,9 @@ impl<W: Write> Write for Limited<W> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
     #[test]
@@ -140,7 +144,7 @@ mod tests {
 
     #[test]
     fn nothing_is_written_when_the_time_is_over() {
-        let mut limited = Limited::new(Vec::new(), Instant::now());
+        let mut limited = Limited::new(Vec::new(), &Patience::until(Instant::now(), CancellationToken::new()));
         assert_eq!(limited.write(b"x").unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

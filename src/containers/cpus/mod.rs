@@ -99,7 +99,7 @@ pub(super) async fn begin(tools: &Tools, container: &Container) -> Result<()> {
     };
     let (ledger, owner) = (Arc::clone(&tools.cpus), container.id.clone());
     let hierarchies = tools.mechanisms.cgroups.clone();
-    let settings = tools.mechanisms.config.cpu_isolation.clone();
+    let settings = tools.mechanisms.config.get().cpu_isolation.clone();
     let has_parent = {
         let pod = container.sandbox.record.get();
         let linux = pod.config.as_ref().and_then(|config| config.linux.as_ref());
@@ -299,7 +299,8 @@ fn balance_is_possible(isolation: &record::CpuIsolation, cgroup: &Cgroup) -> Res
 
 /// Best effort: whoever keeps interrupts away by the mask alone needs no irqbalance.
 async fn restart_irqbalance(tools: &Tools) {
-    let settings = &tools.mechanisms.config.cpu_isolation;
+    let config = tools.mechanisms.config.get();
+    let settings = &config.cpu_isolation;
     let Some((program, arguments)) = settings.irqbalance_restart.split_first() else {
         return;
     };

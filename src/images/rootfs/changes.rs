@@ -32,6 +32,15 @@ impl Changes {
         }
     }
 
+    /// All that is in a directory without layers below it.
+    #[must_use]
+    pub fn whole(directory: &Path) -> Self {
+        Self {
+            upper: directory.to_owned(),
+            layers: Vec::new(),
+        }
+    }
+
     /// Writes what was added or changed to `out`, with the directories above it, and returns the paths, without a
     /// leading slash, of what was deleted. Paths in `without` are left out with all that is below them. Blocks.
     ///

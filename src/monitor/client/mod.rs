@@ -399,6 +399,20 @@ impl Client {
         }
     }
 
+    /// Freezes a running container until [`Client::thaw`], for a checkpoint that says so; the monitor thaws it when this
+    /// connection ends or the container is sent a signal.
+    ///
+    /// # Errors
+    /// Kind `WRONG_STATE` when it does not run or is being checkpointed, `FAILED` when a process does not stand still,
+    /// `UNKNOWN_OPERATION` by an older monitor.
+    pub async fn freeze(&self, container_id: &str) -> Result<()> {
+        let freeze = proto::Freeze {
+            container_id: container_id.to_owned(),
+        };
+        self.ask_done("freeze container", container_id, Op::Freeze(freeze))
+            .await
+    }
+
     /// Lets a frozen container go on; gives up a checkpoint that is being made. Not frozen: fine.
     ///
     /// # Errors

@@ -10,24 +10,12 @@ use super::{
     jobs::{Work, error},
     requests::Outcome,
 };
-use crate::runtime::{CheckpointRequest, Pending};
+use crate::runtime::{CheckpointRequest, Pending, checkpoint::freeze};
 
 impl Monitor {
     pub(super) fn checkpoint(&mut self, origin: Origin, asked: &proto::Checkpoint) -> Outcome {
+        let serial = self.to_freeze(&asked.container_id, asked.frozen.then_some(origin.connection))?;
         let container = self.find(&asked.container_id)?;
-        let wrong = |why: &str| {
-            Err(error(
-                ErrorKind::WrongState,
-                format!("container {} {why}", container.id),
-            ))
-        };
-        if !container.is_running() {
-            return wrong("does not run");
-        }
-        if container.frozen_for.is_some() {
-            return wrong("is being checkpointed");
-        }
-        let serial = container.serial;
         let request = CheckpointRequest {
             container: container.reference(),
             criu: Path::new(&asked.criu),
@@ -43,6 +31,41 @@ impl Monitor {
                 Ok(None)
             }
             Err(failure) => Err(error(ErrorKind::Failed, failure.to_string())),
+        }
+    }
+
+    /// Has a container stand still until it is dumped, or thawed.
+    pub(super) fn freeze(&mut self, origin: Origin, id: &str) -> Outcome {
+        let serial = self.to_freeze(id, None)?;
+        match freeze(&self.find(id)?.reference()) {
+            Ok(pending) => {
+                if let Some(container) = self.container(serial) {
+                    container.frozen_for = Some(origin.connection);
+                }
+                self.add_job(pending, Work::Checkpoint { origin, serial });
+                Ok(None)
+            }
+            Err(failure) => Err(error(ErrorKind::Failed, failure.to_string())),
+        }
+    }
+
+    /// The running container `id`, which must be frozen for the connection `by` and nobody else, and no work be done on it.
+    fn to_freeze(&self, id: &str, by: Option<u32>) -> Result<u32, Answer> {
+        let container = self.find(id)?;
+        let wrong = |why: &str| {
+            Err(error(
+                ErrorKind::WrongState,
+                format!("container {} {why}", container.id),
+            ))
+        };
+        let serial = container.serial;
+        match () {
+            () if !container.is_running() => wrong("does not run"),
+            () if by.is_some() && container.frozen_for.is_none() => wrong("is not frozen any more"),
+            () if container.frozen_for != by || self.jobs.iter().any(|job| job.checkpoints(serial).is_some()) => {
+                wrong("is being checkpointed")
+            }
+            () => Ok(serial),
         }
     }
 

@@ -89,14 +89,12 @@ impl Monitor {
     pub(super) fn container_ended(&mut self, serial: u32, status: i32) {
         let finished_at = store::now();
         self.fail_point("monitor.ended");
+        // Asked before Wharf removes the cgroup. The count stands before the victim dies.
+        let oom_killed = self.is_oom_killed(serial, exit::code(status));
         let Some(container) = self.container(serial) else {
             return;
         };
-        let path = container.cgroup_path.clone();
         container.init_pid = 0;
-        let before = container.oom_before_signal.unwrap_or(0);
-        // Asked before anything can remove the cgroup. The count stands before the victim dies.
-        let oom_killed = !path.is_empty() && self.roots.oom_kills(&path) > before;
         let notifier = self.container(serial).and_then(|container| container.notifier.as_ref());
         let seccomp_killed = notifier.is_some_and(|notifier| notifier.stopping);
         let message = notifier.map(Notifier::describe).unwrap_or_default();
@@ -111,6 +109,34 @@ impl Monitor {
                 finished_at,
             },
         );
+    }
+
+    /// Whether it was lack of memory that has just ended a container.
+    fn is_oom_killed(&self, serial: u32, code: i32) -> bool {
+        let Some(container) = self.containers.iter().find(|c| c.serial == serial) else {
+            return false;
+        };
+        if container.cgroup_path.is_empty() {
+            return false;
+        }
+        if let Some(count) = self.roots.oom_kills(&container.cgroup_path) {
+            return count > container.oom_before_signal.unwrap_or(0);
+        }
+        // systemd removes the cgroup of a scope that has become empty, and was faster. The cgroup above counts for all below
+        // it, also for those that are gone.
+        let killed = code == 128 + libc::SIGKILL && container.oom_before_signal.is_none();
+        let (before, now) = (container.oom_above, self.oom_above(&container.cgroup_path));
+        killed && now.zip(before).is_some_and(|(now, before)| now > before)
+    }
+
+    /// How many processes the cgroup above `path` has seen killed for lack of memory, without those that containers of this
+    /// pod still show themselves.
+    pub(super) fn oom_above(&self, path: &str) -> Option<u64> {
+        let (above, _) = path.rsplit_once('/').filter(|(above, _)| !above.is_empty())?;
+        let all = self.roots.oom_kills(above)?;
+        let shown = self.containers.iter().filter(|c| !c.cgroup_path.is_empty());
+        let shown: u64 = shown.filter_map(|c| self.roots.oom_kills(&c.cgroup_path)).sum();
+        Some(all.saturating_sub(shown))
     }
 
     /// Ends what is left of a container, takes what is left of its output, and makes its exit known: first on disk.

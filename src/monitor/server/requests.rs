@@ -44,6 +44,7 @@ impl Monitor {
             Some(Op::Attach(attach)) => self.attach(&attach, descriptors),
             Some(Op::LogCounters(of)) => self.log_counters(&of.container_id),
             Some(Op::Checkpoint(checkpoint)) => self.checkpoint(origin, &checkpoint),
+            Some(Op::Freeze(freeze)) => self.freeze(origin, &freeze.container_id),
             Some(Op::Thaw(thaw)) => Ok(Some(self.thaw_by_name(&thaw.container_id))),
             None => Err(error(
                 ErrorKind::UnknownOperation,
@@ -119,6 +120,7 @@ impl Monitor {
                 Err(failure) => self.notes.say(&format!("copy a log to the journal: {failure}")),
             }
         }
+        let oom_above = self.oom_above(&start.cgroup_path);
         self.containers.push(Container {
             serial,
             id: start.container_id,
@@ -142,6 +144,7 @@ impl Monitor {
             init_pid: 0,
             early_end: None,
             oom_before_signal: None,
+            oom_above,
             started_at: 0,
             drain_until: None,
             class: (!start.rdt_tasks.is_empty()).then(|| start.rdt_tasks.into()),
@@ -244,7 +247,7 @@ impl Monitor {
             self.thaw(serial);
         }
         let container = self.find(&kill.container_id)?;
-        let so_far = self.roots.oom_kills(&container.cgroup_path);
+        let so_far = self.roots.oom_kills(&container.cgroup_path).unwrap_or(0);
         if let Some(container) = self.container(serial) {
             container.oom_before_signal.get_or_insert(so_far);
         }

@@ -7,7 +7,6 @@ use std::path::Path;
 use super::Settings;
 use crate::netns::knob::{get, set};
 use crate::netns::link::{Link, Links};
-use crate::netns::nft::Table;
 use crate::netns::{Error, Result};
 
 /// Where the default route leads is asked for these; nothing is sent there.
@@ -20,48 +19,78 @@ const ETHERNET_MTU: u32 = 1500;
 /// Makes or completes the bridge and makes the table anew. Any number of times.
 ///
 /// # Errors
-/// When the kernel refuses a step, or a device of the bridge's name is no bridge.
+/// When the kernel refuses a step, or a device of the bridge's name is somebody else's.
 pub(super) fn build(settings: &Settings, links: &mut Links) -> Result<Link> {
     let name = &settings.bridge;
-    if links.find(name)?.is_none() {
-        let mtu = mtu(settings, links)?;
-        links.add_bridge(name, mac(settings.subnets[0].gateway()), mtu)?;
+    let bridge = match links.find(name)? {
+        Some(bridge) => {
+            check_owner(settings, &bridge)?;
+            bridge
+        }
+        None => {
+            let mtu = mtu(settings, links)?;
+            links.add_bridge(name, own_mac(settings), mtu)?;
+            let made = links.find(name)?;
+            made.ok_or_else(|| Error::Thread(format!("bridge {name} vanished as soon as it was made")))?
+        }
+    };
+    if bridge.alias != settings.owner {
+        links.set_alias(name, &settings.owner)?;
     }
-    let bridge = links
-        .find(name)?
-        .filter(|link| link.is_bridge)
-        .ok_or_else(|| Error::Setting {
-            setting: "builtin_network.bridge",
-            reason: format!("device {name} is no bridge"),
-        })?;
     links.set_up(name)?;
-    for subnet in &settings.subnets {
-        if subnet.is_v6() {
+    for pool in &settings.pools {
+        if pool.subnet.is_v6() {
             set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
             forward_v6()?;
         } else {
             set("ipv4/ip_forward", "1")?;
         }
-        links.add_address(bridge.index, subnet.gateway(), subnet.prefix())?;
+        links.add_address(bridge.index, pool.gateway, pool.subnet.prefix())?;
     }
     settings.table().install()?;
     Ok(bridge)
 }
 
-/// Takes down what [`build`] made. A bridge that was there before stays. Forwarding stays on: others may rely on it by now.
+/// Refuses a device of the bridge's name that this daemon has not made. One without a mark was made by it if it has the
+/// hardware address that it gives: the daemon may have been killed before it left its mark.
+///
+/// # Errors
+/// Says whose it is, as far as that is known.
+pub(super) fn check_owner(settings: &Settings, link: &Link) -> Result<()> {
+    let ours =
+        link.is_bridge && (link.alias == settings.owner || link.alias.is_empty() && link.mac == own_mac(settings));
+    if ours {
+        return Ok(());
+    }
+    Err(Error::ForeignBridge {
+        bridge: settings.bridge.clone(),
+        owner: match link.alias.as_str() {
+            "" => "somebody else".to_owned(),
+            alias => alias.to_owned(),
+        },
+    })
+}
+
+/// Takes down what [`build`] made. A device that is somebody else's stays. Forwarding stays on: others may rely on it by
+/// now.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(super) fn tear_down(settings: &Settings, table: &Table) -> Result<()> {
+pub(super) fn tear_down(settings: &Settings) -> Result<()> {
     let mut links = Links::open()?;
-    let ours = mac(settings.subnets[0].gateway());
-    if links
-        .find(&settings.bridge)?
-        .is_some_and(|link| link.is_bridge && link.mac == ours)
+    if let Some(link) = links.find(&settings.bridge)?
+        && check_owner(settings, &link).is_ok()
     {
         links.delete(&settings.bridge)?;
     }
-    table.remove()
+    settings.table().remove()
+}
+
+fn own_mac(settings: &Settings) -> [u8; 6] {
+    settings
+        .pools
+        .first()
+        .map_or([0x0a, 0x58, 0, 0, 0, 0], |pool| mac(pool.gateway))
 }
 
 /// The hardware address that goes with an address: whoever gets the address next has the same, so no neighbour's cache

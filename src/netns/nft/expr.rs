@@ -91,6 +91,44 @@ impl Steps<'_, '_> {
         self.meta(key, REG_1).compare(equal, &value)
     }
 
+    /// Goes on if the packet came in by this device.
+    pub(super) fn came_by(&mut self, device: &str) -> &mut Self {
+        self.device(6, true, device)
+    }
+
+    /// Goes on if the packet came in by another device.
+    pub(super) fn came_not_by(&mut self, device: &str) -> &mut Self {
+        self.device(6, false, device)
+    }
+
+    /// Goes on if the packet came in by a device whose name begins so.
+    pub(super) fn came_by_any(&mut self, prefix: &str) -> &mut Self {
+        self.meta(6, REG_1).compare(true, prefix.as_bytes())
+    }
+
+    /// Goes on if the packet leaves by this device.
+    pub(super) fn leaves_by(&mut self, device: &str) -> &mut Self {
+        self.device(7, true, device)
+    }
+
+    /// Goes on if the packet leaves by a device whose name begins so.
+    pub(super) fn leaves_by_any(&mut self, prefix: &str) -> &mut Self {
+        self.meta(7, REG_1).compare(true, prefix.as_bytes())
+    }
+
+    /// Goes on if the packet is this machine's ICMP message that nobody listens at a port of UDP.
+    pub(super) fn tells_that_nobody_listens(&mut self, v6: bool, port: u16) -> &mut Self {
+        // ICMP: type 3 (destination unreachable), code 3 (port); ICMPv6: type 1, code 4. Behind its 8 bytes comes the header
+        // of the packet that it is about, without options, and then that packet's ports.
+        let (protocol, kind, header) = if v6 { (58, [1, 4], 40) } else { (1, [3, 3], 20) };
+        self.meta(16, REG_1)
+            .compare(true, &[protocol])
+            .payload(Base::Transport, 0, 2, REG_1)
+            .compare(true, &kind)
+            .payload(Base::Transport, 8 + header + 2, 2, REG_1)
+            .compare(true, &port.to_be_bytes())
+    }
+
     /// Goes on if the packet came in by one of the devices in the set.
     pub(super) fn came_by_one_of(&mut self, set: &str) -> &mut Self {
         self.meta(6, REG_1).step("lookup", |a| {
@@ -149,6 +187,15 @@ impl Steps<'_, '_> {
         })
         .mask(&DESTINATION_CHANGED.to_ne_bytes())
         .compare(false, &[0; 4])
+    }
+
+    /// Goes on if the connection's destination was not changed here.
+    pub(super) fn was_not_redirected(&mut self) -> &mut Self {
+        self.step("ct", |a| {
+            a.number(2, 2).number(1, REG_1);
+        })
+        .mask(&DESTINATION_CHANGED.to_ne_bytes())
+        .compare(true, &[0; 4])
     }
 
     /// Loads the packet's destination address, protocol and port from register piece 0 on; the address only if `with_address`.

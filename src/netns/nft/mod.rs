@@ -13,4 +13,4 @@ mod writer;
 
 pub(super) use monitor::Monitor;
 pub(super) use ports::{HostPort, PortTable};
-pub(super) use table::Table;
+pub(super) use table::{Policy, Table};

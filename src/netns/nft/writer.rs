@@ -19,8 +19,12 @@ pub(super) enum Hook {
     Raw,
     /// Packets from outside, before they are routed.
     Prerouting,
+    /// Packets that pass through.
+    Forward,
     /// The machine's own packets, before they are sent: destinations.
     OutputNat,
+    /// The machine's own packets, before they are sent: filter.
+    Output,
     /// All packets that leave.
     Postrouting,
 }
@@ -31,7 +35,9 @@ impl Hook {
         match self {
             Self::Raw => ("filter", 0, -300),
             Self::Prerouting => ("nat", 0, -100),
+            Self::Forward => ("filter", 2, 0),
             Self::OutputNat => ("nat", 3, -100),
+            Self::Output => ("filter", 3, 0),
             Self::Postrouting => ("nat", 4, 100),
         }
     }

@@ -199,8 +199,13 @@ impl Inner {
         let Some(page) = state.book.page(pod).cloned() else {
             return Ok(());
         };
+        let before = ways(&page).unwrap_or_default();
         let page = Page { targets, ..page };
-        let ways = ways(&page)?;
+        let addresses: Vec<IpAddr> = addresses.iter().map(|(ip, _)| *ip).collect();
+        let ways = wanted::ways(&page.ports, &addresses)?;
+        if !before.is_empty() {
+            self.table.take_away(&before)?;
+        }
         state.book.put(pod, page.clone())?;
         let known = state.installed.as_ref().is_some_and(|installed| {
             let near = page

@@ -1,6 +1,6 @@
 //! Host ports as they are asked for, as they are written down, and as elements of the nftables maps.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use wharf_proto::cri;
 
@@ -84,6 +84,11 @@ pub(super) fn wanted(mappings: &[cri::PortMapping]) -> Result<Vec<Wanted>> {
             "" => None,
             text => Some(text.parse().map_err(|_| wrong("host address is not an IP address"))?),
         };
+        if host_ip == Some(IpAddr::V6(Ipv6Addr::LOCALHOST)) {
+            return Err(wrong(
+                "the kernel lets nothing out of IPv6's localhost, so no port of it can lead to a pod; take 127.0.0.1",
+            ));
+        }
         let wanted = Wanted {
             protocol: number(protocol),
             host_ip,
@@ -169,7 +174,7 @@ mod tests {
             ("", "", true),
             ("", "127.0.0.1", true),
             ("0.0.0.0", "127.0.0.1", true),
-            ("0.0.0.0", "::1", false),
+            ("0.0.0.0", "fd00::1", false),
             ("127.0.0.1", "127.0.0.1", true),
             ("127.0.0.1", "192.0.2.1", false),
             ("::", "", true),
@@ -187,11 +192,12 @@ mod tests {
             (mapping(-1, 1, ""), "host port"),
             (mapping(1, 0, ""), "container port"),
             (mapping(1, 1, "localhost"), "IP address"),
+            (mapping(1, 1, "::1"), "take 127.0.0.1"),
         ] {
             let text = wanted(&[bad]).unwrap_err().to_string();
             assert!(text.contains(word), "{text}");
         }
-        let v6 = wanted(&[mapping(1, 1, "::1")]).unwrap();
+        let v6 = wanted(&[mapping(1, 1, "fd00::1")]).unwrap();
         let text = ways(&v6, &both()[..1]).unwrap_err().to_string();
         assert!(text.contains("family"), "{text}");
     }

@@ -2,8 +2,6 @@
 
 use std::time::Instant;
 
-use wharf_proto::cri;
-
 use super::*;
 use crate::netns::link::Veth;
 use std::os::fd::AsFd;
@@ -35,15 +33,6 @@ async fn outside(node: &Node, networks: &Networks) -> PathBuf {
         links.add_address(device.index, v4("192.0.2.2").into(), 24).unwrap();
     });
     netns
-}
-
-fn mapping(host_port: i32, container_port: i32, host_ip: &str) -> cri::PortMapping {
-    cri::PortMapping {
-        host_port,
-        container_port,
-        host_ip: host_ip.into(),
-        ..Default::default()
-    }
 }
 
 fn ip(network: &record::Network, place: usize) -> IpAddr {
@@ -176,106 +165,6 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
 }
 
 #[test]
-fn two_hundred_at_once_come_and_go_and_leave_nothing() {
-    on_a_node(|node| async move {
-        let networks = node.networks().await;
-        let mut pods = Vec::new();
-        for number in 0..200 {
-            let mut pod = node.pod(&networks, &format!("p{number}")).await;
-            pod.port_mappings = vec![mapping(20_000 + number, 80, "")];
-            pods.push(pod);
-        }
-        for _ in 0..2 {
-            let start = Instant::now();
-            let attached = futures_util::future::join_all(pods.iter().map(|pod| attach(&networks, pod))).await;
-            let up = start.elapsed();
-            let addresses: std::collections::HashSet<_> = attached.iter().flat_map(|network| &network.ips).collect();
-            assert_eq!(addresses.len(), 400);
-            assert_eq!(node.devices().len(), 201);
-            let start = Instant::now();
-            let gone = pods
-                .iter()
-                .zip(&attached)
-                .map(|(pod, network)| networks.detach(pod, network));
-            for result in futures_util::future::join_all(gone).await {
-                result.unwrap();
-            }
-            println!("200 attached in {up:?}, detached in {:?}", start.elapsed());
-            networks.release_unused().await.unwrap();
-            assert_eq!((node.devices(), node.leases()), (vec![], vec![]));
-        }
-    });
-}
-
-#[test]
-fn one_pod_is_attached_in_milliseconds() {
-    on_a_node(|node| async move {
-        let networks = node.networks().await;
-        let keeper = node.pod(&networks, "keeper").await;
-        let kept = attach(&networks, &keeper).await;
-        let (mut made, mut up, mut down, mut unpinned) = (vec![], vec![], vec![], vec![]);
-        for number in 0..30 {
-            let start = Instant::now();
-            let pod = node.pod(&networks, &format!("p{number}")).await;
-            made.push(start.elapsed());
-            let start = Instant::now();
-            let network = attach(&networks, &pod).await;
-            up.push(start.elapsed());
-            let start = Instant::now();
-            networks.detach(&pod, &network).await.unwrap();
-            down.push(start.elapsed());
-            let start = Instant::now();
-            networks
-                .remove_namespaces(&node.pins(&format!("p{number}")))
-                .await
-                .unwrap();
-            unpinned.push(start.elapsed());
-        }
-        for (name, times) in [
-            ("create", &mut made),
-            ("attach", &mut up),
-            ("detach", &mut down),
-            ("unpin", &mut unpinned),
-        ] {
-            times.sort();
-            println!("{name}: median {:?}, largest {:?}", times[15], times[29]);
-        }
-        networks.detach(&keeper, &kept).await.unwrap();
-        let start = Instant::now();
-        let network = attach(&networks, &keeper).await;
-        let first = start.elapsed();
-        let start = Instant::now();
-        networks.detach(&keeper, &network).await.unwrap();
-        println!("first {first:?}, last {:?}", start.elapsed());
-
-        // Beside it, the same by CNI's bridge plugin.
-        let mut node = node;
-        cni_mode(&mut node);
-        let text = format!(
-            r#"{{"cniVersion":"1.0.0","name":"n","type":"bridge","bridge":"cbr0","isGateway":true,"ipMasq":false,
-              "ipam":{{"type":"host-local","dataDir":"{}","ranges":[[{{"subnet":"10.68.0.0/24"}}]]}}}}"#,
-            node.scratch.0.join("ipam").display()
-        );
-        std::fs::write(node.config.cni.conf_dir.join("a.conf"), text).unwrap();
-        let networks = node.networks().await;
-        let (mut up, mut down) = (vec![], vec![]);
-        for number in 0..10 {
-            let pod = node.pod(&networks, &format!("c{number}")).await;
-            let start = Instant::now();
-            let network = attach(&networks, &pod).await;
-            up.push(start.elapsed());
-            let start = Instant::now();
-            networks.detach(&pod, &network).await.unwrap();
-            down.push(start.elapsed());
-        }
-        for (name, times) in [("CNI bridge ADD", &mut up), ("CNI bridge DEL", &mut down)] {
-            times.sort();
-            println!("{name}: median {:?}, largest {:?}", times[5], times[9]);
-        }
-    });
-}
-
-#[test]
 fn recovery_keeps_the_living_and_releases_the_rest() {
     on_a_node(|node| async move {
         let networks = node.networks().await;
@@ -288,7 +177,9 @@ fn recovery_keeps_the_living_and_releases_the_rest() {
         std::fs::write(state.join("10.77.0.200"), "").unwrap();
         drop(networks);
         // Someone flushed the rules meanwhile.
-        crate::netns::nft::Table::new("wharf0", vec![]).remove().unwrap();
+        crate::netns::nft::Table::new("wharf0", vec![], Default::default())
+            .remove()
+            .unwrap();
         crate::netns::nft::PortTable::new("wharf0").remove().unwrap();
         let networks = node.networks().await;
         networks.recover(&[(a.clone(), at.clone())]).await.unwrap();
@@ -429,5 +320,46 @@ fn a_network_of_ipv6_alone_works() {
             networks.detach(pod, network).await.unwrap();
         }
         assert_eq!((node.leases(), node.ports()), (vec![], vec![]));
+    });
+}
+
+#[test]
+fn a_bridge_of_somebody_else_is_named_and_left_alone() {
+    on_a_node(|node| async move {
+        let mut links = Links::open().unwrap();
+        links.add_bridge("wharf0", [2, 0, 0, 0, 0, 9], 1500).unwrap();
+        let networks = node.networks().await;
+        let a = node.pod(&networks, "a").await;
+        let error = try_attach(&networks, &a, |_| ready(())).await.unwrap_err().to_string();
+        assert!(error.contains("device wharf0 belongs to somebody else"), "{error}");
+        links.set_alias("wharf0", "another tool's").unwrap();
+        let error = try_attach(&networks, &a, |_| ready(())).await.unwrap_err().to_string();
+        assert!(error.contains("belongs to another tool's"), "{error}");
+        assert!(node.leases().is_empty(), "{:?}", node.leases());
+        networks.recover(&[]).await.unwrap();
+        networks.release_unused().await.unwrap();
+        let foreign = links.find("wharf0").unwrap().unwrap();
+        assert_eq!(
+            (foreign.alias.as_str(), foreign.mac),
+            ("another tool's", vec![2, 0, 0, 0, 0, 9])
+        );
+
+        // It went, and the network works.
+        links.delete("wharf0").unwrap();
+        let at = attach(&networks, &a).await;
+        drop(networks);
+        // A second daemon with other state, and the first one again.
+        let mut other = Config::default();
+        other.state_dir = node.scratch.0.join("other");
+        other.run_dir = node.scratch.0.join("other-run");
+        let second = Networks::open(&other).await.unwrap();
+        let b = node.pod(&second, "b").await;
+        let error = try_attach(&second, &b, |_| ready(())).await.unwrap_err().to_string();
+        assert!(error.contains(&node.config.state_dir.display().to_string()), "{error}");
+        let networks = node.networks().await;
+        networks.recover(&[(a.clone(), at.clone())]).await.unwrap();
+        networks.detach(&a, &at).await.unwrap();
+        networks.release_unused().await.unwrap();
+        assert!(node.devices().is_empty(), "{:?}", node.devices());
     });
 }

@@ -6,7 +6,6 @@ use std::time::Instant;
 use tokio::io::AsyncReadExt;
 
 use super::*;
-use wharf_proto::cri;
 
 fn script(node: &Node, name: &str, body: &str) {
     let path = node.scratch.0.join("bin").join(name);

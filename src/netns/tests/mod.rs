@@ -3,7 +3,9 @@
 
 mod builtin;
 mod cni;
+mod named;
 mod pins;
+mod speed;
 
 use std::fs::File;
 use std::future::ready;
@@ -16,7 +18,7 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use wharf_proto::record;
+use wharf_proto::{cri, record};
 
 use super::link::Links;
 use super::{Networks, PodNetwork, Want};
@@ -184,6 +186,16 @@ fn call(ip: impl Into<IpAddr>, port: u16) -> std::io::Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
+}
+
+/// A port mapping of TCP.
+fn mapping(host_port: i32, container_port: i32, host_ip: &str) -> cri::PortMapping {
+    cri::PortMapping {
+        host_port,
+        container_port,
+        host_ip: host_ip.into(),
+        ..Default::default()
+    }
 }
 
 /// A v4 address.

@@ -7,7 +7,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2 as open};
 use wharf_proto::api::Finding;
 
 use super::{failure, ok, warning};
-use crate::cgroups;
+use crate::cgroups::{self, systemd};
 use crate::config::CgroupDriver;
 
 /// Oldest kernel on which everything Wharf needs is there; and what an older one lacks.
@@ -113,13 +113,31 @@ pub fn seccomp() -> Finding {
 /// The version of control groups and their controllers.
 pub fn cgroups(driver: CgroupDriver) -> Vec<Finding> {
     let mut all = vec![controllers()];
-    if driver == CgroupDriver::Systemd && !Path::new("/run/systemd/system").exists() {
-        all.push(failure(
-            "cgroup driver",
-            "cgroup_driver is systemd, and systemd doesn't run here",
-            "Set cgroup_driver = \"cgroupfs\", and the same for kubelet.",
-        ));
-    }
+    const CHECK: &str = "cgroup driver";
+    let v2 = cgroups::detect().is_ok_and(|hierarchies| hierarchies.is_v2());
+    let there = v2 && systemd::is_running();
+    all.push(match driver {
+        CgroupDriver::Systemd if !there => failure(
+            CHECK,
+            "systemd is wanted, and it doesn't run here, or not on cgroup v2",
+            "Set driver = \"cgroupfs\" in [cgroups], and the same for kubelet.",
+        ),
+        CgroupDriver::Cgroupfs if there => warning(
+            CHECK,
+            "cgroupfs, beside systemd",
+            "systemd may set limits back when it reloads its units; set driver = \"systemd\" in [cgroups] and for kubelet.",
+        ),
+        CgroupDriver::Cgroupfs => ok(CHECK, "cgroupfs"),
+        CgroupDriver::Auto if !there => ok(CHECK, "cgroupfs"),
+        CgroupDriver::Auto | CgroupDriver::Systemd => match systemd::probe() {
+            Ok(()) => ok(CHECK, "systemd"),
+            Err(error) => failure(
+                CHECK,
+                error.to_string(),
+                "Let root talk to systemd, at /run/systemd/private or on the system bus.",
+            ),
+        },
+    });
     all
 }
 

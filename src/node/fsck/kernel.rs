@@ -11,17 +11,17 @@ use wharf_proto::record::{ContainerState, PodState};
 
 use super::{Error, Remedy, Result, Seen, found, records};
 use crate::{
-    cgroups::{self, Cgroup},
+    cgroups::{self, Cgroup, systemd},
     sandbox::{DEFAULT_CGROUP_PARENT, Roots, host_ipc, host_network},
     store,
 };
 
-pub(super) fn look(roots: &Roots, seen: &mut Seen) -> Result<()> {
+pub(super) fn look(roots: &Roots, slice: &str, seen: &mut Seen) -> Result<()> {
     let mounts = mounts()?;
     orphaned_mounts(roots, &mounts, seen);
     missing_mounts(roots, &mounts, seen)?;
     run_directories(roots, seen);
-    orphaned_cgroups(seen)
+    orphaned_cgroups(slice, seen)
 }
 
 /// Mount points of this process's namespace.
@@ -144,17 +144,25 @@ fn run_directories(roots: &Roots, seen: &mut Seen) {
     }
 }
 
-/// Cgroups of containers that are not there. Only those below Wharf's own parent can be told from others'.
-fn orphaned_cgroups(seen: &mut Seen) -> Result<()> {
+/// Cgroups of containers that are not there. Only those below Wharf's own parents can be told from others'.
+fn orphaned_cgroups(slice: &str, seen: &mut Seen) -> Result<()> {
     let failed = |error: cgroups::Error| Error::Internal(format!("look for cgroups: {error}"));
     let hierarchies = cgroups::detect().map_err(failed)?;
-    let parent = Cgroup::new(&hierarchies, DEFAULT_CGROUP_PARENT).map_err(failed)?;
-    for name in parent.children() {
-        let is_id = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !is_id || seen.known.directories.contains(&name) {
+    let slice = format!("/{}", systemd::slice_path(slice).map_err(failed)?);
+    let below = |parent: &str| -> Result<Vec<String>> {
+        let children = Cgroup::new(&hierarchies, parent).map_err(failed)?.children();
+        Ok(children.iter().map(|name| format!("{parent}/{name}")).collect())
+    };
+    for path in below(DEFAULT_CGROUP_PARENT)?.into_iter().chain(below(&slice)?) {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let scope = name
+            .strip_prefix(systemd::PREFIX)
+            .and_then(|name| name.strip_prefix('-')?.strip_suffix(".scope"));
+        let id = scope.unwrap_or(name);
+        let is_id = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !is_id || seen.known.directories.contains(id) {
             continue;
         }
-        let path = format!("{DEFAULT_CGROUP_PARENT}/{name}");
         let pids = Cgroup::new(&hierarchies, &path).map_err(failed)?.pids();
         if pids.is_empty() {
             let problem = "its container is not there";

@@ -27,12 +27,12 @@ pub(super) fn look(roots: &Roots, seen: &mut Seen) -> Result<()> {
         seen.found.push(found);
     }
     for (id, pod) in &seen.known.pods {
-        let network = pod.network.as_ref().filter(|network| network.kind == "builtin");
-        for ip in network
-            .filter(|_| !pod.teardown_done)
-            .into_iter()
-            .flat_map(|network| &network.ips)
-        {
+        let Some(network) = pod.network.as_ref().filter(|_| !pod.teardown_done) else {
+            continue;
+        };
+        let own = (network.kind == "builtin").then_some(&network.ips);
+        let named = network.attachments.iter().map(|attachment| &attachment.ips);
+        for ip in own.into_iter().chain(named).flatten() {
             if !reserved.contains(&(id.clone(), ip.clone())) {
                 let problem = format!("its address {ip} is not reserved: another pod may get it");
                 let advice = "start the daemon again, which reserves it";

@@ -91,7 +91,7 @@ fn look(config: &Config) -> Result<Seen> {
     let mut seen = Seen::default();
     records::look(&roots, &mut seen)?;
     leases::look(&roots, &mut seen)?;
-    kernel::look(&roots, &mut seen)?;
+    kernel::look(&roots, &config.cgroups.slice, &mut seen)?;
     Ok(seen)
 }
 
@@ -183,7 +183,7 @@ impl Node {
     pub async fn fsck(&self, repair: bool) -> Result<FsckResponse> {
         let node = self.clone();
         self.own(async move {
-            let config = node.config().clone();
+            let config = node.config();
             let (first, report, of_images, second) = blocking(move || {
                 let first = look(&config)?;
                 let (report, of_images) = images(&config)?;

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use prost::Message as _;
 use wharf_proto::record;
 
 use super::{Found, Remedy, Result, Seen, found};
@@ -16,15 +17,19 @@ use crate::{
 };
 
 /// What the state directory may have in it.
-const TOP: [&str; 7] = [
+const TOP: [&str; 8] = [
     "lock",
     "schema",
     "pods",
     "images",
     "ipam",
+    NETWORKS,
     store::SET_ASIDE,
     "lost+found",
 ];
+
+/// Definitions of named networks, a file each.
+const NETWORKS: &str = "networks";
 
 /// Pods and containers whose records can be read, by id.
 #[derive(Debug, Default)]
@@ -37,6 +42,7 @@ pub(super) struct Known {
 
 pub(super) fn look(roots: &Roots, seen: &mut Seen) -> Result<()> {
     top(roots, seen);
+    networks(roots, seen);
     for id in store::list_dirs(&roots.pods())? {
         let paths = roots.pod(&id);
         seen.known.directories.insert(id.clone());
@@ -92,6 +98,33 @@ fn top(roots: &Roots, seen: &mut Seen) {
             "the next start writes it anew",
             Remedy::None,
         ));
+    }
+}
+
+/// The definitions of named networks.
+fn networks(roots: &Roots, seen: &mut Seen) {
+    let directory = roots.state.join(NETWORKS);
+    // What begins with a dot is being written.
+    for name in names(&directory).into_iter().filter(|name| !name.starts_with('.')) {
+        let path = directory.join(&name);
+        owned(&path, seen);
+        let read = fs::read(&path).map_err(|error| error.to_string());
+        let read =
+            read.and_then(|bytes| record::NamedNetwork::decode(bytes.as_slice()).map_err(|error| error.to_string()));
+        let problem = match read {
+            Ok(network) if network.schema > store::schema() => {
+                let problem = format!("its schema is {}, of a newer version", network.schema);
+                let advice = "run the newer version again";
+                seen.found.push(found("network", &name, problem, advice, Remedy::Newer));
+                continue;
+            }
+            Ok(network) if network.name == name => continue,
+            Ok(network) => format!("its definition is that of network {:?}", network.name),
+            Err(error) => format!("its definition can't be read: {error}"),
+        };
+        let mut found = aside("network", &name, problem, &path);
+        found.finding.advice = "repair, start the daemon again, and make the network again".to_owned();
+        seen.found.push(found);
     }
 }
 

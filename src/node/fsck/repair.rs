@@ -52,7 +52,7 @@ impl Node {
             Remedy::Image(id) => images.set_aside(&id).await.map_err(|error| error.to_string()),
             Remedy::Layer(name) => images.set_layer_aside(&name).await.map_err(|error| error.to_string()),
             other => {
-                let config = self.config().clone();
+                let config = self.config();
                 return blocking(move || Ok(plain(&config, &other))).await;
             }
         };

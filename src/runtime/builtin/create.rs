@@ -1,7 +1,7 @@
 //! Create, the helper's part: everything that needs the host, then the fork of init.
 
 use super::spec::{Bundle, Namespace};
-use super::{attach, devices, hooks, idmap, init, prepare, process, rlimits, sysctl};
+use super::{attach, devices, fork_in, hooks, idmap, init, prepare, process, rlimits, sysctl};
 use crate::cgroups::{self, Cgroup};
 use crate::runtime::class;
 use crate::runtime::error::Context;
@@ -48,7 +48,8 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
     let path = path
         .filter(|path| !path.is_empty())
         .unwrap_or_else(|| format!("/{}", request.id));
-    let cgroup = Cgroup::new(&hierarchies, &path).map_err(cgroup_error)?;
+    let cgroup = Cgroup::of_spec(&hierarchies, &path).map_err(cgroup_error)?;
+    let inside = begin_scope(&cgroup, request.id)?;
     cgroup.create_for(linux.resources().as_ref()).map_err(cgroup_error)?;
     limit_devices(&bundle, &cgroup)?;
 
@@ -72,14 +73,20 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
         new &= !libc::CLONE_NEWIPC;
         plan.unshare = libc::CLONE_NEWIPC;
     }
-    // A cgroup namespace begins where its first process is, so the helper goes ahead; limits follow when init is there.
-    cgroup.join_self().map_err(cgroup_error)?;
+    let joins_users = existing.iter().any(|(kind, ..)| *kind == libc::CLONE_NEWUSER);
+    // Init is born in its cgroup where it can be: then it makes its cgroup namespace itself, because one begins where whoever
+    // makes it is. Else, and where the helper gives up its rights over the cgroup, the helper goes ahead. Limits follow when
+    // init is there.
+    let born = !inside && !joins_users && cgroup.v2_dir().is_some();
+    if born {
+        plan.unshare |= new & libc::CLONE_NEWCGROUP;
+        new &= !libc::CLONE_NEWCGROUP;
+    } else if !inside {
+        cgroup.join_self().map_err(cgroup_error)?;
+    }
     take_stdio(&request.stdio)?;
     // In another user namespace the helper may set no limits any more; else they wait until init is there.
-    let early = existing
-        .iter()
-        .any(|(kind, ..)| *kind == libc::CLONE_NEWUSER)
-        .then(|| limit(&plan, &cgroup));
+    let early = joins_users.then(|| limit(&plan, &cgroup));
     for (kind, fd, path) in &existing {
         if *kind == libc::CLONE_NEWUSER {
             // The others are joined, and the privileges are still there.
@@ -93,7 +100,17 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
     drop(existing);
 
     let (ours, theirs) = report::channel()?;
-    match sys::fork(new | libc::CLONE_NEWNS | libc::CLONE_PARENT).context(|| "fork init".into())? {
+    let flags = new | libc::CLONE_NEWNS | libc::CLONE_PARENT;
+    let forked = match born.then(|| fork_in(&cgroup, flags)).flatten() {
+        Some(forked) => forked,
+        None => {
+            if born {
+                cgroup.join_self().map_err(cgroup_error)?;
+            }
+            sys::fork(flags).context(|| "fork init".into())?
+        }
+    };
+    match forked {
         Forked::Child => {
             drop(ours);
             init::run(plan, theirs)
@@ -150,6 +167,13 @@ fn supervise(
 
 fn limit(plan: &init::Plan, cgroup: &Cgroup) -> Result<()> {
     limit_cgroup(&plan.bundle, cgroup)
+}
+
+/// Has systemd make the container's cgroup around this process, if it is a scope.
+pub fn begin_scope(cgroup: &Cgroup, id: &str) -> Result<bool> {
+    cgroup
+        .start_scope(&format!("Container {id} of Wharf"))
+        .map_err(|e| Error::Cgroup(e.to_string()))
 }
 
 /// Writes the spec's limits other than those of devices.

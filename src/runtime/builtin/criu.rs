@@ -14,7 +14,7 @@ use nix::{
     mount::{MsFlags, mount},
     sys::stat::{Mode, umask},
 };
-use oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::{LinuxNamespaceType, Mount};
 
 use super::paths::Root;
 use super::spec::{Bundle, Namespace};
@@ -84,8 +84,7 @@ pub fn dump(request: &CheckpointRequest, cgroup: &Cgroup) -> Result<()> {
     checkpoint::run(criu, request.work, DUMP_LOG)
 }
 
-/// Joins the UTS and IPC namespaces that the container shares with its pod: what CRIU is in itself it takes for the
-/// host's, neither dumps nor makes anew. (With `--join-ns` version 3.17 makes another UTS namespace all the same.)
+/// Joins the UTS and IPC namespaces that the container shares with its pod; see [`checkpoint::enter`].
 fn enter_shared(bundle: &Bundle) -> Result<()> {
     let kinds = [
         (LinuxNamespaceType::Ipc, libc::CLONE_NEWIPC),
@@ -93,9 +92,7 @@ fn enter_shared(bundle: &Bundle) -> Result<()> {
     ];
     for (kind, flag) in kinds {
         if let Namespace::Join(path) = bundle.namespace(kind) {
-            let what = || format!("join namespace {}", path.display());
-            let file = File::open(path).context(what)?;
-            sys::setns(file.as_fd(), flag).context(what)?;
+            checkpoint::enter(path, flag)?;
         }
     }
     Ok(())
@@ -115,6 +112,7 @@ pub fn restore(request: &CreateRequest, restore: &RestoreRequest) -> Result<Repo
         return Err(Error::Unsupported("restoring a container on cgroup v1".into()));
     }
     let cgroup = Cgroup::new(&hierarchies, restore.cgroup_path).map_err(failed)?;
+    let inside = super::create::begin_scope(&cgroup, request.id)?;
     cgroup.create().map_err(failed)?;
     super::create::limit_devices(&bundle, &cgroup)?;
     super::create::limit_cgroup(&bundle, &cgroup)?;
@@ -148,7 +146,9 @@ pub fn restore(request: &CreateRequest, restore: &RestoreRequest) -> Result<Repo
         }
     }
     // The restored processes stay in criu's cgroup and so in its cgroup namespace.
-    cgroup.join_self().map_err(failed)?;
+    if !inside {
+        cgroup.join_self().map_err(failed)?;
+    }
     let mut kinds = libc::CLONE_NEWNS;
     if bundle.namespace(LinuxNamespaceType::Cgroup) == Namespace::New {
         kinds |= libc::CLONE_NEWCGROUP;
@@ -197,13 +197,18 @@ fn refuse(bundle: &Bundle) -> Result<()> {
 
 /// Of the mounts in a container, those that the spec binds from the host, with what lies below such a bind.
 fn foreign_mounts(bundle: &Bundle, mounts: &[(PathBuf, String)]) -> Vec<Foreign> {
+    let wanted = bundle.spec.mounts().as_deref().unwrap_or_default();
+    let wanted: Vec<_> = wanted
+        .iter()
+        .map(|mount| (real(&bundle.rootfs, mount.destination()), mount))
+        .collect();
     let mut found = Vec::new();
     let mut seen = HashSet::new();
     for (point, kind) in mounts.iter().filter(|(point, _)| point != Path::new("/")) {
         let source = if kind == "cgroup" || kind == "cgroup2" {
             Some(Source::Cgroup)
         } else {
-            masked(bundle, point, kind).or_else(|| bound(bundle, point))
+            masked(bundle, point, kind).or_else(|| bound(&wanted, point))
         };
         if let Some(source) = source
             && seen.insert(point.clone())
@@ -224,17 +229,29 @@ fn masked(bundle: &Bundle, point: &Path, kind: &str) -> Option<Source> {
     (hidden && kind != "tmpfs").then(|| Source::Path("/dev/null".into()))
 }
 
-/// The innermost mount of the spec that holds `point`, where that is a bind.
-fn bound(bundle: &Bundle, point: &Path) -> Option<Source> {
-    let mounts = bundle.spec.mounts().as_deref().unwrap_or_default();
-    let mount = mounts
+/// Where a mount of the spec is: the root file system may have a symbolic link there.
+fn real(rootfs: &Path, destination: &Path) -> PathBuf {
+    let resolve = || {
+        let (root, inside) = (File::open(rootfs).ok()?, destination.strip_prefix("/").ok()?);
+        let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+        let place = sys::openat2(root.as_fd(), inside, libc::O_PATH, 0, resolve).ok()?;
+        let target = |fd: i32| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok();
+        let (root, place) = (target(root.as_raw_fd())?, target(place.as_raw_fd())?);
+        Some(Path::new("/").join(place.strip_prefix(root).ok()?))
+    };
+    resolve().unwrap_or_else(|| destination.to_owned())
+}
+
+/// The innermost mount of the spec that holds `point`, where that is a bind. `wanted` are its mounts, with where they are.
+fn bound(wanted: &[(PathBuf, &Mount)], point: &Path) -> Option<Source> {
+    let (place, mount) = wanted
         .iter()
-        .filter(|mount| point.starts_with(mount.destination()))
-        .max_by_key(|mount| mount.destination().components().count())?;
+        .filter(|(place, _)| point.starts_with(place))
+        .max_by_key(|(place, _)| place.components().count())?;
     let options = mount.options().as_deref().unwrap_or_default();
     let bind = mount.typ().as_deref() == Some("bind") || options.iter().any(|o| o == "bind" || o == "rbind");
     let source = mount.source().as_ref().filter(|_| bind)?;
-    let below = point.strip_prefix(mount.destination()).ok()?;
+    let below = point.strip_prefix(place).ok()?;
     Some(Source::Path(match below.as_os_str().is_empty() {
         true => source.clone(),
         false => source.join(below),
@@ -304,6 +321,19 @@ fn inherit(criu: &mut Command, kept: &mut Vec<OwnedFd>, fd: BorrowedFd, name: &s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_is_where_the_links_of_its_root_lead() {
+        let root = std::env::temp_dir().join(format!("wharf-real-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&root);
+        std::fs::create_dir_all(root.join("real")).unwrap();
+        std::os::unix::fs::symlink("/real", root.join("linked")).unwrap();
+        std::os::unix::fs::symlink("/../../etc", root.join("out")).unwrap();
+        let at = |path: &str| real(&root, Path::new(path));
+        let found = [at("/linked"), at("/real"), at("/out"), at("/absent")];
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(found, ["/real", "/real", "/out", "/absent"].map(PathBuf::from));
+    }
 
     #[test]
     fn binds_and_what_lies_below_them_are_foreign_and_nothing_else() {

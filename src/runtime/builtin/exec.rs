@@ -2,7 +2,7 @@
 
 use super::paths::Root;
 use super::spec::{self, Bundle};
-use super::{console, create, init, process};
+use super::{console, create, fork_in, init, process};
 use crate::cgroups::{self, Cgroup, Joiner};
 use crate::runtime::affinity::Affinity;
 use crate::runtime::class;
@@ -24,7 +24,9 @@ struct Plan {
     process: Process,
     procfs: OwnedFd,
     init: OwnedFd,
+    /// Joined by the child, unless it is born there.
     cgroup: Joiner,
+    inside: bool,
     userns: bool,
     terminal: bool,
     keyring: CString,
@@ -55,19 +57,19 @@ pub fn run(request: &ExecRequest, pidfd: OwnedFd) -> Result<Report> {
         .filter(|path| !path.is_empty())
         .unwrap_or_else(|| format!("/{}", request.id));
     let hierarchies = cgroups::detect().map_err(cgroup_error)?;
-    let cgroup = Cgroup::new(&hierarchies, &path)
-        .and_then(|cgroup| cgroup.joiner())
-        .map_err(cgroup_error)?;
+    let place = Cgroup::of_spec(&hierarchies, &path).map_err(cgroup_error)?;
+    let cgroup = place.joiner().map_err(cgroup_error)?;
 
     let affinity = Affinity::of(&process)?;
     affinity.begin()?;
     create::set_oom_score(process.oom_score_adj().or(bundle.process()?.oom_score_adj()))?;
-    let plan = Plan {
+    let mut plan = Plan {
         setup,
         affinity,
         procfs: File::open("/proc").context(|| "open /proc".into())?.into(),
         init: pidfd,
         cgroup,
+        inside: false,
         userns,
         terminal: matches!(request.stdio, Stdio::Terminal),
         keyring: create::keyring_name(request.id)?,
@@ -76,7 +78,16 @@ pub fn run(request: &ExecRequest, pidfd: OwnedFd) -> Result<Report> {
     create::take_stdio(&request.stdio)?;
     sys::setns(plan.init.as_fd(), libc::CLONE_NEWPID).context(|| "join the container's PID namespace".into())?;
     let (ours, theirs) = report::channel()?;
-    match sys::fork(libc::CLONE_PARENT).context(|| "fork into the container".into())? {
+    // A child must know before it is one.
+    plan.inside = true;
+    let forked = match fork_in(&place, libc::CLONE_PARENT) {
+        Some(forked) => forked,
+        None => {
+            plan.inside = false;
+            sys::fork(libc::CLONE_PARENT).context(|| "fork into the container".into())?
+        }
+    };
+    match forked {
         Forked::Child => {
             drop(ours);
             child(plan, &theirs)
@@ -166,6 +177,7 @@ fn enter(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)
         procfs,
         init,
         cgroup,
+        inside,
         userns,
         terminal,
         keyring,
@@ -174,7 +186,9 @@ fn enter(plan: Plan, gate: &OwnedFd) -> Result<(process::Setup, Option<OwnedFd>)
         // Limits are being set with the host's privileges.
         report::receive(gate.as_fd())?.ok_or(Error::HelperDied("exec"))?;
     }
-    cgroup.join().map_err(|e| Error::Cgroup(e.to_string()))?;
+    if !inside {
+        cgroup.join().map_err(|e| Error::Cgroup(e.to_string()))?;
+    }
     drop(cgroup);
     affinity.settle()?;
     setup.open_labels(procfs.as_fd())?;

@@ -26,6 +26,9 @@ mod rlimits;
 mod spec;
 mod sysctl;
 
+pub(super) use create::set_oom_score;
+pub use spec::check;
+
 use super::checkpoint::{self, CheckpointRequest, RestoreRequest};
 use super::error::Context;
 use super::report::{self, Report};
@@ -158,6 +161,12 @@ fn start_with_hooks(container: &ContainerRef, init: i32, gate: &OwnedFd) -> Resu
 fn cgroup(container: &ContainerRef) -> Result<Cgroup> {
     let hierarchies = cgroups::detect().map_err(|e| Error::Cgroup(e.to_string()))?;
     Cgroup::new(&hierarchies, container.cgroup_path).map_err(|e| Error::Cgroup(e.to_string()))
+}
+
+/// Forks a child that is born in the cgroup, of version 2. None where that can't be: on version 1, before Linux 5.7.
+fn fork_in(cgroup: &Cgroup, flags: i32) -> Option<sys::Forked> {
+    let dir = std::fs::File::open(cgroup.v2_dir()?).ok()?;
+    sys::fork_into(flags, dir.as_fd()).ok()
 }
 
 fn kill_all(container: &ContainerRef, signal: i32) -> Result<Report> {

@@ -9,7 +9,7 @@ use crate::sys;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::sys::stat::{Mode, SFlag, fstat, umask};
 use nix::unistd::{Gid, Uid, fchown, setgroups, setresgid, setresuid};
-use oci_spec::runtime::{LinuxSeccomp, Process};
+use oci_spec::runtime::{IOPriorityClass, LinuxIOPriority, LinuxSeccomp, Process};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{IoSlice, Read};
@@ -29,12 +29,30 @@ pub struct Setup {
     caps: caps::Sets,
     no_new_privileges: bool,
     limits: Limits,
+    /// As ioprio_set(2) takes it.
+    io_priority: Option<i32>,
     labels: labels::Labels,
     filter: Option<(Vec<u8>, u64)>,
     /// Where the filter's descriptor goes that tells of blocked calls.
     listener: Option<UnixStream>,
     /// Whether the limits are set by this process itself.
     pub own_limits: bool,
+}
+
+/// Class and level in one number (linux/ioprio.h).
+fn io_priority(priority: &LinuxIOPriority) -> Result<i32> {
+    let class = match priority.class() {
+        IOPriorityClass::IoprioClassRt => 1,
+        IOPriorityClass::IoprioClassBe => 2,
+        IOPriorityClass::IoprioClassIdle => 3,
+    };
+    match i32::try_from(priority.priority()) {
+        Ok(level @ 0..=7) => Ok(class << 13 | level),
+        _ => Err(Error::InvalidSpec(format!(
+            "process.ioPriority.priority {} is not 0 to 7",
+            priority.priority()
+        ))),
+    }
 }
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -77,6 +95,7 @@ impl Setup {
             caps: caps::Sets::of(process.capabilities().as_ref())?,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             limits: rlimits::prepare(process.rlimits().as_deref().unwrap_or_default())?,
+            io_priority: process.io_priority().as_ref().map(io_priority).transpose()?,
             labels: labels::Labels::of(process)?,
             filter,
             own_limits: true,
@@ -106,6 +125,9 @@ impl Setup {
         self.set_home(root);
         if self.own_limits {
             rlimits::apply(0, &self.limits)?;
+        }
+        if let Some(priority) = self.io_priority {
+            sys::set_io_priority(priority).context(|| "set the I/O priority".into())?;
         }
         self.labels.write()?;
         reopen_null(root);

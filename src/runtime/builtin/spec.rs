@@ -68,7 +68,11 @@ pub enum Namespace<'a> {
     Join(&'a Path),
 }
 
-fn check(spec: &Spec) -> Result<()> {
+/// Whether this runtime does all that a spec asks for.
+///
+/// # Errors
+/// Names what it does not do, or what makes no sense.
+pub fn check(spec: &Spec) -> Result<()> {
     let unsupported = |what: &str| Err(Error::Unsupported(what.into()));
     if !spec.version().starts_with("1.") {
         return Err(Error::Unsupported(format!("ociVersion {:?}", spec.version())));
@@ -150,12 +154,8 @@ pub fn check_process(process: &Process) -> Result<()> {
             process.cwd()
         )));
     }
-    let refused = [
-        (process.io_priority().is_some(), "process.ioPriority"),
-        (process.scheduler().is_some(), "process.scheduler"),
-    ];
-    match refused.iter().find(|(found, _)| *found) {
-        Some((_, what)) => Err(Error::Unsupported((*what).into())),
+    match process.scheduler() {
+        Some(_) => Err(Error::Unsupported("process.scheduler".into())),
         None => Ok(()),
     }
 }

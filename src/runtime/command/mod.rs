@@ -4,6 +4,7 @@
 //! monitor's child, because the monitor is a child subreaper (prctl(2)).
 
 mod console;
+mod criu;
 mod program;
 
 use std::{
@@ -17,7 +18,7 @@ use program::Invocation;
 use super::{
     ContainerRef, CreateRequest, Created, Error, ExecRequest, Executed, Handler, Pending, Result, Stdio,
     affinity::Affinity,
-    checkpoint::{self, CheckpointRequest, DUMP_LOG, RestoreRequest},
+    checkpoint::{self, CheckpointRequest, DUMP_LOG, RESTORE_LOG, RestoreRequest},
     class,
     error::Context as _,
     report::{self, Report, spawn_helper},
@@ -72,6 +73,7 @@ impl Handler for Command {
     fn create(&self, request: &CreateRequest) -> Result<Pending> {
         spawn_helper(&kept(&request.stdio), || {
             class::join(request.class)?;
+            begin_score(request.bundle)?;
             let mut invocation = self.invocation(request.bundle);
             invocation.arguments(["create", "--bundle", ".", "--pid-file", program::PID_FILE]);
             let (pid, console) = invocation.run_detached(&request.stdio, request.id)?;
@@ -115,6 +117,7 @@ impl Handler for Command {
             let process = serde_json::from_slice(request.process_json);
             let process = process.map_err(|error| Error::InvalidSpec(format!("process to execute: {error}")))?;
             Affinity::of(&process)?.begin()?;
+            begin_score(request.bundle)?;
             let process = request.bundle.join(format!("exec-{}.json", std::process::id()));
             fs::write(&process, request.process_json)
                 .context(|| format!("write the process of an exec to {}", process.display()))?;
@@ -165,6 +168,7 @@ impl Handler for Command {
         spawn_helper(&[], || {
             checkpoint::frozen(&request.container, |_| {
                 checkpoint::write_descriptors(request.container.init_pid, request.images)?;
+                criu::enter_shared(request.container.bundle)?;
                 let mut invocation = self.invocation(request.container.bundle);
                 invocation.arguments(["checkpoint", "--leave-running", "--file-locks", "--ext-unix-sk"]);
                 invocation.arguments(["--image-path".as_ref(), request.images.as_os_str()]);
@@ -176,12 +180,28 @@ impl Handler for Command {
         })
     }
 
-    /// Debian's runc puts restored processes into the cgroup that they were dumped in, where nobody would find them.
-    fn restore(&self, _request: &CreateRequest, _restore: &RestoreRequest) -> Result<Pending> {
-        Err(Error::Failed(format!(
-            "restoring with {} is not supported, only with the built-in runtime",
-            self.path.display()
-        )))
+    fn restore(&self, request: &CreateRequest, restore: &RestoreRequest) -> Result<Pending> {
+        spawn_helper(&kept(&request.stdio), || {
+            if matches!(request.stdio, Stdio::Terminal) {
+                return Err(Error::Unsupported("restoring a container with a terminal".into()));
+            }
+            class::join(request.class)?;
+            criu::write_options(restore.work)?;
+            criu::enter_cgroup(request.bundle, restore.cgroup_path)?;
+            criu::enter_shared(request.bundle)?;
+            let mut invocation = self.invocation(request.bundle);
+            invocation.arguments(["restore", "--detach", "--file-locks", "--ext-unix-sk"]);
+            invocation.arguments(["--bundle", ".", "--pid-file", program::PID_FILE]);
+            invocation.arguments(["--image-path".as_ref(), restore.images.as_os_str()]);
+            invocation.arguments(["--work-path".as_ref(), restore.work.as_os_str()]);
+            invocation.search_path(checkpoint::search_path(restore.criu));
+            let restored = invocation.run_detached(&request.stdio, request.id);
+            let (pid, _) = criu_says(restored, &restore.work.join(RESTORE_LOG))?;
+            Ok(Report {
+                pid,
+                ..Report::default()
+            })
+        })
     }
 
     fn delete(&self, container: &ContainerRef) -> Result<Option<Pending>> {
@@ -213,6 +233,17 @@ impl Handler for Command {
     fn finish_delete(&self, pending: Pending) -> Result<()> {
         report::finish(&pending, "delete").map(drop)
     }
+}
+
+/// Gives this helper the container's standing with the OOM killer, for the program to inherit: crun sets none where the
+/// spec says 0, and the monitor's own must not be a container's.
+fn begin_score(bundle: &std::path::Path) -> Result<()> {
+    let path = bundle.join("config.json");
+    let text = fs::read(&path).context(|| format!("read {}", path.display()))?;
+    let spec: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| Error::InvalidSpec(format!("{}: {error}", path.display())))?;
+    let score = spec["process"]["oomScoreAdj"].as_i64();
+    super::builtin::set_oom_score(score.and_then(|score| i32::try_from(score).ok()))
 }
 
 /// What CRIU's log says of a failure tells more than that there was one.
