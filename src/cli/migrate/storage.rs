@@ -192,8 +192,8 @@ impl Split {
     }
 
     /// Bytes of the archive; no file is read for it.
-    fn size(self) -> io::Result<u64> {
-        self.items.into_iter().try_fold(0_u64, |sum, item| {
+    fn size(mut self) -> io::Result<u64> {
+        self.items.try_fold(0_u64, |sum, item| {
             let item = item.map_err(io::Error::other)?;
             Ok(sum
                 + match item.kind {

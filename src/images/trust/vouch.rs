@@ -33,9 +33,13 @@ impl Images {
         })
         .await?
         .map_err(|reason| refused(&shown, reason))?;
-        let (rules, evidence, mut verdicts) = match judged {
-            Judged::Free => return Ok(()),
-            Judged::Asked(rules, evidence, verdicts) => (rules, evidence, verdicts),
+        let Some(Judged {
+            rules,
+            evidence,
+            mut verdicts,
+        }) = judged
+        else {
+            return Ok(());
         };
         let mut last = None;
         verdicts.retain(|(name, verdict)| match verdict {
@@ -71,18 +75,15 @@ impl Images {
     }
 }
 
-enum Judged {
-    /// Nothing is asked of any image.
-    Free,
-    Asked(
-        Rules,
-        Evidence,
-        Vec<(Option<Reference>, std::result::Result<(), String>)>,
-    ),
+/// What the policy says of an image under its names.
+struct Judged {
+    rules: Rules,
+    evidence: Evidence,
+    verdicts: Vec<(Option<Reference>, std::result::Result<(), String>)>,
 }
 
-/// Blocking.
-fn judge(room: &Arc<Room>, rules: Rules, id: &str, names: Vec<Reference>) -> Result<Judged> {
+/// Judges the image `id`; `None` if nothing is asked of it. Blocking.
+fn judge(room: &Arc<Room>, rules: Rules, id: &str, names: Vec<Reference>) -> Result<Option<Judged>> {
     let policy = rules.policy.as_ref();
     let mut names: Vec<Option<Reference>> = names.into_iter().map(Some).collect();
     if names.is_empty() {
@@ -94,7 +95,7 @@ fn judge(room: &Arc<Room>, rules: Rules, id: &str, names: Vec<Reference>) -> Res
         .collect();
     let free = |wanted: &[Requirement]| wanted.iter().all(|one| *one == Requirement::Accept);
     if rules.verifiers.is_empty() && required.iter().any(|(_, wanted)| free(wanted)) {
-        return Ok(Judged::Free);
+        return Ok(None);
     }
     let evidence = room.index.evidence(id)?;
     let verdicts = names
@@ -105,7 +106,11 @@ fn judge(room: &Arc<Room>, rules: Rules, id: &str, names: Vec<Reference>) -> Res
             (name, verdict.map_err(|reason| format!("{reason} ({place})")))
         })
         .collect();
-    Ok(Judged::Asked(rules, evidence, verdicts))
+    Ok(Some(Judged {
+        rules,
+        evidence,
+        verdicts,
+    }))
 }
 
 /// The name of `image` that `asked` means; if it means none of them, all that it has.
