@@ -29,12 +29,15 @@ use crate::{
     telemetry::Telemetry,
 };
 
+/// Takes a level or filter; the error is for a person.
+pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
 /// How the configuration is read again when SIGHUP comes.
 pub struct Reloading {
     /// Reads and checks it; the error is for a person. Blocks.
     pub load: Box<dyn Fn() -> Result<Config, String> + Send + Sync>,
     /// Changes what is logged.
-    pub set_log_level: Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+    pub set_log_level: SetLogLevel,
 }
 
 /// How often the memory is looked after, and when first.

@@ -30,7 +30,7 @@ pub(super) fn check_directory(container: &Container, rootfs: &Path, spec: &Spec)
     if spec.mounts().iter().flatten().any(covered) {
         return Ok(());
     }
-    match rootfs::directory_in(rootfs, process.cwd()) {
+    match rootfs::open_directory_in(rootfs, process.cwd()) {
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Err(Error::Invalid(format!(
             "working directory {} of container {}: not a directory",
             process.cwd().display(),

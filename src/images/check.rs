@@ -10,7 +10,7 @@ use std::{
 use wharf_proto::record;
 
 use super::{
-    Error, ImageConfig, Result, index,
+    Error, ImageConfig, Result,
     layers::Temporary,
     papers,
     reference::{is_digest, is_hex},
@@ -134,7 +134,7 @@ fn images(root: &Path, layers: &HashSet<String>, report: &mut Report) -> Result<
                 continue;
             }
         };
-        let names = index::names(&image);
+        let names = super::names::names(&image);
         for problem in image_problems(&path, &image, &id, layers) {
             report.broken_image(&id, &path, &problem, &names);
         }
@@ -189,7 +189,7 @@ fn name_images_of_broken_layers(root: &Path, report: &mut Report) -> Result<()> 
     for name in store::list_dirs(&directory)? {
         if let Ok(Some(image)) = store::read_versioned::<record::Image>(&directory.join(name).join("record")) {
             for layer in &image.layers {
-                let called = index::names(&image)
+                let called = super::names::names(&image)
                     .into_iter()
                     .next()
                     .unwrap_or_else(|| image.id.clone());

@@ -20,6 +20,7 @@ use super::{
     Error, Image, ImageConfig, Layer, Reference, Result,
     layers::{Layers, Pin},
     manifest::{self, Parsed},
+    names::{name, named, names, settle_tags},
     papers,
     platform::Host,
     reference::{is_digest, is_hex},
@@ -28,7 +29,7 @@ use super::{
 };
 use crate::store;
 
-type List = Arc<Vec<Arc<Image>>>;
+pub(super) type List = Arc<Vec<Arc<Image>>>;
 
 /// Shortest prefix of an id that is taken for one.
 const MIN_PREFIX: usize = 4;
@@ -45,9 +46,10 @@ pub(super) struct Index {
     heard: Mutex<Option<UnboundedReceiver<Change>>>,
 }
 
-struct Entry {
-    record: record::Image,
-    image: Arc<Image>,
+/// An image and what is written of it.
+pub(super) struct Entry {
+    pub record: record::Image,
+    pub image: Arc<Image>,
 }
 
 /// An image whose layers are all here, to be made visible.
@@ -484,80 +486,9 @@ fn has_checkpoint(directory: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// What an image is called, with a tag or a digest.
-pub(super) fn names(record: &record::Image) -> Vec<String> {
-    let tags = record.tags.iter().map(|tag| tag.name.clone());
-    tags.chain(record.digests.iter().cloned()).collect()
-}
-
-/// Leaves each tag to the image that got it last; returns the ids of the others, with what they lost.
-fn settle_tags(entries: &mut BTreeMap<String, Entry>) -> Vec<(String, Vec<String>)> {
-    let mut owners: BTreeMap<String, (i64, String)> = BTreeMap::new();
-    for entry in entries.values() {
-        for tag in &entry.record.tags {
-            let claim = (tag.moved_at, entry.record.id.clone());
-            let owner = owners.entry(tag.name.clone()).or_insert_with(|| claim.clone());
-            if *owner < claim {
-                *owner = claim;
-            }
-        }
-    }
-    let mut losers = Vec::new();
-    for (id, entry) in entries.iter_mut() {
-        let mut lost = Vec::new();
-        entry.record.tags.retain(|tag| {
-            let keeps = owners.get(&tag.name).is_some_and(|(_, owner)| owner == id);
-            if !keeps {
-                lost.push(tag.name.clone());
-            }
-            keeps
-        });
-        if !lost.is_empty() {
-            entry.image = Arc::new(entry.again(&entry.record));
-            losers.push((id.clone(), lost));
-        }
-    }
-    losers
-}
-
-/// Adds the names that a pull of `reference` gives; false if nothing is new.
-fn name(record: &mut record::Image, reference: &Reference, digest: Option<&str>) -> bool {
-    let mut changed = false;
-    if let Some(digest) = digest {
-        let by_digest = format!("{}@{digest}", reference.name());
-        if let Err(at) = record.digests.binary_search(&by_digest) {
-            record.digests.insert(at, by_digest);
-            changed = true;
-        }
-    }
-    if let Some(tagged) = reference.tagged()
-        && !record.tags.iter().any(|tag| tag.name == tagged)
-    {
-        record.tags.push(record::ImageTag {
-            name: tagged,
-            moved_at: now(),
-        });
-        record.tags.sort_by(|a, b| a.name.cmp(&b.name));
-        changed = true;
-    }
-    changed
-}
-
-fn named(list: &List, reference: &Reference) -> Option<Arc<Image>> {
-    let fits = |image: &&Arc<Image>| match (&reference.digest, reference.tagged()) {
-        (Some(digest), _) => {
-            let name = format!("{}@{digest}", reference.name());
-            image.digests.binary_search(&name).is_ok()
-        }
-        (None, Some(tagged)) => image.tags.binary_search(&tagged).is_ok(),
-        (None, None) => false,
-    };
-    list.iter().find(fits).cloned()
-}
-
 impl Entry {
     /// The same image, as `record` has it by now.
-    fn again(&self, record: &record::Image) -> Image {
+    pub fn again(&self, record: &record::Image) -> Image {
         let known = &self.image;
         image(record, known.config.clone(), known.pins.clone(), known.checkpoint)
     }
@@ -602,7 +533,7 @@ fn file_name(digest: &str) -> &str {
     digest.strip_prefix("sha256:").unwrap_or(digest)
 }
 
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .ok()

@@ -20,6 +20,7 @@ mod load;
 mod make;
 mod manifest;
 mod mounts;
+mod names;
 mod outlet;
 mod papers;
 mod paused;

@@ -82,7 +82,7 @@ impl Node {
         }
         let gone = CancellationToken::new();
         let _caller = gone.clone().drop_guard();
-        let end = deadline.map_or_else(|| Instant::now() + containers::CHECKPOINT_LIMIT, |deadline| deadline);
+        let end = deadline.unwrap_or_else(|| Instant::now() + containers::CHECKPOINT_LIMIT);
         let patience = Patience::until(tokio::time::Instant::from_std(end), gone);
         let node = self.clone();
         self.own(async move {

@@ -39,6 +39,12 @@ pub(super) fn told<T: Claimed>(what: &str, id: &str, found: Arc<T>) -> Result<Ar
     Ok(found)
 }
 
+fn gone(what: &str, id: &str) -> Error {
+    Error::State(format!(
+        "{what} {id} is being removed, as nobody waited for it; ask for it again"
+    ))
+}
+
 impl Node {
     /// Has nobody see `pod` until it is asked for again.
     pub(super) fn hide_pod(&self, pod: &Arc<Sandbox>) {
@@ -84,6 +90,46 @@ impl Node {
                 node.drop_hidden(&container).await;
             }
         });
+    }
+
+    /// For a caller that joined a creation at its very end, when it had just been found that nobody waits.
+    pub(super) fn claimed_pod(&self, made: Result<String>) -> Result<String> {
+        let id = made?;
+        let known = {
+            let pods = self
+                .inner
+                .pods
+                .read()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            pods.get(&id).cloned()
+        };
+        if let Some(pod) = known.filter(|pod| pod.claim.is_hidden()) {
+            if !pod.claim.claim() {
+                return Err(gone("pod sandbox", &id));
+            }
+            self.tell_pod(&pod);
+        }
+        Ok(id)
+    }
+
+    /// The same for a container.
+    pub(super) fn claimed_container(&self, made: Result<String>) -> Result<String> {
+        let id = made?;
+        let known = {
+            let containers = self
+                .inner
+                .containers
+                .read()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            containers.get(&id).cloned()
+        };
+        if let Some(container) = known.filter(|container| container.claim.is_hidden()) {
+            if !container.claim.claim() {
+                return Err(gone("container", &id));
+            }
+            self.tell_container(&container);
+        }
+        Ok(id)
     }
 
     /// Removes a container that nobody was told of. What can't be removed goes with its pod.

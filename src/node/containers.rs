@@ -66,7 +66,8 @@ impl Node {
         };
         let (node, finder, wanted) = (self.clone(), self.clone(), Some(config.clone()));
         let wanted_key = key.clone();
-        self.inner
+        let made = self
+            .inner
             .container_jobs
             .run(
                 key,
@@ -74,7 +75,8 @@ impl Node {
                 move |callers| async move { node.make_container(pod, config, pod_config, None, callers).await },
                 |why| Err(Error::Internal(format!("create container: {why}"))),
             )
-            .await
+            .await;
+        self.claimed_container(made)
     }
 
     /// Does `work`, which is `call` on the container, and has it listed meanwhile.

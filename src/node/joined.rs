@@ -20,9 +20,12 @@ use tokio_util::task::TaskTracker;
 
 /// Running jobs by key. The work belongs to the node, not to the request: it goes on when every caller has gone.
 pub struct Joined<K, V: Clone> {
-    running: Mutex<HashMap<K, (Shared<BoxFuture<'static, V>>, Callers)>>,
+    running: Mutex<HashMap<K, Job<V>>>,
     tasks: TaskTracker,
 }
+
+/// Work under way, and those who wait for it.
+type Job<V> = (Shared<BoxFuture<'static, V>>, Callers);
 
 /// Those who wait for one job.
 #[derive(Clone, Default)]

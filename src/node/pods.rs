@@ -67,7 +67,8 @@ impl Node {
         let key = PodKey::of(&record);
         let (node, finder, wanted) = (self.clone(), self.clone(), record.config.clone());
         let wanted_key = key.clone();
-        self.inner
+        let made = self
+            .inner
             .pod_jobs
             .run(
                 key,
@@ -75,7 +76,8 @@ impl Node {
                 move |callers| async move { node.create_sandbox(record, deadline, callers).await },
                 |why| Err(Error::Internal(format!("run pod sandbox: {why}"))),
             )
-            .await
+            .await;
+        self.claimed_pod(made)
     }
 
     /// The record of a pod that is to be made.

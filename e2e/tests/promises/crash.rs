@@ -145,7 +145,12 @@ async fn a_fast_writers_log_is_whole_however_often_the_daemon_is_killed() {
     let mut sizes = vec![0];
     for _ in 0..KILLS {
         let before = *sizes.last().unwrap();
-        eventually("it writes on", async || size() > before).await;
+        // On a machine whose daemons are slow to start, the writer may have come to its end.
+        eventually("it writes on", async || {
+            let ended = daemon.cri.status(&id).await.is_ok_and(|status| status.finished_at > 0);
+            size() > before || ended
+        })
+        .await;
         daemon.crash().await;
         sizes.push(size());
     }

@@ -115,7 +115,7 @@ async fn classes_of_block_io_and_the_limit_of_processes_come_from_the_configurat
         let throttle = file(&daemon, &id, ["blkio.throttle.read_bps_device", "io.max"]).unwrap();
         assert!(throttle.contains("1048576"), "{handler}: {throttle:?}");
         assert_eq!(file(&daemon, &id, ["pids.max", "pids.max"]).unwrap(), "30", "{handler}");
-        let line = "for i in $(seq 40); do sleep 100 & done; echo all";
+        let line = "for i in $(seq 40); do sleep 100 >/dev/null 2>&1 & done; echo all";
         let error = daemon.cri.shell(&id, line).await.expect_err("only 30 processes");
         assert!(error.to_string().contains("fork"), "{handler}: {error}");
 

@@ -24,7 +24,7 @@ async fn is_as_pulled(daemon: &Daemon, source: &[&str], names: &[(&str, String)]
         let migrated = daemon.cri.image(name).await.unwrap().expect("it is here");
         assert!(!migrated.pinned, "a registry has it");
         assert_eq!((&migrated.id, migrated.size), (&pulled.id, pulled.size), "{fixture}");
-        assert_eq!(migrated.repo_tags, [name.clone()]);
+        assert_eq!(migrated.repo_tags, std::slice::from_ref(name));
         let digest = |image: &wharf_proto::cri::Image| {
             let digests = image.repo_digests.iter();
             let digests = digests.filter_map(|one| Some(one.split_once('@')?.1.to_owned()));
@@ -132,7 +132,9 @@ async fn images_of_containerd_are_taken_over_while_it_runs() {
     .unwrap();
     let (good, said) = wharf(&daemon, &["migrate", "--containerd", &root, &names[1].1]).await;
     assert!(!good && said.contains("has let go of it"), "{said}");
-    containerd.start_kill().unwrap();
+    // What was started is its parent, which ends with it.
+    let inner = daemon.lab.inner_pid(&containerd).await.unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(inner), nix::sys::signal::Signal::SIGKILL).unwrap();
     containerd.wait().await.unwrap();
     works(&daemon, &names[0].1).await;
     daemon.finish().await;

@@ -266,7 +266,12 @@ mod tests {
 
     #[test]
     fn one_who_goes_away_is_an_error() {
-        let mut connection = greeted(|mut theirs| theirs.write_all(b"OK 00\r\n").unwrap()).unwrap();
+        let leave = |mut theirs: UnixStream| {
+            theirs.write_all(b"OK 00\r\n").unwrap();
+            // The last of the greeting; what comes after it is not read.
+            let _ = theirs.read(&mut [0; 64]);
+        };
+        let mut connection = greeted(leave).unwrap();
         let failure = connection.call(&GET_UNIT, Writer::default()).unwrap_err();
         assert!(matches!(failure, Failure::Io(_)), "{failure}");
     }

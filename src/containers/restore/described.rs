@@ -144,6 +144,6 @@ mod tests {
         let binds = all.binds();
         let bind = binds[Path::new("/etc/issue")];
         assert!(bind.is_file() && bind.mode() == 0o644 && all.deleted.is_empty());
-        assert!(all.take("spec.dump", b"[]").unwrap_err().contains("spec.dump"));
+        assert!(all.take("spec.dump", b"7").unwrap_err().contains("spec.dump"));
     }
 }

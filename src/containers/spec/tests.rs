@@ -223,7 +223,10 @@ fn privileged() {
     case.context().privileged = true;
     case.context().masked_paths = vec!["/proc/kcore".into()];
     case.context().seccomp = Some(cri::SecurityProfile::default());
-    assert_eq!(case.refused(), "a privileged container needs a privileged pod sandbox");
+    assert_eq!(
+        case.refused(),
+        "no privileged container allowed in sandbox: the pod sandbox is not privileged"
+    );
     case.pod
         .linux
         .get_or_insert_default()

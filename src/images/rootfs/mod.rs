@@ -18,7 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use copy::copy_directory;
-pub use inside::directory_in;
+pub use inside::{directory_in, open_directory_in};
 pub use mapped::Owners;
 #[cfg(test)]
 pub use overlay::mount;

@@ -349,9 +349,11 @@ fn a_bridge_of_somebody_else_is_named_and_left_alone() {
         let at = attach(&networks, &a).await;
         drop(networks);
         // A second daemon with other state, and the first one again.
-        let mut other = Config::default();
-        other.state_dir = node.scratch.0.join("other");
-        other.run_dir = node.scratch.0.join("other-run");
+        let other = Config {
+            state_dir: node.scratch.0.join("other"),
+            run_dir: node.scratch.0.join("other-run"),
+            ..Config::default()
+        };
         let second = Networks::open(&other).await.unwrap();
         let b = node.pod(&second, "b").await;
         let error = try_attach(&second, &b, |_| ready(())).await.unwrap_err().to_string();

@@ -89,7 +89,8 @@ async fn many_are_made_while_plugins_come_and_none_is_missed_or_told_of_twice() 
         plugins
     };
     let ((), plugins) = tokio::join!(creating, joining);
-    for id in made.lock().unwrap().iter() {
+    let made = std::mem::take(&mut *made.lock().unwrap());
+    for id in &made {
         for plugin in &plugins {
             let at_first = plugin.hears("Synchronize", "").await.all.contains(id);
             let later = plugin

@@ -131,7 +131,8 @@ async fn an_identity_counts_with_its_authority_its_issuer_and_its_log_at_that_ti
     let keys = Keys::new("keyless");
     let (good, foreign, wrong_use) = (sigstore(true), sigstore(true), sigstore(false));
     let day = 24 * 3600;
-    let cases: [(&Sigstore, &Sigstore, i64, bool, bool, &str, &str, &str); 10] = [
+    type Case<'a> = (&'a Sigstore, &'a Sigstore, i64, bool, bool, &'a str, &'a str, &'a str);
+    let cases: [Case; 10] = [
         (&good, &good, NOW, true, true, ISSUER, IDENTITY, ""),
         (&good, &good, NOW, true, true, "https://*.example", "*@example.com", ""),
         (
