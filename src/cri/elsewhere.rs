@@ -8,6 +8,7 @@ use std::{
     convert::Infallible,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,6 +22,10 @@ use tower::Service;
 
 /// What the services that tonic generates answer with, and those that stand before them.
 pub(super) type Answer = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+
+/// So long before its deadline a call is answered that has not ended: tonic calls that `Cancelled` when its own time comes, and
+/// on a busy machine that may reach a client before it has noticed itself.
+const EARLY: Duration = Duration::from_millis(3);
 
 /// Pieces of an answer that may wait to be sent.
 const AHEAD: usize = 4;
@@ -79,6 +84,7 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let is_read = READS.contains(&request.uri().path());
+        let limit = super::time_limit(request.headers());
         let answer = self.service.call(request);
         if is_read {
             return answer;
@@ -86,7 +92,17 @@ where
         let runtime = self.runtime.clone();
         Box::pin(async move {
             // Whoever cancels the call drops this, and the call with it.
-            match AbortOnDropHandle::new(runtime.spawn(answer)).await {
+            let work = AbortOnDropHandle::new(runtime.spawn(answer));
+            let done = match limit {
+                None => work.await,
+                Some(limit) => match tokio::time::timeout(limit.saturating_sub(EARLY), work).await {
+                    Ok(done) => done,
+                    Err(_) => {
+                        return Ok(Status::deadline_exceeded("the deadline of the call has passed").into_http());
+                    }
+                },
+            };
+            match done {
                 Ok(answer) => answer.map(|answer| answer.map(|body| Passed::on(&runtime, body))),
                 Err(error) => Ok(Status::internal(format!("the call's task ended: {error}")).into_http()),
             }
@@ -158,6 +174,33 @@ mod tests {
                 Ok(answer)
             })
         }
+    }
+
+    /// Never answers.
+    #[derive(Debug, Clone)]
+    struct Never;
+
+    impl Service<http::Request<Body>> for Never {
+        type Response = http::Response<Body>;
+        type Error = Infallible;
+        type Future = Answer;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: http::Request<Body>) -> Self::Future {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_passes_is_told_as_one() {
+        let mut service = Elsewhere::new(Handle::current(), Never);
+        let request = http::Request::get("/runtime.v1.RuntimeService/RunPodSandbox");
+        let request = request.header("grpc-timeout", "20m").body(Body::empty()).unwrap();
+        let answer = service.call(request).await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "4");
     }
 
     fn threads(runtime: &Handle, path: &str) -> [String; 2] {

@@ -113,11 +113,15 @@ fn owner<T>(request: &Request<T>) -> Owner {
 
 /// When an answer must have been found to reach its caller in time; none if the caller waits for ever.
 fn deadline<T>(request: &Request<T>) -> Option<Instant> {
-    let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
-    let limit = timeout(text)?;
+    let limit = time_limit(request.metadata().as_ref())?;
     // The answer has a way to go as well.
     let margin = (limit / 10).min(Duration::from_secs(1));
     Instant::now().checked_add(limit - margin)
+}
+
+/// How long the caller waits, by the head of its request.
+fn time_limit(headers: &http::HeaderMap) -> Option<Duration> {
+    timeout(headers.get("grpc-timeout")?.to_str().ok()?)
 }
 
 /// Reads gRPC's `grpc-timeout`: at most eight digits and a unit.
