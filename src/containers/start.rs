@@ -137,12 +137,8 @@ async fn forget_dump(container: &Container) {
 async fn request(tools: &Tools, container: &Container, record: &record::Container) -> Result<monitor::Start> {
     let config = record.config.clone().unwrap_or_default();
     let handler = handler(tools, container, record)?;
-    let create_timeout = tools
-        .mechanisms
-        .config
-        .get()
-        .handler_settings(&record.runtime_handler)
-        .create_timeout_secs;
+    let daemon = tools.mechanisms.config.get();
+    let create_timeout = daemon.handler_settings(&record.runtime_handler).create_timeout_secs;
     let seccomp_filter = if handler.path.is_empty() {
         compiled_filter(tools, container).await?
     } else {
@@ -166,13 +162,13 @@ async fn request(tools: &Tools, container: &Container, record: &record::Containe
         stdin_once: config.stdin_once,
         terminal: config.tty,
         exit_file: container.exit_file().display().to_string(),
-        max_log_line: tools.mechanisms.config.get().max_log_line,
+        max_log_line: daemon.max_log_line,
         seccomp_filter: seccomp_filter
             .map(|path| path.display().to_string())
             .unwrap_or_default(),
         cgroup_path: record.cgroup_path.clone(),
-        log_rate: tools.mechanisms.config.get().log_rate_limit.into(),
-        journal_fields: if tools.mechanisms.config.get().log_to_journald {
+        log_rate: daemon.log_rate_limit.into(),
+        journal_fields: if daemon.log_to_journald {
             journal_fields(container, &config)
         } else {
             Vec::new()

@@ -23,7 +23,7 @@ use super::{
     layers::Pin,
     manifest::{Artifact, Descriptor},
     progress::{Meter, Progress},
-    pull::{blocking, sync_file_system},
+    pull::{admit, blocking},
     registry::{Document, Session},
     room::Room,
     tarball,
@@ -98,12 +98,7 @@ pub(super) async fn bring(
         pinned: false,
         action: "pull",
     };
-    let owned = room.clone();
-    blocking(move || {
-        sync_file_system(&owned.root)?;
-        owned.index.add(arrival)
-    })
-    .await
+    admit(room, arrival).await
 }
 
 fn layer(blob: &Descriptor) -> Layer {

@@ -175,13 +175,7 @@ async fn run(
             pinned: false,
             action: "pull",
         };
-        let owned = room.clone();
-        blocking(move || {
-            // The layers must be durable before a record says that they are there.
-            sync_file_system(&owned.root)?;
-            owned.index.add(arrival)
-        })
-        .await
+        admit(room, arrival).await
     }
     .await;
     match &brought {
@@ -275,6 +269,17 @@ async fn reach(room: &Room, name: &str) -> Result<()> {
 pub(super) fn sync_file_system(root: &Path) -> Result<()> {
     let directory = fs::File::open(root).map_err(Error::io("open", root))?;
     nix::unistd::syncfs(&directory).map_err(|errno| Error::io("sync the file system of", root)(errno.into()))
+}
+
+/// Makes an image visible whose layers are all here.
+pub(super) async fn admit(room: &Arc<Room>, arrival: Arrival) -> Result<()> {
+    let room = room.clone();
+    blocking(move || {
+        // The layers must be durable before a record says that they are there.
+        sync_file_system(&room.root)?;
+        room.index.add(arrival)
+    })
+    .await
 }
 
 /// Runs `work` where it may block.

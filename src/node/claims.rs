@@ -1,7 +1,10 @@
 //! What was made for callers that have all given up: it is hidden, given to whoever asks for the same again, and otherwise
 //! undone (row A3). So a deadline that is too short neither leaves pods that nobody knows nor has work begin anew.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use wharf_proto::record;
 
@@ -39,10 +42,15 @@ pub(super) fn told<T: Claimed>(what: &str, id: &str, found: Arc<T>) -> Result<Ar
     Ok(found)
 }
 
-fn gone(what: &str, id: &str) -> Error {
-    Error::State(format!(
-        "{what} {id} is being removed, as nobody waited for it; ask for it again"
-    ))
+/// `known` where it had just been hidden and is claimed by this: somebody is to be told of it.
+fn claimed<T: Claimed>(what: &str, id: &str, known: Option<Arc<T>>) -> Result<Option<Arc<T>>> {
+    let hidden = known.filter(|object| object.claim().is_hidden());
+    if hidden.as_ref().is_some_and(|object| !object.claim().claim()) {
+        return Err(Error::State(format!(
+            "{what} {id} is being removed, as nobody waited for it; ask for it again"
+        )));
+    }
+    Ok(hidden)
 }
 
 impl Node {
@@ -64,8 +72,7 @@ impl Node {
                 if let Err(error) = node.remove_pod(&pod).await {
                     tracing::error!(pod = pod.id, %error, "and could not be removed whole");
                     // Listed, so that its stop and removal can go on.
-                    pod.claim.hide();
-                    pod.claim.claim();
+                    pod.claim.show();
                     node.tell_pod(&pod);
                 }
             }
@@ -95,18 +102,10 @@ impl Node {
     /// For a caller that joined a creation at its very end, when it had just been found that nobody waits.
     pub(super) fn claimed_pod(&self, made: Result<String>) -> Result<String> {
         let id = made?;
-        let known = {
-            let pods = self
-                .inner
-                .pods
-                .read()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            pods.get(&id).cloned()
-        };
-        if let Some(pod) = known.filter(|pod| pod.claim.is_hidden()) {
-            if !pod.claim.claim() {
-                return Err(gone("pod sandbox", &id));
-            }
+        let pods = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);
+        let known = pods.get(&id).cloned();
+        drop(pods);
+        if let Some(pod) = claimed("pod sandbox", &id, known)? {
             self.tell_pod(&pod);
         }
         Ok(id)
@@ -115,18 +114,10 @@ impl Node {
     /// The same for a container.
     pub(super) fn claimed_container(&self, made: Result<String>) -> Result<String> {
         let id = made?;
-        let known = {
-            let containers = self
-                .inner
-                .containers
-                .read()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            containers.get(&id).cloned()
-        };
-        if let Some(container) = known.filter(|container| container.claim.is_hidden()) {
-            if !container.claim.claim() {
-                return Err(gone("container", &id));
-            }
+        let containers = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
+        let known = containers.get(&id).cloned();
+        drop(containers);
+        if let Some(container) = claimed("container", &id, known)? {
             self.tell_container(&container);
         }
         Ok(id)
@@ -161,10 +152,9 @@ impl Node {
         let key = PodKey::of(wanted);
         let stale = |pod: &Arc<Sandbox>| {
             let record = pod.record.get();
-            let other = PodKey::of(&record);
-            let same = other == key && !super::pods::is_visible(&record);
             // The one with this config has been claimed before.
-            same || (pod.claim.is_hidden() && other.is_of_the_same_pod(&key))
+            let hidden = pod.claim.is_hidden() && PodKey::of(&record).is_of_the_same_pod(&key);
+            hidden || (!super::pods::is_visible(&record) && PodKey::of(&record) == key)
         };
         for pod in self.all_pods().into_iter().filter(stale) {
             pod.claim.give_up();

@@ -223,14 +223,14 @@ async fn nothing_there(asks: &mut Asks) {
     }
 }
 
-fn pod(id: &str) -> PodSandbox {
+pub(super) fn pod(id: &str) -> PodSandbox {
     PodSandbox {
         id: id.into(),
         ..Default::default()
     }
 }
 
-fn container(id: &str) -> Container {
+pub(super) fn container(id: &str) -> Container {
     Container {
         id: id.into(),
         ..Default::default()

@@ -104,21 +104,10 @@ impl Told {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn pod(id: &str) -> PodSandbox {
-        PodSandbox {
-            id: id.into(),
-            ..Default::default()
-        }
-    }
-
-    fn container(id: &str) -> Container {
-        Container {
-            id: id.into(),
-            ..Default::default()
-        }
-    }
+    use super::{
+        super::tests::{container, pod},
+        *,
+    };
 
     fn ids(state: &State) -> (Vec<&str>, Vec<&str>) {
         let pods = state.pods.iter().map(|pod| pod.id.as_str()).collect();

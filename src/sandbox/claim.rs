@@ -31,6 +31,11 @@ impl Claim {
         claimed.map_or_else(|state| state == CLAIMED, |_| true)
     }
 
+    /// Has everybody see it again, whatever has become of it.
+    pub fn show(&self) {
+        self.0.store(CLAIMED, Ordering::Release);
+    }
+
     /// Whether it is to be removed now, because nobody has claimed it.
     pub fn give_up(&self) -> bool {
         let given_up = self
@@ -54,5 +59,7 @@ mod tests {
         claim.hide();
         assert!(claim.give_up());
         assert!(claim.is_hidden() && !claim.claim() && !claim.give_up());
+        claim.show();
+        assert!(!claim.is_hidden() && claim.claim());
     }
 }

@@ -7,7 +7,8 @@ use wharf_e2e::{
     fixtures::storage::{Storage, digest},
     registry::WRITABLE,
 };
-use wharf_proto::cri as pb;
+
+use crate::volumes::image_mount;
 
 const KIND: &str = "application/vnd.example.model.v1";
 
@@ -33,16 +34,6 @@ fn publish(storage: &Storage, name: &str, files: &[(&str, &[u8])], subject: Opti
         .manifest(name, Some("v1"), manifest.to_string().as_bytes())
         .unwrap()
         .digest
-}
-
-fn mount(image: &str, at: &str, sub_path: &str) -> pb::Mount {
-    pb::Mount {
-        container_path: at.into(),
-        readonly: true,
-        image: Some(image_spec(image)),
-        image_sub_path: sub_path.into(),
-        ..Default::default()
-    }
 }
 
 async fn writable() -> (Daemon, Storage) {
@@ -86,7 +77,10 @@ async fn an_artifact_is_pulled_listed_mounted_with_sub_paths_and_removed() {
     let sandbox = daemon.pod("model");
     let pod = daemon.cri.run_pod(&sandbox, "").await.unwrap();
     let mut config = container("main", &daemon.busybox().await, "sleep 1000");
-    config.mounts = vec![mount(&name, "/model", ""), mount(&id, "/weights", "weights")];
+    config.mounts = vec![
+        image_mount(&name, "/model", ""),
+        image_mount(&id, "/weights", "weights"),
+    ];
     let main = daemon.started(&pod, &sandbox, &config).await;
     let shell = async |line: &str| daemon.cri.shell(&main, line).await.unwrap();
     let sum = digest(&weights).trim_start_matches("sha256:").to_owned();
@@ -114,7 +108,7 @@ async fn an_artifact_is_pulled_listed_mounted_with_sub_paths_and_removed() {
         "{error:?}"
     );
     config.image = Some(image_spec(&daemon.busybox().await));
-    config.mounts = vec![mount(&name, "/file", "config.json")];
+    config.mounts = vec![image_mount(&name, "/file", "config.json")];
     let error = daemon.cri.create(&pod, &config, &sandbox).await.unwrap_err();
     assert!(error.message().contains("not a directory"), "{error:?}");
 

@@ -57,6 +57,18 @@ fn files(dir: &Path) -> Vec<String> {
         .collect()
 }
 
+/// A daemon whose default handler can restore here; says so if it can't.
+pub(crate) async fn restoring(handler: &str) -> Option<Daemon> {
+    let daemon = Daemon::with(Options::handler(handler)).await;
+    let works = complaint(&daemon).await.is_none() && handler != "crun";
+    println!("---- handler {handler}, criu works: {works}");
+    if !works {
+        daemon.finish().await;
+        return None;
+    }
+    Some(daemon)
+}
+
 /// What `criu check` has against this machine.
 pub(crate) async fn complaint(daemon: &Daemon) -> Option<String> {
     let output = daemon

@@ -5,7 +5,7 @@ use std::process::Output;
 use wharf_e2e::registry::reference;
 use wharf_e2e::{Daemon, eventually};
 
-async fn wharf(daemon: &Daemon, args: &[&str]) -> Output {
+pub(crate) async fn wharf(daemon: &Daemon, args: &[&str]) -> Output {
     let run = daemon.wharf(args).output();
     tokio::time::timeout(wharf_e2e::PATIENCE * 2, run)
         .await
@@ -14,7 +14,7 @@ async fn wharf(daemon: &Daemon, args: &[&str]) -> Output {
 }
 
 /// Standard output of a command that must succeed.
-async fn ok(daemon: &Daemon, args: &[&str]) -> String {
+pub(crate) async fn ok(daemon: &Daemon, args: &[&str]) -> String {
     let output = wharf(daemon, args).await;
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "wharf {args:?}: {}: {stderr}", output.status);

@@ -1,28 +1,11 @@
 //! Networks that people make and name, and what pods notice of a daemon that dies and comes back.
 
-use std::process::Output;
-
 use nix::sys::signal::Signal;
 use wharf_e2e::pulse::Datagrams;
 use wharf_e2e::{Daemon, eventually};
 
+use crate::cli::{ok, wharf};
 use crate::traffic::{at, node_netns};
-
-async fn wharf(daemon: &Daemon, args: &[&str]) -> Output {
-    let run = daemon.wharf(args).output();
-    tokio::time::timeout(wharf_e2e::PATIENCE * 2, run)
-        .await
-        .unwrap_or_else(|_| panic!("wharf {args:?} does not end"))
-        .unwrap()
-}
-
-/// Standard output of a command that must succeed.
-async fn ok(daemon: &Daemon, args: &[&str]) -> String {
-    let output = wharf(daemon, args).await;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "wharf {args:?}: {}: {stderr}", output.status);
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// Standard error of a command that must fail.
 async fn refused(daemon: &Daemon, args: &[&str]) -> String {

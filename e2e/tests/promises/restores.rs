@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use tonic::Code;
 use wharf_e2e::fixtures::storage::{architecture, digest};
-use wharf_e2e::{Daemon, Options, container, eventually, specs};
+use wharf_e2e::{Daemon, container, eventually, specs};
 use wharf_proto::cri as pb;
 
-use crate::checkpoint::{checkpoint, complaint};
+use crate::checkpoint::{checkpoint, restoring};
 
 const COUNT: &str = "i=0; while true; do i=$((i+1)); echo $i >/data/count.new; mv /data/count.new /data/count; \
                      sleep 0.02; done";
@@ -101,13 +101,9 @@ async fn an_image_is_a_checkpoint_by_its_annotation() {
 #[tokio::test]
 async fn all_that_a_container_had_comes_back() {
     for handler in crate::handlers() {
-        let daemon = Daemon::with(Options::handler(&handler)).await;
-        let works = complaint(&daemon).await.is_none() && handler != "crun";
-        println!("---- handler {handler}, criu works: {works}");
-        if !works {
-            daemon.finish().await;
+        let Some(daemon) = restoring(&handler).await else {
             continue;
-        }
+        };
         let config = daemon.pod("first");
         let pod = daemon.cri.run_pod(&config, "").await.unwrap();
         let (file, directory) = (daemon.dir().join("deep/issue"), daemon.dir().join("bound"));

@@ -6,7 +6,7 @@ use wharf_e2e::{Daemon, container, cri::image_spec, specs::mount};
 use wharf_proto::cri as pb;
 
 /// What KEP-4639 calls an image volume.
-fn image_mount(image: &str, at: &str, sub_path: &str) -> pb::Mount {
+pub(crate) fn image_mount(image: &str, at: &str, sub_path: &str) -> pb::Mount {
     pb::Mount {
         container_path: at.into(),
         readonly: true,
