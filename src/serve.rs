@@ -26,7 +26,7 @@ use crate::{
     sandbox::{Mechanisms, Roots},
     store::{self, StateLock},
     streaming, sys,
-    telemetry::Telemetry,
+    telemetry::{self, Export, Telemetry},
 };
 
 /// Takes a level or filter; the error is for a person.
@@ -83,6 +83,9 @@ pub enum Error {
     /// The server of metrics.
     #[error(transparent)]
     Metrics(#[from] observe::Error),
+    /// Where traces go.
+    #[error(transparent)]
+    Tracing(#[from] telemetry::Error),
     /// Signals or the async runtime.
     #[error("{attempt}: {source}")]
     System {
@@ -147,17 +150,14 @@ async fn daemon(config: Config, again: Arc<Reloading>) -> Result<(), Error> {
     let mut hangup = signal(SignalKind::hangup()).map_err(system("watch SIGHUP"))?;
 
     // The socket is bound first and answers Version at once; all else waits for recovery (contract rule 38).
-    let telemetry = match config.metrics.address {
-        Some(_) => Telemetry::on(),
-        None => Telemetry::default(),
-    };
+    let telemetry = telemetry(&config)?;
     let server = Server::bind(&config.socket, config.socket_group.as_deref())?;
     let server = server.watched(telemetry.clone(), &config.audit)?;
     let face = Face::new();
     let stop = CancellationToken::new();
     let mut serving = server.start(face.clone(), stop.clone())?;
 
-    let (node, faces) = match open(config, telemetry).await {
+    let (node, faces) = match open(config, telemetry.clone()).await {
         Ok(opened) => opened,
         Err(error) => {
             stop.cancel();
@@ -174,8 +174,25 @@ async fn daemon(config: Config, again: Arc<Reloading>) -> Result<(), Error> {
     notify(&[NotifyState::Stopping]);
     faces.shut_down().await;
     node.shut_down().await;
+    let _ = tokio::task::spawn_blocking(move || telemetry.shut_down()).await;
     tracing::info!("wharf has ended; pods keep running");
     result
+}
+
+fn telemetry(config: &Config) -> Result<Telemetry, Error> {
+    let telemetry = match config.metrics.address {
+        Some(_) => Telemetry::on(),
+        None => Telemetry::default(),
+    };
+    let settings = &config.tracing;
+    let Some(endpoint) = settings.endpoint.clone() else {
+        return Ok(telemetry);
+    };
+    Ok(telemetry.traced(&Export {
+        endpoint,
+        service_name: settings.service_name.clone(),
+        samples_per_million: settings.samples_per_million,
+    })?)
 }
 
 async fn open(config: Config, telemetry: Telemetry) -> Result<(Node, Faces), Error> {

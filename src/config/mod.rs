@@ -31,7 +31,7 @@ pub use model::{
 };
 pub use network::{BuiltinNetwork, Cni};
 pub use nri::{DefaultValidator, Nri};
-pub use observability::{Audit, Metrics};
+pub use observability::{Audit, Metrics, Tracing};
 pub use reload::{Reloaded, Settings};
 use source::Layers;
 pub use trust::{Keyless, ScopePolicy, Trust, TrustScope, Verdict};

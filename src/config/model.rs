@@ -13,7 +13,7 @@ use super::{
     isolation::CpuIsolation,
     network::{BuiltinNetwork, Cni},
     nri::Nri,
-    observability::{Audit, Metrics},
+    observability::{Audit, Metrics, Tracing},
     trust::Trust,
 };
 
@@ -48,6 +48,8 @@ pub struct Config {
     pub cgroups: Cgroups,
     /// Who reads the daemon's own figures, and where.
     pub metrics: Metrics,
+    /// Where traces of calls go.
+    pub tracing: Tracing,
     /// Where it is noted who asked for what.
     pub audit: Audit,
     /// Settings per registry, by `host` or `host:port`.
@@ -281,6 +283,7 @@ pub(super) fn defaults() -> Config {
         runtimes: BTreeMap::new(),
         cgroups: Cgroups::default(),
         metrics: Metrics::default(),
+        tracing: Tracing::default(),
         audit: Audit::default(),
         registries: BTreeMap::new(),
         cni: Cni::default(),

@@ -177,3 +177,30 @@ fn confinement_is_checked() {
         assert!(error.contains(says), "{text}: {error}");
     }
 }
+
+#[test]
+fn tracing_needs_an_address_and_a_share() {
+    for (lines, wanted) in [
+        (
+            "[tracing]\nendpoint = 'localhost:4317'\n",
+            "\"localhost:4317\" is no address",
+        ),
+        ("[tracing]\nendpoint = 'unix://relative'\n", "is no address"),
+        (
+            "[tracing]\nsamples_per_million = 1000001\n",
+            "1000001 is more than 1000000",
+        ),
+        ("[tracing]\nservice_name = ''\n", "is empty"),
+    ] {
+        let error = refusal(&[lines]);
+        assert!(error.contains(wanted), "{error}");
+    }
+    for endpoint in [
+        "http://127.0.0.1:4317",
+        "https://otel.example:4317",
+        "unix:///run/otel.sock",
+    ] {
+        let config = parse(&[&format!("[tracing]\nendpoint = '{endpoint}'\n")]).unwrap();
+        assert_eq!(config.tracing.endpoint.as_deref(), Some(endpoint));
+    }
+}

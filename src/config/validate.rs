@@ -50,6 +50,7 @@ pub fn check(config: &Config) -> Check {
     if let Some(file) = &config.audit.file {
         absolute(&["audit", "file"], file)?;
     }
+    super::observability::check(&config.tracing)?;
     if !config.cgroups.has_slice() {
         return fault(
             &["cgroups", "slice"],

@@ -20,6 +20,8 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
+use crate::telemetry::carried;
+
 /// What the services that tonic generates answer with, and those that stand before them.
 pub(super) type Answer = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
 
@@ -89,10 +91,10 @@ where
         if is_read {
             return answer;
         }
-        let runtime = self.runtime.clone();
+        let (runtime, work) = (self.runtime.clone(), carried(answer));
         Box::pin(async move {
             // Whoever cancels the call drops this, and the call with it.
-            let work = AbortOnDropHandle::new(runtime.spawn(answer));
+            let work = AbortOnDropHandle::new(runtime.spawn(work));
             let done = match limit {
                 None => work.await,
                 Some(limit) => match tokio::time::timeout(limit.saturating_sub(EARLY), work).await {

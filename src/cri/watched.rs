@@ -1,4 +1,4 @@
-//! What is noted of each call: how long its answer took (`telemetry`), and who asked for what (`audit`).
+//! What is noted of each call: how long its answer took and what it was part of (`telemetry`), and who asked for what (`audit`).
 
 use std::{
     convert::Infallible,
@@ -100,11 +100,12 @@ where
             return self.service.call(request);
         }
         let began = Instant::now();
+        let call = telemetry.begin(&path, request.headers());
         let Some(audit) = audit else {
-            let answer = self.service.call(request);
+            let answer = call.within(|| self.service.call(request));
             return Box::pin(async move {
                 let answer = answer.await?;
-                telemetry.call(&path, code(&answer), began.elapsed());
+                telemetry.end(call, &path, code(&answer));
                 Ok(answer)
             });
         };
@@ -119,9 +120,9 @@ where
                     Err(status) => return Ok(status.into_http()),
                 },
             };
-            let answer = service.call(request).await?;
+            let answer = call.within(|| service.call(request)).await?;
             let (code, taken) = (code(&answer), began.elapsed());
-            telemetry.call(&path, code, taken);
+            telemetry.end(call, &path, code);
             audit.tell(Call {
                 peer,
                 path,

@@ -18,6 +18,8 @@ use futures_util::{
 };
 use tokio_util::task::TaskTracker;
 
+use crate::telemetry::carried;
+
 /// Running jobs by key. The work belongs to the node, not to the request: it goes on when every caller has gone.
 pub struct Joined<K, V: Clone> {
     running: Mutex<HashMap<K, Job<V>>>,
@@ -97,7 +99,7 @@ where
             } else {
                 let callers = Callers::default();
                 let waiting = callers.one_more();
-                let task = self.tasks.spawn(work(callers.clone()));
+                let task = self.tasks.spawn(carried(work(callers.clone())));
                 let (jobs, done) = (Arc::clone(self), key.clone());
                 let job = async move {
                     let value = task.await.unwrap_or_else(|error| lost(error.to_string()));

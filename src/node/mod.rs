@@ -64,6 +64,7 @@ use crate::{
     netns::NetworkStatus,
     nri::Asks,
     sandbox::{self, Mechanisms, Sandbox},
+    telemetry::carried,
 };
 
 /// How long shutdown waits for work in progress.
@@ -467,7 +468,7 @@ impl Node {
 
     /// Runs `work` as the node's own: a caller that goes away does not end it (contract rule 37).
     async fn own<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-        match self.inner.tasks.spawn_on(work, &self.inner.runtime).await {
+        match self.inner.tasks.spawn_on(carried(work), &self.inner.runtime).await {
             Ok(result) => result,
             Err(error) => Err(Error::Internal(format!("the operation's task ended: {error}"))),
         }

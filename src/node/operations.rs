@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{sandbox::Stage, telemetry::Telemetry};
+use crate::{
+    sandbox::Stage,
+    telemetry::{Parent, Telemetry},
+};
 
 /// After this, and again each time it has passed, the log says what an operation is at.
 const LONG: Duration = Duration::from_secs(10);
@@ -83,7 +86,7 @@ impl Operations {
         work: impl Future<Output = T>,
     ) -> T {
         stage.begin();
-        let since = Instant::now();
+        let (since, parent) = (Instant::now(), Parent::present());
         let entry = Entry {
             call,
             id: id.to_owned(),
@@ -104,7 +107,7 @@ impl Operations {
         };
         let taken = since.elapsed();
         if self.telemetry.is_on() {
-            self.telemetry.operation(call, taken, &stage.all());
+            self.telemetry.operation(&parent, call, (id, name), taken, &stage.all());
         }
         if taken > SLOW {
             let milliseconds = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);

@@ -39,6 +39,11 @@ const CODES: [&str; 17] = [
 
 const UNIMPLEMENTED: u16 = 12;
 
+/// The name of gRPC's `code`.
+pub fn code_name(code: u16) -> &'static str {
+    CODES.get(usize::from(code)).copied().unwrap_or("Unknown")
+}
+
 /// What is counted: name without the ending that its kind gives it, and help.
 const COUNTED: [(&str, &str); 7] = [
     ("wharf_rpc", "gRPC calls answered, by method and code"),
@@ -213,7 +218,7 @@ impl Families {
             _ => path.rsplit('/').next().unwrap_or_default(),
         };
         let method = method.to_owned();
-        let code = CODES.get(usize::from(code)).copied().unwrap_or("Unknown");
+        let code = code_name(code);
         self.call_times
             .get_or_create(&Method { method: method.clone() })
             .observe(taken.as_secs_f64());

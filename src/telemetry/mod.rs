@@ -1,59 +1,142 @@
-//! What the daemon counts of its own work, for Prometheus. Below all rooms, as [`crate::sys`] is: whoever does something
+//! What the daemon counts of its own work for Prometheus, and traces for OpenTelemetry. Below all rooms, as [`crate::sys`] is: whoever does something
 //! counts it here, and knows nothing of who reads it.
 //!
-//! Without `[metrics] address` nothing is counted and nothing kept. What can be looked up (pods, containers, memory) is not
+//! Without `[metrics] address` nothing is counted and nothing kept, without `[tracing] endpoint` nothing traced. What can be looked up (pods, containers, memory) is not
 //! counted but asked for when somebody reads: see `observe`. Names and labels are documented in docs/metrics.md, where a
 //! test looks for them.
 
 mod families;
 pub mod process;
+#[cfg_attr(not(feature = "otlp"), path = "untraced.rs")]
+mod traces;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use families::Families;
 pub use families::{Gauge, describe};
+use http::HeaderMap;
+use traces::Traces;
+pub use traces::{Error, Parent, carried};
 
-/// Where things are counted; cheap to clone. The default counts nothing.
+/// What the stages of an operation took, in their order.
+pub type Stages<'a> = &'a [(&'static str, Duration)];
+
+/// Where traces are sent.
+#[derive(Debug, Clone)]
+pub struct Export {
+    /// A collector that speaks OTLP/gRPC: `http://` or `https://`, host and port.
+    pub endpoint: String,
+    /// `service.name`, by which spans are told apart from others'.
+    pub service_name: String,
+    /// Of a million calls whose caller does not say, so many are traced.
+    pub samples_per_million: u32,
+}
+
+/// Where things are counted and traced; cheap to clone. The default does nothing.
 #[derive(Debug, Clone, Default)]
-pub struct Telemetry(Option<Arc<Families>>);
+pub struct Telemetry {
+    counted: Option<Arc<Families>>,
+    traces: Option<Traces>,
+}
+
+/// A call that has not been answered.
+#[derive(Debug)]
+pub struct Call {
+    began: Instant,
+    traced: Option<traces::Call>,
+}
+
+impl Call {
+    /// Does `begin` so that the operation that it begins belongs to this call.
+    pub fn within<T>(&self, begin: impl FnOnce() -> T) -> T {
+        match &self.traced {
+            Some(call) => call.within(begin),
+            None => begin(),
+        }
+    }
+}
 
 impl Telemetry {
     /// One that counts.
     #[must_use]
     pub fn on() -> Self {
-        Self(Some(Arc::new(Families::new())))
-    }
-
-    /// Whether anything is counted.
-    #[must_use]
-    pub fn is_on(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// A gRPC call has been answered. `method` is its path, `/runtime.v1.RuntimeService/Version`; `code` gRPC's number.
-    pub fn call(&self, method: &str, code: u16, taken: Duration) {
-        if let Some(families) = &self.0 {
-            families.call(method, code, taken);
+        Self {
+            counted: Some(Arc::new(Families::new())),
+            traces: None,
         }
     }
 
-    /// An operation (`RunPodSandbox`) has ended, with what each of its stages took.
-    pub fn operation(&self, call: &'static str, taken: Duration, stages: &[(&'static str, Duration)]) {
-        if let Some(families) = &self.0 {
+    /// Traces too. To be called on the async runtime.
+    ///
+    /// # Errors
+    /// When the endpoint is no URL that spans can be sent to, or this build has no traces.
+    pub fn traced(mut self, export: &Export) -> Result<Self, Error> {
+        self.traces = Some(Traces::open(export)?);
+        Ok(self)
+    }
+
+    /// Whether anything is counted or traced.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.counted.is_some() || self.traces.is_some()
+    }
+
+    /// A gRPC call has come. `path` is `/runtime.v1.RuntimeService/Version`, `headers` may name the caller's span.
+    #[must_use]
+    pub fn begin(&self, path: &str, headers: &HeaderMap) -> Call {
+        Call {
+            began: Instant::now(),
+            traced: self.traces.as_ref().map(|traces| traces.call(path, headers)),
+        }
+    }
+
+    /// It has been answered; `code` is gRPC's number.
+    pub fn end(&self, call: Call, path: &str, code: u16) {
+        if let Some(families) = &self.counted {
+            families.call(path, code, call.began.elapsed());
+        }
+        if let Some(call) = call.traced {
+            call.end(code);
+        }
+    }
+
+    /// An operation (`RunPodSandbox`) on an object (its id and name) has ended, with what each of its stages took.
+    pub fn operation(
+        &self,
+        parent: &Parent,
+        call: &'static str,
+        object: (&str, &str),
+        taken: Duration,
+        stages: Stages<'_>,
+    ) {
+        if let Some(families) = &self.counted {
             families.operation(call, taken, stages);
+        }
+        if let Some(traces) = &self.traces {
+            traces.operation(parent, call, object, taken, stages);
+        }
+    }
+
+    /// Sends the traces that are left. Blocks, for some seconds at most.
+    pub fn shut_down(&self) {
+        if let Some(traces) = &self.traces {
+            traces.shut_down();
         }
     }
 
     /// An image was pulled, or not.
     pub fn pull(&self, success: bool, taken: Duration) {
-        if let Some(families) = &self.0 {
+        if let Some(families) = &self.counted {
             families.pull(success, taken);
         }
     }
 
     /// A container has ended, for the reason that CRI tells (`OOMKilled`).
     pub fn container_exit(&self, reason: &str) {
-        if let Some(families) = &self.0 {
+        if let Some(families) = &self.counted {
             families.container_exit(reason);
         }
     }
@@ -63,7 +146,7 @@ impl Telemetry {
     /// # Errors
     /// When it can't be put into words.
     pub fn render(&self, gauges: &[Gauge]) -> Option<Result<String, std::fmt::Error>> {
-        self.0.as_ref().map(|families| families.render(gauges))
+        self.counted.as_ref().map(|families| families.render(gauges))
     }
 }
 
@@ -75,9 +158,20 @@ mod tests {
     fn what_is_counted_is_told_with_its_labels() {
         let telemetry = Telemetry::on();
         let second = Duration::from_secs(1);
-        telemetry.call("/runtime.v1.RuntimeService/Version", 0, Duration::from_millis(1));
-        telemetry.call("/runtime.v1.RuntimeService/StopContainer", 5, second);
-        telemetry.operation("RunPodSandbox", second, &[("network", second)]);
+        let none = HeaderMap::new();
+        for (path, code) in [
+            ("/runtime.v1.RuntimeService/Version", 0),
+            ("/runtime.v1.RuntimeService/StopContainer", 5),
+        ] {
+            telemetry.end(telemetry.begin(path, &none), path, code);
+        }
+        telemetry.operation(
+            &Parent::present(),
+            "RunPodSandbox",
+            ("0123", "web"),
+            second,
+            &[("network", second)],
+        );
         telemetry.pull(true, second);
         telemetry.container_exit("OOMKilled");
         let gauge = Gauge {
@@ -104,7 +198,7 @@ mod tests {
     #[test]
     fn one_that_is_off_keeps_and_tells_nothing() {
         let telemetry = Telemetry::default();
-        telemetry.call("/a/B", 0, Duration::ZERO);
+        telemetry.end(telemetry.begin("/a/B", &HeaderMap::new()), "/a/B", 0);
         assert!(telemetry.render(&[]).is_none());
     }
 

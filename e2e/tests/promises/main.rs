@@ -78,6 +78,7 @@ mod stuck;
 mod syscalls;
 mod systemd;
 mod terminal;
+mod traces;
 mod traffic;
 mod trust;
 mod unclaimed;
