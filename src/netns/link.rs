@@ -219,29 +219,33 @@ impl Links {
     /// it. The kernel frees what it held a grace period of RCU later, some 10 ms, and answers only then; a thread of its
     /// own waits for that.
     pub(super) fn delete_from_sight(&mut self, name: &str) -> Result<()> {
-        let (done, answer) = mpsc::channel();
+        let (told, heard) = mpsc::channel();
         let device = name.to_owned();
         // Threads begin in the namespaces of whoever starts them.
         let started = std::thread::Builder::new()
             .name("wharf-net-end".to_owned())
             .stack_size(super::thread::STACK)
             .spawn(move || {
+                let result = Self::open().and_then(|mut links| {
+                    let _ = told.send(None);
+                    links.delete(&device)
+                });
                 // Nobody listens any more when the device was seen to be gone.
-                let _ = done.send(Self::open().and_then(|mut links| links.delete(&device)));
+                let _ = told.send(Some(result));
             });
         if started.is_err() {
             return self.delete(name);
         }
         loop {
-            // The kernel answers this before the deletion has begun, or once the device is taken out of all lists.
-            if self.find(name)?.is_none() {
-                return Ok(());
-            }
-            match answer.recv_timeout(Duration::from_micros(500)) {
-                Ok(result) => return result,
-                Err(RecvTimeoutError::Timeout) => {}
+            match heard.recv_timeout(Duration::from_micros(500)) {
+                Ok(Some(result)) => return result,
+                // It begins now, or has begun.
+                Ok(None) | Err(RecvTimeoutError::Timeout) => {}
                 // The thread has panicked.
                 Err(RecvTimeoutError::Disconnected) => return self.delete(name),
+            }
+            if self.find(name)?.is_none() {
+                return Ok(());
             }
         }
     }
