@@ -94,6 +94,11 @@ bench-reads: build ## Time lists and statuses with 1,000 containers under churn,
 	cargo build --locked --release -p wharf-e2e --bins
 	@scripts/bench.sh target/wharf reads $(ARGS)
 
+.PHONY: profile
+profile: build ## Tell where the time of each call goes: processor, page faults, processes, system calls (ARGS="--pods 20")
+	cargo build --locked --release -p wharf-e2e --bins
+	@scripts/bench.sh target/wharf profile $(ARGS)
+
 .PHONY: bench-network
 bench-network: ## Time attaching pods to the built-in network beside CNI's bridge plugin, one by one and 200 at once (PROFILE=dev)
 	cargo test --locked --workspace --exclude wharf-e2e --lib --profile $(or $(PROFILE),release) \

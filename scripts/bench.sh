@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Measures Wharf beside Debian's containerd, with runc and crun: same machine, same client, same images, turn by turn.
-#   scripts/bench.sh WHARF [reads] [arguments of the bench program, for example --rounds 5]
+#   scripts/bench.sh WHARF [reads|profile] [arguments of the bench program, for example --rounds 5]
 # Wharf runs twice: with its built-in network (endpoints wharf, wharf-runc and wharf-crun, by handler), and with the CNI plugins
 # that containerd has (wharf-cni). BENCH_ENDPOINTS="wharf containerd" takes only some of them.
 # With `reads`: how long lists and statuses take with 1,000 containers, while others come and go; Wharf has one more, which
 # is stuck in a file system that does not answer.
+# With `profile`: where the time of each call goes.
 # Each daemon has its own state; both live in namespaces and cgroups of their own, so that the machine's stay as they are.
 set -euo pipefail
 
@@ -13,13 +14,15 @@ if [ "${BENCH_INSIDE:-}" != 1 ]; then
   shift
   here=$(cd "$(dirname "$0")/.." && pwd)
   "$here/scripts/setup.sh" bench >/dev/null
-  export BENCH_INSIDE=1 BENCH_PROGRAM="$here/target/release/bench"
-  exec "$here/target/release/lab" run "bench-$$" "$(readlink -f "$0")" "$wharf" "$@"
+  export BENCH_INSIDE=1 BENCH_PROGRAM="${BENCH_PROGRAM:-$here/target/release/bench}"
+  exec "$(dirname "$BENCH_PROGRAM")/lab" run "bench-$$" "$(readlink -f "$0")" "$wharf" "$@"
 fi
 
 wharf=$1
 shift
 dir=$(mktemp -d /tmp/wb.XXXXXX)
+# In memory, as on any machine: it is the lab's own /run, and ends with it.
+run=/run/bench
 # What a failure has left is unmounted first; the lab ends the processes.
 trap 'awk -v dir="$dir/" "index(\$5, dir) == 1 { print \$5 }" /proc/self/mountinfo | tac | xargs -r umount --lazy; rm -rf "$dir"' EXIT
 mode=()
@@ -30,8 +33,13 @@ if [ "${1:-}" = reads ]; then
   BENCH_LAYERS=1 BENCH_MIB=1
   endpoints=${BENCH_ENDPOINTS:-wharf containerd}
 fi
+if [ "${1:-}" = profile ]; then
+  shift
+  mode=(profile)
+  endpoints=${BENCH_ENDPOINTS:-wharf}
+fi
 ip link set lo up
-mkdir -p "$dir/work" "$dir/cni" "$dir/storage"
+mkdir -p "$run" "$dir/work" "$dir/cni" "$dir/storage"
 
 "$BENCH_PROGRAM" make-images "$dir/storage" "${BENCH_LAYERS:-6}" "${BENCH_MIB:-100}"
 cat >"$dir/registry.yml" <<YML
@@ -51,12 +59,12 @@ JSON
 cat >"$dir/containerd.toml" <<TOML
 version = 2
 root = "$dir/containerd/root"
-state = "$dir/containerd/state"
+state = "$run/containerd"
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"]
 [grpc]
-address = "$dir/containerd.sock"
+address = "$run/containerd.sock"
 [ttrpc]
-address = "$dir/containerd.sock.ttrpc"
+address = "$run/containerd.sock.ttrpc"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "127.0.0.1:5000/pause:latest"
 restrict_oom_score_adj = true
@@ -79,7 +87,7 @@ TOML
 for network in builtin cni; do
   cat >"$dir/wharf-$network.toml" <<TOML
 state_dir = "$dir/wharf-$network"
-run_dir = "$dir/run-$network"
+run_dir = "$run/$network"
 network = "$network"
 [cni]
 conf_dir = "$dir/cni"
@@ -108,7 +116,7 @@ containerd=
 for name in $endpoints; do
   case $name in
     wharf | wharf-runc | wharf-crun)
-      socket=$dir/run-builtin/wharf.sock
+      socket=$run/builtin/wharf.sock
       if [ -z "$builtin" ]; then
         start wharf "$socket" "$wharf" serve --config "$dir/wharf-builtin.toml"
         builtin=$pid
@@ -118,16 +126,16 @@ for name in $endpoints; do
       [ "$name" = wharf ] || peers+=(--handler "$name=${name#wharf-}")
       ;;
     wharf-cni)
-      start wharf-cni "$dir/run-cni/wharf.sock" "$wharf" serve --config "$dir/wharf-cni.toml"
-      peers+=(--endpoint "$name=unix://$dir/run-cni/wharf.sock" --daemon-pid "$name=$pid")
+      start wharf-cni "$run/cni/wharf.sock" "$wharf" serve --config "$dir/wharf-cni.toml"
+      peers+=(--endpoint "$name=unix://$run/cni/wharf.sock" --daemon-pid "$name=$pid")
       ;;
     containerd | containerd-crun)
       if [ -z "$containerd" ]; then
-        start containerd "$dir/containerd.sock" containerd --config "$dir/containerd.toml"
+        start containerd "$run/containerd.sock" containerd --config "$dir/containerd.toml"
         containerd=$pid
         peers+=(--daemon-pid "$name=$pid")
       fi
-      peers+=(--peer "$name=unix://$dir/containerd.sock")
+      peers+=(--peer "$name=unix://$run/containerd.sock")
       [ "$name" = containerd ] || peers+=(--handler "$name=crun")
       ;;
     *) echo "no endpoint is called $name" >&2 && exit 2 ;;
@@ -135,7 +143,7 @@ for name in $endpoints; do
 done
 for socket in "${sockets[@]}"; do
   for _ in $(seq 200); do
-    "$wharf" --endpoint "unix://$socket" version >/dev/null 2>&1 && continue 2
+    "$wharf" --endpoint "unix://$socket" ps >/dev/null 2>&1 && continue 2
     sleep 0.1
   done
   echo "nothing answers at $socket" >&2

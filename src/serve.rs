@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     cgroups::{self, Hierarchies, systemd},
@@ -16,7 +16,7 @@ use crate::{
     cri::{Face, Server, ServerError, Serving},
     images::{self, Images},
     lsm::{self, selinux::Selinux},
-    memory,
+    memory::{self, Work},
     monitor::{self, client::Program},
     netns::{self, Networks},
     node::{self, Node},
@@ -39,10 +39,6 @@ pub struct Reloading {
     /// Changes what is logged.
     pub set_log_level: SetLogLevel,
 }
-
-/// How often the memory is looked after, and when first.
-const TIDYING: Duration = Duration::from_secs(30);
-const AFTER_START: Duration = Duration::from_secs(5);
 
 /// Why the daemon could not start, or ended with a failure.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +98,7 @@ pub enum Error {
 /// When it can't start, or the server fails.
 pub fn run(config: Config, again: Reloading) -> Result<(), Error> {
     let system = |attempt| move |source| Error::System { attempt, source };
+    memory::share_arenas();
     // What whoever started the daemon had open is nothing to monitors, which outlive it.
     sys::close_range(3, u32::MAX, true).map_err(system("mark inherited descriptors"))?;
     // Held until the process ends.
@@ -121,8 +118,8 @@ pub fn run(config: Config, again: Reloading) -> Result<(), Error> {
     result
 }
 
-/// How long a thread for work that blocks waits for more of it.
-const THREAD_LIFE: Duration = Duration::from_secs(60);
+/// How long a thread for work that blocks waits for more of it: after a burst there may be many, each with its stack.
+const THREAD_LIFE: Duration = Duration::from_secs(5);
 
 /// Keeps one thread for work that blocks. When a node is out of processes no new one can be made; tokio then gives the
 /// work to those that there are, and panics when there are none: a container's end must not be lost in that.
@@ -155,7 +152,8 @@ async fn daemon(config: Config, again: Arc<Reloading>) -> Result<(), Error> {
     let server = server.watched(telemetry.clone(), &config.audit)?;
     let face = Face::new();
     let stop = CancellationToken::new();
-    let mut serving = server.start(face.clone(), stop.clone())?;
+    let work = Work::default();
+    let mut serving = server.start(face.clone(), work.clone(), stop.clone())?;
 
     let (node, faces) = match open(config, telemetry.clone()).await {
         Ok(opened) => opened,
@@ -168,6 +166,7 @@ async fn daemon(config: Config, again: Arc<Reloading>) -> Result<(), Error> {
     face.ready(node.clone(), faces.streams.urls());
     notify(&[NotifyState::Ready]);
     tracing::info!(socket = %node.config().socket.display(), "wharf is ready");
+    let _tidy = AbortOnDropHandle::new(tokio::spawn(memory::keep_tidy(work)));
 
     let signals = [&mut terminate, &mut interrupt, &mut hangup];
     let result = wait(serving, &face, &stop, signals, || read_again(&again, &node)).await;
@@ -325,10 +324,6 @@ async fn wait(
 ) -> Result<(), Error> {
     let interval = sd_notify::watchdog_enabled().map_or(Duration::from_secs(3600), |limit| limit / 2);
     let mut watchdog = tokio::time::interval(interval);
-    let mut tidying = tokio::time::interval(TIDYING);
-    // What only the start needed.
-    tidying.reset_after(AFTER_START);
-    let mut give_back: fn() = memory::give_back;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -341,10 +336,6 @@ async fn wait(
             _ = watchdog.tick() => if face.is_well() {
                 notify(&[NotifyState::Watchdog]);
             },
-            _ = tidying.tick() => {
-                let work = std::mem::replace(&mut give_back, memory::tidy);
-                let _ = tokio::task::spawn_blocking(work).await;
-            }
             ended = serving.ended() => return Ok(ended?),
         }
     }

@@ -1,6 +1,8 @@
 //! Finding the cgroup hierarchies that are mounted.
 
 use std::{
+    fs::File,
+    io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -31,14 +33,52 @@ pub(super) enum Layout {
 #[derive(Debug, Clone)]
 pub struct Hierarchies(pub(super) Arc<Layout>);
 
-/// Reads the mount table of this process.
+/// Reads the mount table of this process, as far as it must: mounts of pods, of which there may be thousands, come last, and
+/// each start of a container and each exec asks for this.
 ///
 /// # Errors
 /// [`Error::NoHierarchy`] if nothing is mounted, [`Error::Io`] if the mount table cannot be read.
 pub fn detect() -> Result<Hierarchies> {
-    let table = fsutil::read(Path::new("/proc/self/mountinfo"))?;
-    let layout = parse(&table).ok_or(Error::NoHierarchy)?;
-    Ok(Hierarchies(Arc::new(layout)))
+    let path = Path::new("/proc/self/mountinfo");
+    let failed = |e| Error::io("read", path, e);
+    let all = fsutil::read_raw(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let mut file = File::open(path).map_err(failed)?;
+    let (mut table, mut piece, mut whole) = (Vec::new(), vec![0; PIECE], 0);
+    loop {
+        let count = file.read(&mut piece).map_err(failed)?;
+        table.extend_from_slice(&piece[..count]);
+        let end = match count {
+            0 => table.len(),
+            _ => table.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1),
+        };
+        let news = String::from_utf8_lossy(&table[whole..end]).contains(" - cgroup");
+        if news || count == 0 {
+            let layout = parse(&String::from_utf8_lossy(&table[..end]));
+            match layout {
+                Some(layout) if count == 0 || has_all(&layout, &all) => return Ok(Hierarchies(Arc::new(layout))),
+                None if count == 0 => return Err(Error::NoHierarchy),
+                _ => {}
+            }
+        }
+        whole = end;
+    }
+}
+
+/// What is read of the mount table at once, bytes.
+const PIECE: usize = 16 << 10;
+
+/// Whether every hierarchy of the kernel is in `layout`. `all` is this process's /proc/PID/cgroup, which names them all, see
+/// cgroups(7): `8:cpu,cpuacct:/path`, and `0::/path` for version 2. One that is mounted nowhere is never found.
+fn has_all(layout: &Layout, all: &str) -> bool {
+    !all.is_empty()
+        && all.lines().all(|line| {
+            let first = line.split(':').nth(1).and_then(|names| names.split(',').next());
+            match (layout, first.unwrap_or_default()) {
+                (Layout::V2 { .. }, name) => name.is_empty(),
+                (Layout::V1 { unified, .. }, "") => unified.is_some(),
+                (Layout::V1 { mounts, .. }, name) => mounts.iter().any(|m| m.controllers.iter().any(|c| c == name)),
+            }
+        })
 }
 
 impl Hierarchies {
@@ -236,6 +276,20 @@ mod tests {
         ];
         assert_eq!(got, want.map(|(a, b)| (a.to_owned(), b.to_owned())));
         assert_eq!(unified, Some(PathBuf::from("/sys/fs/cgroup/unified")));
+    }
+
+    #[test]
+    fn the_mount_table_need_not_be_read_further_when_all_is_found() {
+        let cpu = "32 31 0:29 / /sys/fs/cgroup/cpu rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n";
+        let both = format!("{cpu}41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n");
+        let has = |table: &str, all: &str| has_all(&parse(table).unwrap(), all);
+        assert!(has(&both, "2:cpu,cpuacct:/a\n0::/b\n"));
+        assert!(!has(cpu, "2:cpu,cpuacct:/a\n0::/b\n"));
+        assert!(!has(&both, "3:memory:/\n2:cpu,cpuacct:/a\n0::/b\n"));
+        assert!(!has(&both, ""));
+        let v2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        assert!(has(v2, "0::/system.slice/wharf.service\n"));
+        assert!(!has(v2, "2:cpu,cpuacct:/a\n0::/b\n"));
     }
 
     #[test]

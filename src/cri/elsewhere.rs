@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
-use crate::telemetry::carried;
+use crate::{memory::Work, telemetry::carried};
 
 /// What the services that tonic generates answer with, and those that stand before them.
 pub(super) type Answer = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
@@ -55,16 +55,23 @@ pub(super) const READS: [&str; 19] = [
     "/runtime.v1.ImageService/ImageFsInfo",
 ];
 
-/// A service whose calls run on `runtime`, but for [`READS`].
+/// Where calls run, and what is told of those that do.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub runtime: Handle,
+    pub work: Work,
+}
+
+/// A service whose calls run at `place`, but for [`READS`].
 #[derive(Debug, Clone)]
 pub(super) struct Elsewhere<S> {
-    runtime: Handle,
+    place: Place,
     service: S,
 }
 
 impl<S> Elsewhere<S> {
-    pub(super) fn new(runtime: Handle, service: S) -> Self {
-        Self { runtime, service }
+    pub(super) fn new(place: Place, service: S) -> Self {
+        Self { place, service }
     }
 }
 
@@ -91,8 +98,10 @@ where
         if is_read {
             return answer;
         }
-        let (runtime, work) = (self.runtime.clone(), carried(answer));
+        let (runtime, work) = (self.place.runtime.clone(), carried(answer));
+        let piece = self.place.work.begin();
         Box::pin(async move {
+            let _piece = piece;
             // Whoever cancels the call drops this, and the call with it.
             let work = AbortOnDropHandle::new(runtime.spawn(work));
             let done = match limit {
@@ -196,9 +205,16 @@ mod tests {
         }
     }
 
+    fn at(runtime: Handle) -> Place {
+        Place {
+            runtime,
+            work: Work::default(),
+        }
+    }
+
     #[tokio::test]
     async fn a_deadline_that_passes_is_told_as_one() {
-        let mut service = Elsewhere::new(Handle::current(), Never);
+        let mut service = Elsewhere::new(at(Handle::current()), Never);
         let request = http::Request::get("/runtime.v1.RuntimeService/RunPodSandbox");
         let request = request.header("grpc-timeout", "20m").body(Body::empty()).unwrap();
         let answer = service.call(request).await.unwrap();
@@ -206,7 +222,7 @@ mod tests {
     }
 
     fn threads(runtime: &Handle, path: &str) -> [String; 2] {
-        let mut service = Elsewhere::new(runtime.clone(), Where);
+        let mut service = Elsewhere::new(at(runtime.clone()), Where);
         let request = http::Request::get(path).body(Body::empty()).unwrap();
         let reader = tokio::runtime::Builder::new_current_thread().build().unwrap();
         reader.block_on(async move {

@@ -23,12 +23,12 @@ use super::{
     Face,
     audit::Audit,
     authority,
-    elsewhere::Elsewhere,
+    elsewhere::{Elsewhere, Place},
     gathered::Gathered,
     lists::Lists,
     watched::{Watched, Watchers},
 };
-use crate::{config, sys, telemetry::Telemetry};
+use crate::{config, memory::Work, sys, telemetry::Telemetry};
 
 /// Largest message in either direction: lists of thousands of containers fit (feature row J10).
 pub(super) const MESSAGE_LIMIT: usize = 32 << 20;
@@ -144,12 +144,15 @@ impl Server {
     }
 
     /// Serves on a thread of its own until `stop` is cancelled, then lets running calls end and removes the socket. What
-    /// takes more than a look at the memory is done by the runtime that this is called on.
+    /// takes more than a look at the memory is done by the runtime that this is called on, and counted as `work`.
     ///
     /// # Errors
     /// When there can't be such a thread.
-    pub fn start(self, face: Face, stop: CancellationToken) -> Result<Serving, Error> {
-        let runtime = Handle::current();
+    pub fn start(self, face: Face, work: Work, stop: CancellationToken) -> Result<Serving, Error> {
+        let elsewhere = Place {
+            runtime: Handle::current(),
+            work,
+        };
         let reader = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -166,7 +169,7 @@ impl Server {
                 }
                 let result = reader.block_on(async {
                     tokio::select! {
-                        result = self.serve(face, runtime, stop.cancelled_owned()) => result,
+                        result = self.serve(face, elsewhere, stop.cancelled_owned()) => result,
                         () = cut.cancelled() => Ok(()),
                     }
                 });
@@ -180,7 +183,7 @@ impl Server {
     }
 
     /// Clients written in Go may send the URL-encoded socket path as `:authority`: see [`authority`].
-    async fn serve(self, face: Face, runtime: Handle, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    async fn serve(self, face: Face, place: Place, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let cri = RuntimeServiceServer::new(face.clone())
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT);
@@ -196,10 +199,10 @@ impl Server {
             .add_service(HealthServer::new(face.clone()))
             .add_service(Watched::new(
                 watchers.clone(),
-                Elsewhere::new(runtime.clone(), Lists::new(face, cri)),
+                Elsewhere::new(place.clone(), Lists::new(face, cri)),
             ))
-            .add_service(Watched::new(watchers.clone(), Elsewhere::new(runtime.clone(), images)))
-            .add_service(Watched::new(watchers, Elsewhere::new(runtime, own)))
+            .add_service(Watched::new(watchers.clone(), Elsewhere::new(place.clone(), images)))
+            .add_service(Watched::new(watchers, Elsewhere::new(place, own)))
             .serve_with_incoming_shutdown(incoming, stop)
             .await;
         let _ = std::fs::remove_file(&self.path);

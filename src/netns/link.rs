@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
@@ -210,6 +212,41 @@ impl Links {
         match self.request(RouteNetlinkMessage::DelLink(message), NLM_F_ACK) {
             Err(refusal) if refusal.errno() != libc::ENODEV => Err(refusal.during(format!("delete device {name}"))),
             _ => Ok(()),
+        }
+    }
+
+    /// As [`Links::delete`], but returns as soon as nobody can find the device: by then nothing reaches the other end or comes from
+    /// it. The kernel frees what it held a grace period of RCU later, some 10 ms, and answers only then; a thread of its
+    /// own waits for that.
+    pub(super) fn delete_from_sight(&mut self, name: &str) -> Result<()> {
+        let (told, heard) = mpsc::channel();
+        let device = name.to_owned();
+        // Threads begin in the namespaces of whoever starts them.
+        let started = std::thread::Builder::new()
+            .name("wharf-net-end".to_owned())
+            .stack_size(super::thread::STACK)
+            .spawn(move || {
+                let result = Self::open().and_then(|mut links| {
+                    let _ = told.send(None);
+                    links.delete(&device)
+                });
+                // Nobody listens any more when the device was seen to be gone.
+                let _ = told.send(Some(result));
+            });
+        if started.is_err() {
+            return self.delete(name);
+        }
+        loop {
+            match heard.recv_timeout(Duration::from_micros(500)) {
+                Ok(Some(result)) => return result,
+                // It begins now, or has begun.
+                Ok(None) | Err(RecvTimeoutError::Timeout) => {}
+                // The thread has panicked.
+                Err(RecvTimeoutError::Disconnected) => return self.delete(name),
+            }
+            if self.find(name)?.is_none() {
+                return Ok(());
+            }
         }
     }
 

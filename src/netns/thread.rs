@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 use super::{Error, Result};
 
 /// Small: the work needs little, and 200 of them may run at once.
-const STACK: usize = 256 * 1024;
+pub(super) const STACK: usize = 256 * 1024;
 
 /// Runs `work` on a thread of its own and waits for its answer. The thread starts in the caller's namespaces and is
 /// never used again, so `work` may leave it in any other.

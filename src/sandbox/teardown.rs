@@ -34,22 +34,31 @@ pub async fn tear_down(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Resul
     }
     sandbox.fail_point("down.begin").await?;
     sandbox.stage.enter("network");
-    let network = detach(mechanisms, sandbox, record.network.as_ref()).await;
-    sandbox.fail_point("down.detached").await?;
-    sandbox.stage.enter("namespaces");
-    let namespaces = mechanisms
-        .networks
-        .remove_namespaces(&sandbox.paths.namespaces())
-        .await
-        .map_err(sandbox.network_error());
-    sandbox.fail_point("down.namespaces").await?;
-    sandbox.stage.enter("monitor");
-    let monitor = end_monitor(sandbox).await;
-    sandbox.fail_point("down.monitor").await?;
+    // The kernel takes its time over devices and namespaces, in which the monitor can end.
+    let network = async {
+        let network = detach(mechanisms, sandbox, record.network.as_ref()).await;
+        sandbox.fail_point("down.detached").await?;
+        sandbox.stage.enter("namespaces");
+        let namespaces = mechanisms
+            .networks
+            .remove_namespaces(&sandbox.paths.namespaces())
+            .await
+            .map_err(sandbox.network_error());
+        sandbox.fail_point("down.namespaces").await?;
+        // What is waited for then, if anything.
+        sandbox.stage.enter("monitor");
+        network.and(namespaces)
+    };
+    let monitor = async {
+        let monitor = end_monitor(sandbox).await;
+        sandbox.fail_point("down.monitor").await?;
+        monitor
+    };
+    let (network, monitor) = tokio::join!(network, monitor);
     sandbox.stage.enter("files");
     let pod = Arc::clone(sandbox);
     let files = blocking(sandbox, move || release_files(&pod)).await;
-    network.and(namespaces).and(monitor).and(files)?;
+    network.and(monitor).and(files)?;
     sandbox.fail_point("down.files").await?;
     if let Some(selinux) = &mechanisms.selinux {
         selinux.release(&record.selinux_level);

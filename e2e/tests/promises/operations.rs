@@ -13,7 +13,7 @@ const HELD: &[(&str, &str, &str)] = &[
     ("create.rootfs", "CreateContainer", "root filesystem"),
     ("start.noted", "StartContainer", "log and seccomp filter"),
     ("stop.kill", "StopContainer", "start in progress"),
-    ("down.monitor", "StopPodSandbox", "monitor"),
+    ("down.namespaces", "StopPodSandbox", "namespaces"),
 ];
 
 async fn shown(daemon: &Daemon) -> Vec<Value> {

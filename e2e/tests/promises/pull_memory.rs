@@ -1,4 +1,4 @@
-//! What a pull takes of the node's memory, whatever the image.
+//! What the daemon takes of the node's memory: a pull, whatever the image, and after work of any kind.
 
 use std::time::Duration;
 
@@ -33,5 +33,37 @@ async fn a_large_image_is_pulled_within_64_mib() {
     let over = most.saturating_sub(idle);
     println!("{over} KiB over the idle {idle} KiB");
     assert!(over <= LIMIT, "the pull took {over} KiB over the idle {idle} KiB");
+    daemon.finish().await;
+}
+
+/// KiB of files that a process has mapped and there: the pages of its program that it has used of late.
+fn of_files(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("RssFile:"));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+#[tokio::test]
+async fn once_work_is_done_its_memory_is_given_back() {
+    let daemon = Daemon::start().await;
+    let pid = daemon.pid();
+    let mut most = 0;
+    let watched = async {
+        loop {
+            most = most.max(of_files(pid));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let (pod, id) = tokio::select! {
+        running = daemon.running("busy", "sleep 1000") => running,
+        () = watched => unreachable!(),
+    };
+    wharf_e2e::eventually("the program's pages are given back", async || of_files(pid) < most / 2).await;
+    println!("{most} KiB of files at work, {} KiB afterwards", of_files(pid));
+    // They come again.
+    assert_eq!(daemon.cri.exec(&id, &["true"], 30).await.unwrap().exit_code, 0);
+    daemon.cri.stop_pod(&pod).await.unwrap();
+    daemon.cri.remove_pod(&pod).await.unwrap();
     daemon.finish().await;
 }

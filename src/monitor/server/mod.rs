@@ -46,7 +46,7 @@ const READ: usize = 16 << 10;
 /// Output taken from one stream before others have their turn, bytes.
 const TURN: usize = 128 << 10;
 /// Quiet time after which memory is given back.
-const IDLE: Duration = Duration::from_secs(2);
+const IDLE: Duration = Duration::from_secs(1);
 /// How long output is read from processes that outlive their container's init.
 const LINGER: Duration = Duration::from_secs(5);
 

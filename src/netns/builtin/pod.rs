@@ -120,7 +120,7 @@ impl Inner {
 
     /// Gives back what the pod holds, in an order in which nothing is free before it is unused.
     pub(super) fn release(&self, seat: &Seat) -> Result<()> {
-        Links::open()?.delete(&device_on(&self.settings.network, &seat.pod))?;
+        Links::open()?.delete_from_sight(&device_on(&self.settings.network, &seat.pod))?;
         for ip in &seat.ips {
             self.leases.release(ip, &seat.pod)?;
         }

@@ -15,6 +15,9 @@ const AT_ONCE: usize = 10;
 /// Whole cycles timed beside the pods that run.
 const CYCLES: usize = 5;
 const LISTS: usize = 100;
+/// So long a runtime has after a burst of work, to give back what it has taken, and for shims to settle, before its memory
+/// is looked at.
+pub const SETTLE: Duration = Duration::from_secs(2);
 
 /// What was measured of one endpoint with so many pods.
 pub struct Point {
@@ -46,16 +49,18 @@ impl Point {
     }
 }
 
-/// Measures `peer` at each number of pods in `points`, which ascend; nothing is left afterwards.
-pub async fn measure(peer: &Peer, image: &str, points: &[usize]) -> Result<Vec<Point>> {
+/// Measures `peer` at each number of pods in `points`, which ascend; nothing is left afterwards. Also the daemon's KiB of PSS when
+/// all have gone.
+pub async fn measure(peer: &Peer, image: &str, points: &[usize]) -> Result<(Vec<Point>, Option<u64>)> {
     let before = memory::all();
     let mut pods: Vec<String> = Vec::new();
     let mut measured = Vec::new();
     for &wanted in points {
         let from = pods.len();
+        let began = Instant::now();
         pods.extend(start(peer, image, from..wanted.max(from)).await?);
-        // What a burst has taken is given back, and shims have settled.
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        let taken = began.elapsed().as_secs_f64();
+        tokio::time::sleep(SETTLE).await;
         let daemon = peer.daemon.and_then(memory::pss);
         let helpers = memory::helpers_since(&before, peer.daemon) as f64 / pods.len().max(1) as f64;
         let mut lists = Vec::new();
@@ -70,7 +75,12 @@ pub async fn measure(peer: &Peer, image: &str, points: &[usize]) -> Result<Vec<P
             let times = cycles.iter().flatten().filter(|(name, _)| name.contains(step));
             median(&times.map(|(_, time)| *time).collect::<Vec<_>>())
         };
-        eprintln!("{}: {} pods", peer.name, pods.len());
+        eprintln!(
+            "{}: {} pods, {} more in {taken:.1} s",
+            peer.name,
+            pods.len(),
+            pods.len() - from
+        );
         measured.push(Point {
             pods: pods.len(),
             ready: of("pod ready"),
@@ -80,8 +90,10 @@ pub async fn measure(peer: &Peer, image: &str, points: &[usize]) -> Result<Vec<P
             helpers,
         });
     }
+    eprintln!("{}: removing {} pods", peer.name, pods.len());
     remove(&peer.cri, pods).await?;
-    Ok(measured)
+    tokio::time::sleep(SETTLE).await;
+    Ok((measured, peer.daemon.and_then(memory::pss)))
 }
 
 /// Makes pods of one sleeping container.

@@ -9,14 +9,18 @@
 //! With `--streams MIB` only one thing is measured: moving as many MiB through an exec by each protocol.
 //! Every round visits each endpoint in turn. A cell is the median of the rounds' medians; what stands behind `×` is the share
 //! of the best `--peer`. Output is Markdown; with `--report` also JSON and plots.
+//! With `--floor` the kernel's own work for a pod is measured in the same rounds, see `floor/mod.rs`.
+//! `bench profile ...` tells where the time of each call goes, see `profile.rs`.
 //! `bench reads ...` times what kubelet's health depends on while a thousand containers run, see `reads.rs`.
 //! `bench make-images DIR [LAYERS] [MIB]` writes the images that it needs into a docker-registry's storage.
 
 mod cycle;
+mod floor;
 mod growth;
 mod memory;
 mod options;
 mod plot;
+mod profile;
 mod reads;
 mod report;
 mod streams;
@@ -47,13 +51,11 @@ fn main() -> ExitCode {
     let outcome = match args.first().map(String::as_str) {
         Some("make-images") => make_images(&args[1..]),
         Some("reads") => reads::run(&args[1..]),
-        _ => Options::parse(&args).and_then(|options| {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()?;
-            runtime.block_on(bench(&options))
+        Some("floor") => floor::run(&args[1..]),
+        Some("profile") => run(&args[1..], async |options| {
+            profile::run(options, &connect(options).await?).await
         }),
+        _ => run(&args, bench),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -62,6 +64,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(args: &[String], work: impl AsyncFn(&Options) -> Result) -> Result {
+    let options = Options::parse(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(work(&options))
 }
 
 fn make_images(args: &[String]) -> Result {
@@ -102,6 +113,8 @@ async fn bench(options: &Options) -> Result {
         return streams(options, &peers, &names).await;
     }
     let mut report = Report::begin(&peers, options.rounds).await?;
+    // As before each figure of memory: what the pull has taken is given back.
+    tokio::time::sleep(growth::SETTLE).await;
     let idle: Vec<_> = peers.iter().map(|peer| peer.daemon.and_then(memory::pss)).collect();
     cycles(options, &peers, &names, &mut report).await?;
     grow(options, &peers, &names, &idle, &mut report).await?;
@@ -131,6 +144,12 @@ async fn cycles(options: &Options, peers: &[Peer], names: &[(String, bool)], rep
         "Processor time of a pod cycle, milliseconds: all processes but the client",
         names,
     );
+    let ours = names.iter().filter(|(_, ours)| *ours).cloned();
+    let with_kernel: Vec<_> = ours.chain([(floor::NAME.to_owned(), false)]).collect();
+    let mut floors = Table::new(
+        "Beside what the kernel takes at the least, one after another, milliseconds",
+        &with_kernel,
+    );
     // What the client computes itself is in the lab's sum.
     let spent = || {
         let own = memory::processor_time(std::process::id().cast_signed())?;
@@ -141,6 +160,9 @@ async fn cycles(options: &Options, peers: &[Peer], names: &[(String, bool)], rep
             eprintln!("round {}: {}", round + 1, peer.name);
             let before = spent();
             for steps in cycle::sequential(peer, &options.image, options.pods).await? {
+                if options.floor && peer.ours {
+                    floors.add(&peer.name, round, steps.clone());
+                }
                 sequential.add(&peer.name, round, steps);
             }
             if let (Some(before), Some(after)) = (before, spent()) {
@@ -158,8 +180,17 @@ async fn cycles(options: &Options, peers: &[Peer], names: &[(String, bool)], rep
                 processor.add(&peer.name, round, vec![(row, each)]);
             }
         }
+        if options.floor {
+            eprintln!("round {}: {}", round + 1, floor::NAME);
+            for steps in floor::measure(options.pods).await? {
+                floors.add(floor::NAME, round, steps);
+            }
+        }
     }
     report.add(sequential);
+    if options.floor {
+        report.add(floors);
+    }
     report.add(parallel);
     report.add(processor);
     Ok(())
@@ -180,7 +211,8 @@ async fn grow(
         if let Some(idle) = idle {
             memory.add(&peer.name, 0, vec![("daemon at the start".into(), *idle as f64)]);
         }
-        let points = growth::measure(peer, &options.image, &options.growth).await?;
+        let (points, afterwards) = growth::measure(peer, &options.image, &options.growth).await?;
+        let afterwards = afterwards.filter(|_| idle.is_some());
         for point in &points {
             let n = point.pods;
             let daemon = point.daemon.map(|kib| (format!("daemon, {n} pods"), kib as f64));
@@ -192,6 +224,9 @@ async fn grow(
                 (format!("p99, {n} pods"), point.list.1),
             ];
             lists.add(&peer.name, 0, rows);
+        }
+        if let Some(kib) = afterwards {
+            memory.add(&peer.name, 0, vec![("daemon, pods gone".into(), kib as f64)]);
         }
         report.grown(&peer.name, points);
     }

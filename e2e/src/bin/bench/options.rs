@@ -18,6 +18,7 @@ pub struct Options {
     pub growth: Vec<usize>,
     pub streams: usize,
     pub report: Option<PathBuf>,
+    pub floor: bool,
 }
 
 impl Options {
@@ -37,9 +38,14 @@ impl Options {
             growth: vec![1, 20, 50],
             streams: 0,
             report: None,
+            floor: false,
         };
         let mut args = args.iter();
         while let Some(flag) = args.next() {
+            if flag == "--floor" {
+                options.floor = true;
+                continue;
+            }
             let value = args.next().ok_or_else(|| format!("{flag} needs a value"))?;
             let pair = || {
                 value
