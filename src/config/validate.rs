@@ -125,6 +125,12 @@ fn containers(config: &Config) -> Check {
     for path in &settings.required_host_paths {
         absolute(&["containers", "required_host_paths"], path)?;
     }
+    for path in &settings.allowed_devices {
+        absolute(&["containers", "allowed_devices"], path)?;
+    }
+    for path in &settings.seccomp_listeners {
+        absolute(&["containers", "seccomp_listeners"], path)?;
+    }
     for path in &settings.hooks_dirs {
         absolute(&["containers", "hooks_dirs"], path)?;
     }
