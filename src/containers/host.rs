@@ -107,6 +107,8 @@ pub struct Facts {
     pub localhost_seccomp: Option<seccomp::LocalProfile>,
     /// The machine's name now.
     pub hostname: String,
+    /// The time zone that the node's settings want, as a file; none leaves it to the image.
+    pub localtime: Option<PathBuf>,
 }
 
 impl Facts {
@@ -233,6 +235,7 @@ pub fn inspect(config: &cri::ContainerConfig, settings: &Containers) -> Result<F
         hostname: nix::unistd::gethostname()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default(),
+        localtime: zone(&settings.timezone)?,
         ..Facts::default()
     };
     let table = match config.mounts.iter().any(|m| m.propagation != 0) {
@@ -261,6 +264,22 @@ pub fn inspect(config: &cri::ContainerConfig, settings: &Containers) -> Result<F
         facts.localhost_seccomp = Some(seccomp::load(Path::new(&path), &settings.seccomp_listeners)?);
     }
     Ok(facts)
+}
+
+/// The file of a time zone; the node may have none of its own.
+fn zone(name: &str) -> Result<Option<PathBuf>, Error> {
+    let own = Path::new("/etc/localtime");
+    let path = match name {
+        "" => return Ok(None),
+        "local" if !own.exists() => return Ok(None),
+        "local" => own.to_owned(),
+        name => Path::new("/usr/share/zoneinfo").join(name),
+    };
+    let found = path.canonicalize().and_then(|path| match path.is_file() {
+        true => Ok(Some(path)),
+        false => Err(io::Error::other("not a file")),
+    });
+    found.map_err(failed("find time zone", &path))
 }
 
 fn mount_source(host_path: &Path, table: &MountTable, settings: &Containers) -> Result<MountSource, Error> {

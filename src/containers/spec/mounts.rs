@@ -136,6 +136,13 @@ fn defaults(input: &SpecInput) -> Vec<Mount> {
                 .map(|source| mount(target, "bind", source, &["rbind", "rprivate", access])),
         );
     }
+    out.extend(
+        input
+            .facts
+            .localtime
+            .as_ref()
+            .map(|zone| mount("/etc/localtime", "bind", zone, &["rbind", "rprivate", "ro"])),
+    );
     out
 }
 
