@@ -9,7 +9,7 @@ suite=${VM_SUITE:-bookworm}
 packages=(
   systemd systemd-sysv dbus udev kmod linux-image-cloud-amd64 apparmor
   runc crun criu containernetworking-plugins
-  docker-registry busybox-static
+  docker-registry busybox-static tzdata
   nftables iptables iproute2 util-linux procps jq ca-certificates
 )
 

@@ -57,6 +57,62 @@ pub fn call_empty(socket: &Path, authority: &str, path: &str) -> Result<Vec<u8>>
         .ok_or_else(|| "the server answered without a message".into())
 }
 
+/// What came on a connection that the server has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Last {
+    /// The bytes of the answering message, with the five that precede it.
+    pub body: Vec<u8>,
+    /// The answer was whole.
+    pub ended: bool,
+    /// The server has said that it goes.
+    pub farewell: bool,
+}
+
+/// Makes a call with an encoded message, reads until the server has closed its side, and writes on for a tenth of a second, as
+/// clients do that have not noticed yet.
+///
+/// # Errors
+/// When the connection breaks, or can't be written to at its end.
+pub fn last_call(socket: &Path, path: &str, message: &[u8]) -> Result<Last> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(crate::PATIENCE))?;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
+    stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
+    stream.write_all(&frame(HEADERS, 4, 1, &request_headers("localhost", path)?))?;
+    let length = u32::try_from(message.len())?.to_be_bytes();
+    stream.write_all(&frame(DATA, 1, 1, &[&[0], length.as_slice(), message].concat()))?;
+    let mut last = Last {
+        body: Vec::new(),
+        ended: false,
+        farewell: false,
+    };
+    loop {
+        let mut header = [0; 9];
+        // Between two frames the end is welcome.
+        if stream.read(&mut header[..1])? == 0 {
+            break;
+        }
+        stream.read_exact(&mut header[1..])?;
+        let mut payload = vec![0; u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize];
+        stream.read_exact(&mut payload)?;
+        let (kind, flags) = (header[3], header[4]);
+        match kind {
+            SETTINGS if flags & 1 == 0 => stream.write_all(&frame(SETTINGS, 1, 0, &[]))?,
+            PING if flags & 1 == 0 => stream.write_all(&frame(PING, 1, 0, &payload))?,
+            DATA => last.body.extend_from_slice(&payload),
+            GOAWAY => last.farewell = true,
+            RST_STREAM => return Err(format!("the server reset the call: {payload:?}").into()),
+            _ => {}
+        }
+        last.ended |= matches!(kind, DATA | HEADERS) && flags & 1 != 0;
+    }
+    for _ in 0..10 {
+        stream.write_all(&frame(PING, 0, 0, &[7; 8]))?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(last)
+}
+
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap_or(0).to_be_bytes();
     let mut bytes = vec![length[1], length[2], length[3], kind, flags];

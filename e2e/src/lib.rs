@@ -23,6 +23,7 @@ pub mod raw;
 pub mod registry;
 #[cfg(test)]
 mod rules;
+pub mod seccomp;
 pub mod specs;
 pub mod streams;
 pub mod trickle;

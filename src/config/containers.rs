@@ -36,6 +36,12 @@ pub struct Containers {
     pub hooks_dirs: Vec<PathBuf>,
     /// Device nodes as Docker writes them: `host[:container[:permissions]]`.
     pub devices: Vec<String>,
+    /// Time zone of all containers, such as `Europe/Berlin`, or `local` for the node's; empty leaves it to the image.
+    pub timezone: String,
+    /// Nodes that a pod may ask for by the annotation `devices.crio.io`, where its handler allows that. Absolute.
+    pub allowed_devices: Vec<PathBuf>,
+    /// Sockets that seccomp profiles may name as their listener, or directories with such sockets. Absolute; none unless set.
+    pub seccomp_listeners: Vec<PathBuf>,
 }
 
 /// What becomes of volumes that an image declares.
@@ -86,6 +92,9 @@ impl Default for Containers {
                 "/etc/containers/oci/hooks.d".into(),
             ],
             devices: Vec::new(),
+            timezone: String::new(),
+            allowed_devices: vec!["/dev/fuse".into(), "/dev/net/tun".into()],
+            seccomp_listeners: Vec::new(),
         }
     }
 }

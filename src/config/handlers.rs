@@ -11,7 +11,7 @@ use super::{BUILTIN_RUNTIME as BUILTIN, Config, model::bytes};
 
 /// Annotations of pods that ask for something of the node, and which a handler must allow: the names that CRI-O gave
 /// them. Some take `/NAME` of a container behind them.
-pub const KNOWN_ANNOTATIONS: [&str; 11] = [
+pub const KNOWN_ANNOTATIONS: [&str; 13] = [
     "cpu-load-balancing.crio.io",
     "cpu-quota.crio.io",
     "irq-load-balancing.crio.io",
@@ -23,6 +23,8 @@ pub const KNOWN_ANNOTATIONS: [&str; 11] = [
     SECCOMP_NOTIFIER[1],
     SHM_SIZE[0],
     SHM_SIZE[1],
+    DEVICES[0],
+    DEVICES[1],
 ];
 
 /// An OCI runtime.
@@ -78,6 +80,10 @@ pub const SECCOMP_NOTIFIER: [&str; 2] = [
 
 /// The annotation that says how large a pod's /dev/shm is, and its older name.
 pub const SHM_SIZE: [&str; 2] = ["shm-size.crio.io", "io.kubernetes.cri-o.ShmSize"];
+
+/// The annotation that gives all containers of a pod devices of the node, and its older name: as Docker writes them, with
+/// commas between them.
+pub const DEVICES: [&str; 2] = ["devices.crio.io", "io.kubernetes.cri-o.Devices"];
 
 /// The annotation that names the platform whose command runs the pod.
 pub const PLATFORM: &str = "platform-runtime-path.crio.io";

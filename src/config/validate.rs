@@ -126,6 +126,18 @@ fn containers(config: &Config) -> Check {
     for path in &settings.required_host_paths {
         absolute(&["containers", "required_host_paths"], path)?;
     }
+    if settings.timezone.starts_with('/') || settings.timezone.split('/').any(|part| part == "..") {
+        return fault(
+            &["containers", "timezone"],
+            format!("\"{}\" is no time zone such as Europe/Berlin", settings.timezone),
+        );
+    }
+    for path in &settings.allowed_devices {
+        absolute(&["containers", "allowed_devices"], path)?;
+    }
+    for path in &settings.seccomp_listeners {
+        absolute(&["containers", "seccomp_listeners"], path)?;
+    }
     for path in &settings.hooks_dirs {
         absolute(&["containers", "hooks_dirs"], path)?;
     }

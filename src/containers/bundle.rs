@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use oci_spec::runtime::Spec;
 use wharf_proto::{
-    cri::{ContainerConfig, LinuxContainerResources, LinuxContainerUser, PodSandboxConfig},
+    cri::{ContainerConfig, IdMapping, LinuxContainerResources, LinuxContainerUser, PodSandboxConfig},
     nri::ContainerAdjustment,
     record,
 };
@@ -17,11 +17,11 @@ use super::{
     spec, users, volumes,
 };
 use crate::{
-    config::{ImageVolumes, SECCOMP_NOTIFIER},
+    config::{DEVICES, ImageVolumes, SECCOMP_NOTIFIER},
     images::{Image, rootfs::Owners},
     lsm,
     nri::Nri,
-    runtime::features::Features,
+    runtime::{features::Features, prepared},
     sandbox::{self, Labels, PodPaths, host_ipc, host_network},
     store,
 };
@@ -175,7 +175,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         dumped,
         cpus,
         pid_namespace,
-        runtime,
+        ..
     } = &bundle;
     let daemon = &tools.mechanisms.config.get();
     let handler = daemon.handler_settings(&owner.record.get().runtime_handler);
@@ -189,6 +189,10 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         dumped.make_sources(config, &daemon.containers)?;
     }
     let mut facts = host::inspect(config, &daemon.containers)?;
+    let annotations = handler.effective(&pod.annotations);
+    if let Some(devices) = DEVICES.iter().find_map(|key| annotations.get(*key)) {
+        facts.add_annotated(devices, &daemon.containers.allowed_devices)?;
+    }
     facts.add_views(views.iter().map(|view| view.as_ref().map(|view| view.path.as_path())));
     if daemon.containers.image_volumes == ImageVolumes::Bind {
         facts.volumes = volumes::make(
@@ -227,7 +231,9 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         false => passwd::Written::default(),
     };
     let base = handler.base_runtime_spec.as_deref().map(base::load).transpose()?;
-    let default_seccomp = handler.seccomp_profile.as_deref().map(seccomp::load).transpose();
+    let listeners = &daemon.containers.seccomp_listeners;
+    let load = |path| seccomp::load(path, listeners);
+    let default_seccomp = handler.seccomp_profile.as_deref().map(load).transpose();
     let default_seccomp = default_seccomp.map_err(|error| Error::State(error.to_string()))?;
     let mut spec = spec::generate(&spec::SpecInput {
         pod_id: &owner.sandbox.id,
@@ -248,7 +254,6 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         cgroup_path,
         facts: &facts,
         host: &tools.host,
-        runtime,
         base: base.as_ref(),
         settings: &daemon.containers,
         default_capabilities: daemon.default_capabilities.as_deref(),
@@ -301,6 +306,9 @@ fn finish(tools: &Tools, owner: &Container, bundle: &Bundle, mut made: Made) -> 
     let annotations = handler.effective(&bundle.pod.annotations);
     asked::check_directory(owner, &bundle.rootfs, &made.spec)?;
     let notifier = tell_blocked(&annotations, &bundle.runtime, owner, &mut made.spec)?;
+    let prepared = prepared::plan(&mut made.spec, &owner.dir, &bundle.runtime, pod_users(bundle).as_ref());
+    let prepared = prepared.map_err(Error::Unsupported)?;
+    prepared::write(&owner.dir, &prepared).map_err(|error| Error::State(error.to_string()))?;
     let json = serde_json::to_vec(&made.spec).map_err(|error| Error::Invalid(error.to_string()))?;
     store::write_file(&owner.dir.join("config.json"), &json, 0o600)?;
     Ok(Written {
@@ -309,6 +317,16 @@ fn finish(tools: &Tools, owner: &Container, bundle: &Bundle, mut made: Made) -> 
         resources: made.resources,
         cgroup_path: made.cgroup_path,
         notifier,
+    })
+}
+
+/// The pod's user namespace, for mounts that the runtime can't map.
+fn pod_users(bundle: &Bundle) -> Option<prepared::Users> {
+    let range = |ids: IdMapping| (ids.container_id, ids.host_id, ids.length);
+    bundle.owners.as_ref().map(|owners| prepared::Users {
+        namespace: owners.namespace.clone(),
+        uids: range(owners.uids),
+        gids: range(owners.gids),
     })
 }
 
@@ -330,6 +348,13 @@ fn tell_blocked(
         return Err(Error::Unsupported(format!(
             "annotation {}: the pod's runtime can't tell of blocked system calls (SCMP_ACT_NOTIFY)",
             SECCOMP_NOTIFIER[0]
+        )));
+    }
+    if let Some(path) = profile.listener_path() {
+        return Err(Error::Invalid(format!(
+            "annotation {}: the container's seccomp profile has a listener already, {}",
+            SECCOMP_NOTIFIER[0],
+            path.display()
         )));
     }
     let mut profile = notify::telling(profile);

@@ -14,7 +14,7 @@ use wharf_proto::cri;
 use super::{caps::CapSet, seccomp, spec, volumes::Volume};
 use crate::{
     cgroups::Hierarchies,
-    config::{Config, Containers, MissingHostPaths, parse_device},
+    config::{Config, Containers, DEVICES, MissingHostPaths, parse_device},
     lsm,
 };
 
@@ -107,9 +107,29 @@ pub struct Facts {
     pub localhost_seccomp: Option<seccomp::LocalProfile>,
     /// The machine's name now.
     pub hostname: String,
+    /// The time zone that the node's settings want, as a file; none leaves it to the image.
+    pub localtime: Option<PathBuf>,
 }
 
 impl Facts {
+    /// Adds what a pod's annotation asks for: devices as Docker writes them, with commas between. Blocking.
+    ///
+    /// # Errors
+    /// One that is not among those allowed, is no device, or not there, by name.
+    pub(super) fn add_annotated(&mut self, text: &str, allowed: &[PathBuf]) -> Result<(), Error> {
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let device = device(part)?;
+            if !allowed.iter().any(|path| path == Path::new(&device.host_path)) {
+                return Err(Error::Setting(format!(
+                    "annotation {}: {} is not among containers.allowed_devices in wharf.toml",
+                    DEVICES[0], device.host_path
+                )));
+            }
+            config_device(&device, &mut self.devices)?;
+        }
+        Ok(())
+    }
+
     /// Adds what mounts of images show, by place in `ContainerConfig.mounts`.
     pub(super) fn add_views<'a>(&mut self, views: impl Iterator<Item = Option<&'a Path>>) {
         for (source, view) in self.mounts.iter_mut().zip(views) {
@@ -215,6 +235,7 @@ pub fn inspect(config: &cri::ContainerConfig, settings: &Containers) -> Result<F
         hostname: nix::unistd::gethostname()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default(),
+        localtime: zone(&settings.timezone)?,
         ..Facts::default()
     };
     let table = match config.mounts.iter().any(|m| m.propagation != 0) {
@@ -229,13 +250,7 @@ pub fn inspect(config: &cri::ContainerConfig, settings: &Containers) -> Result<F
         facts.mounts.push(source);
     }
     for text in &settings.devices {
-        let (host_path, container_path, permissions) = parse_device(text).map_err(Error::Setting)?;
-        let device = cri::Device {
-            host_path: host_path.to_owned(),
-            container_path: container_path.to_owned(),
-            permissions: permissions.to_owned(),
-        };
-        config_device(&device, &mut facts.devices)?;
+        config_device(&device(text)?, &mut facts.devices)?;
     }
     for device in &config.devices {
         config_device(device, &mut facts.devices)?;
@@ -246,9 +261,25 @@ pub fn inspect(config: &cri::ContainerConfig, settings: &Containers) -> Result<F
     if let Some(context) = context.filter(|c| !c.privileged)
         && let spec::ProfileChoice::Localhost(path) = spec::seccomp_choice(context)
     {
-        facts.localhost_seccomp = Some(seccomp::load(Path::new(&path))?);
+        facts.localhost_seccomp = Some(seccomp::load(Path::new(&path), &settings.seccomp_listeners)?);
     }
     Ok(facts)
+}
+
+/// The file of a time zone; the node may have none of its own.
+fn zone(name: &str) -> Result<Option<PathBuf>, Error> {
+    let own = Path::new("/etc/localtime");
+    let path = match name {
+        "" => return Ok(None),
+        "local" if !own.exists() => return Ok(None),
+        "local" => own.to_owned(),
+        name => Path::new("/usr/share/zoneinfo").join(name),
+    };
+    let found = path.canonicalize().and_then(|path| match path.is_file() {
+        true => Ok(Some(path)),
+        false => Err(io::Error::other("not a file")),
+    });
+    found.map_err(failed("find time zone", &path))
 }
 
 fn mount_source(host_path: &Path, table: &MountTable, settings: &Containers) -> Result<MountSource, Error> {
@@ -324,6 +355,16 @@ fn unescape(field: &str) -> String {
     pairs
         .iter()
         .fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
+}
+
+/// As Docker writes it.
+fn device(text: &str) -> Result<cri::Device, Error> {
+    let (host_path, container_path, permissions) = parse_device(text).map_err(Error::Setting)?;
+    Ok(cri::Device {
+        host_path: host_path.to_owned(),
+        container_path: container_path.to_owned(),
+        permissions: permissions.to_owned(),
+    })
 }
 
 /// A device of the config; a directory stands for all nodes in it.

@@ -16,7 +16,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, BufReader, ReadBuf},
     net::UnixStream,
 };
-use tonic::transport::server::{Connected, UdsConnectInfo};
+use tonic::transport::server::Connected;
 
 /// Length of HTTP/2's client preface.
 const PREFACE: usize = 24;
@@ -151,8 +151,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lenient<S> {
     }
 }
 
-impl Connected for Lenient<UnixStream> {
-    type ConnectInfo = UdsConnectInfo;
+impl<S: AsyncRead + Connected> Connected for Lenient<S> {
+    type ConnectInfo = S::ConnectInfo;
 
     fn connect_info(&self) -> Self::ConnectInfo {
         self.inner.get_ref().connect_info()

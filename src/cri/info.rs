@@ -43,7 +43,7 @@ impl Face {
         ];
         // The empty name stands for the default handler.
         let features = |name: &str| RuntimeHandlerFeatures {
-            recursive_read_only_mounts: node.has_recursive_read_only(name),
+            recursive_read_only_mounts: node.has_recursive_read_only(),
             user_namespaces: node.has_user_namespaces(name),
         };
         let config = node.config();

@@ -19,6 +19,7 @@ mod image_service;
 mod images;
 mod info;
 mod inout;
+mod linger;
 mod lists;
 mod metrics;
 mod networks;

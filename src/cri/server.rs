@@ -9,8 +9,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::unistd::{Gid, Group, chown};
-use tokio::{net::UnixListener, runtime::Handle, sync::oneshot};
+use nix::{
+    sys::socket::{setsockopt, sockopt},
+    unistd::{Gid, Group, chown},
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    runtime::Handle,
+    sync::oneshot,
+};
 use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use wharf_proto::{
@@ -25,6 +32,7 @@ use super::{
     authority,
     elsewhere::{Elsewhere, Place},
     gathered::Gathered,
+    linger::Lingering,
     lists::Lists,
     watched::{Watched, Watchers},
 };
@@ -37,6 +45,11 @@ pub(super) const MESSAGE_LIMIT: usize = 32 << 20;
 const NICE: i32 = -10;
 /// Its turns are short, so that they come soon: the kernel's own are of some milliseconds.
 const SLICE_NS: u64 = 100_000;
+
+/// How many bytes may be on their way to a client that does not read yet; the kernel doubles it for its own needs. The list of
+/// a thousand containers must fit: a socket has room for 208 KiB otherwise, wakes the writer when three quarters of it are
+/// read, and each such turn of the two waits for the scheduler twice. Memory is taken only for what is on its way.
+const ON_ITS_WAY: usize = 2 << 20;
 
 /// Why the server could not listen or ended.
 #[derive(Debug, thiserror::Error)]
@@ -191,8 +204,13 @@ impl Server {
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT);
         let own = WharfServer::new(face.clone());
-        let incoming = UnixListenerStream::new(UnixListener::from_std(self.listener).map_err(Error::Thread)?)
-            .map(|stream| stream.map(|stream| Gathered::new(authority::Lenient::new(stream))));
+        let incoming =
+            UnixListenerStream::new(UnixListener::from_std(self.listener).map_err(Error::Thread)?).map(|stream| {
+                stream.map(|stream| {
+                    widen(&stream);
+                    Gathered::new(authority::Lenient::new(Lingering::new(stream)))
+                })
+            });
         let watchers = self.watchers;
         let result = tonic::transport::Server::builder()
             .http2_max_pending_accept_reset_streams(Some(MOST_GIVEN_UP))
@@ -241,6 +259,15 @@ impl Serving {
     pub async fn cut_off(&mut self) -> Result<(), Error> {
         self.cut_off.cancel();
         self.ended().await
+    }
+}
+
+/// Gives a connection room for [`ON_ITS_WAY`]. Without the privilege it is as much as the system lets anybody have.
+fn widen(stream: &UnixStream) {
+    if let Err(errno) = setsockopt(stream, sockopt::SndBufForce, &ON_ITS_WAY)
+        && let Err(again) = setsockopt(stream, sockopt::SndBuf, &ON_ITS_WAY)
+    {
+        tracing::debug!(%errno, %again, "a connection keeps its small buffer");
     }
 }
 

@@ -246,14 +246,10 @@ impl Node {
         features.user_namespaces() && self.inner.tools.host.user_namespaces()
     }
 
-    /// Whether containers of a handler (empty for the default) can have mounts that are read-only all the way down.
+    /// Whether containers can have mounts that are read-only all the way down, whatever their handler.
     #[must_use]
-    pub fn has_recursive_read_only(&self, handler: &str) -> bool {
-        let mechanisms = self.mechanisms();
-        let features = mechanisms
-            .runtime_features
-            .known(mechanisms.config.get().resolve_handler(handler));
-        features.recursive_read_only() && self.inner.tools.host.recursive_read_only()
+    pub fn has_recursive_read_only(&self) -> bool {
+        self.inner.tools.host.recursive_read_only()
     }
 
     /// Whether pods can get a network.

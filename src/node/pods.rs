@@ -134,7 +134,7 @@ impl Node {
         let name = config.resolve_handler(handler);
         if !mechanisms.runtime_features.current(name).await.user_namespaces() {
             return Err(Error::Invalid(format!(
-                "runtime handler {name:?} does not support user namespaces with id-mapped mounts, by its features"
+                "runtime handler {name:?} does not support user namespaces, by its features"
             )));
         }
         Ok(())

@@ -90,12 +90,6 @@ impl Features {
         self.mount_options.contains(name)
     }
 
-    /// Whether a mount can be made read-only with all that is mounted below it.
-    #[must_use]
-    pub fn recursive_read_only(&self) -> bool {
-        self.mount_option("rro")
-    }
-
     /// Whether it says that it can't hand over blocked system calls. Runtimes without a features document may.
     #[must_use]
     pub fn lacks_notifier(&self) -> bool {
@@ -109,10 +103,23 @@ impl Features {
         self.io_priority
     }
 
-    /// Whether containers can be in a user namespace and see their files as their own.
+    /// Whether containers can be in a user namespace. That they see files as their own is done for them where the program
+    /// does not know how: [`super::prepared`].
     #[must_use]
     pub fn user_namespaces(&self) -> bool {
-        self.namespaces.contains("user") && self.idmapped_mounts
+        self.namespaces.contains("user")
+    }
+
+    /// Of a program that is older than the command, by what it says of its version: runc before 1.1 and crun before 1.9 have
+    /// all kinds of namespaces. What else they can do does not count.
+    fn of_version(text: &str) -> Option<Self> {
+        let (name, version) = text.lines().next()?.split_once(" version ")?;
+        let major = version.split('.').next()?.parse::<u32>().ok()?;
+        let known = matches!(name, "runc" | "crun") && major >= 1;
+        known.then(|| Self {
+            namespaces: Self::builtin().namespaces,
+            ..Self::default()
+        })
     }
 }
 
@@ -200,12 +207,28 @@ pub enum FeaturesError {
 /// # Errors
 /// When it can't be run, refuses, answers something else, or not within `limit`; it is killed then.
 pub async fn ask(program: &Path, limit: Duration) -> Result<Features, FeaturesError> {
+    match run(program, "features", limit).await {
+        Ok(answer) => Features::parse(&answer).map_err(|source| FeaturesError::Answer {
+            program: program.to_owned(),
+            source,
+        }),
+        // One that does not know the command may be known itself.
+        Err(error @ FeaturesError::Refused { .. }) => {
+            let version = run(program, "--version", limit).await.unwrap_or_default();
+            Features::of_version(&String::from_utf8_lossy(&version)).ok_or(error)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What `program` answers to `argument`.
+async fn run(program: &Path, argument: &str, limit: Duration) -> Result<Vec<u8>, FeaturesError> {
     let failed = |source| FeaturesError::Run {
         program: program.to_owned(),
         source,
     };
     let mut child = Command::new(program)
-        .arg("features")
+        .arg(argument)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -236,10 +259,7 @@ pub async fn ask(program: &Path, limit: Duration) -> Result<Features, FeaturesEr
             said: format!("{status}: {text}"),
         });
     }
-    Features::parse(&answer).map_err(|source| FeaturesError::Answer {
-        program: program.to_owned(),
-        source,
-    })
+    Ok(answer)
 }
 
 async fn read(from: Option<impl tokio::io::AsyncRead + Unpin>) -> Vec<u8> {

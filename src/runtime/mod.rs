@@ -5,7 +5,7 @@
 //! each operation forks a short-lived helper, so that neither parsing nor allocation happens in the monitor, and
 //! returns a [`Pending`] to poll. Init and exec'd processes become children of the monitor, which waits for them.
 //! Must never be called from a process with more than one thread, and knows nothing of pods. May ask `cgroups`. Only
-//! [`features`], what a handler can do, and [`forget`] are for the daemon.
+//! [`features`], what a handler can do, what is left word of in [`prepared`], and [`forget`] are for the daemon.
 
 mod affinity;
 pub mod builtin;
@@ -14,6 +14,7 @@ mod class;
 pub mod command;
 mod error;
 pub mod features;
+pub mod prepared;
 mod report;
 pub mod seccomp_compile;
 

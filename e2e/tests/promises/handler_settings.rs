@@ -318,3 +318,35 @@ async fn a_pod_says_how_large_its_shared_memory_is_where_its_handler_lets_it() {
     assert!(refused.message().contains("shm-size.crio.io"), "{refused}");
     daemon.finish().await;
 }
+
+#[tokio::test]
+async fn a_pod_asks_for_devices_where_its_handler_and_the_node_let_it() {
+    let settings = "allowed_annotations = ['devices.crio.io']";
+    let more = "[containers]\nallowed_devices = ['/dev/full']\n\
+        [runtimes.strict]\nallowed_annotations = []\ninherit_default_runtime = true";
+    let daemon = daemon("builtin", settings, more).await;
+    let image = daemon.busybox().await;
+    let mut config = daemon.pod("devices");
+    config.annotations = specs::map("devices.crio.io", "/dev/full:/dev/brimful:rw, /dev/full");
+    let line = "ls /dev/brimful /dev/full 2>/dev/null; echo x 2>/dev/null > /dev/brimful || echo no room";
+    let main = container("main", &image, "sleep 1000");
+    for (handler, seen) in [("", "/dev/brimful\n/dev/full\nno room\n"), ("strict", "/dev/full\n")] {
+        config.metadata.as_mut().unwrap().name = format!("devices{handler}");
+        let pod = daemon.cri.run_pod(&config, handler).await.unwrap();
+        let id = daemon.started(&pod, &config, &main).await;
+        assert_eq!(daemon.cri.shell(&id, line).await.unwrap(), seen, "{handler:?}");
+        daemon.gone(&pod).await;
+    }
+    for (value, says) in [
+        ("/dev/kmsg", "allowed_devices"),
+        ("dev/full", "is not a device"),
+        ("/dev/full:/dev/x:rwq", "is not a device"),
+    ] {
+        config.annotations = specs::map("devices.crio.io", value);
+        let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+        let refused = daemon.cri.create(&pod, &main, &config).await.expect_err(value);
+        assert!(refused.message().contains(says), "{refused}");
+        daemon.gone(&pod).await;
+    }
+    daemon.finish().await;
+}

@@ -20,7 +20,7 @@ async fn settings_for_all_containers_reach_each() {
             "[runtimes.builtin]\nbase_runtime_spec = '{dir}/base.json'\n\
              [containers]\nimage_volumes = 'ignore'\nulimits = ['nofile=123:456']\nenv = ['NODE=here']\n\
              hooks_dirs = ['{dir}/hooks']\nshm_size = '1MiB'\nsysctls = ['net.core.somaxconn=777']\ndevices = ['/dev/full:/dev/brimful:rw']\n\
-             missing_host_paths = 'refuse'"
+             missing_host_paths = 'refuse'\ntimezone = 'Asia/Kathmandu'"
         ),
         ..Default::default()
     };
@@ -38,6 +38,9 @@ async fn settings_for_all_containers_reach_each() {
         "123\n456\n0\nhere yes\n"
     );
     assert_eq!(shell("id -u; pwd").await, "0\n/\n");
+    let zone = std::fs::read("/usr/share/zoneinfo/Asia/Kathmandu").unwrap();
+    let sum = shell("wc -c < /etc/localtime; touch /etc/localtime 2>/dev/null || echo sealed").await;
+    assert_eq!(sum, format!("{}\nsealed\n", zone.len()));
     assert_eq!(shell("cat /proc/sys/net/core/somaxconn").await, "777\n");
     let size = "| tail -n 1 | tr -s ' ' | cut -d ' ' -f 2";
     assert_eq!(

@@ -1,6 +1,7 @@
 //! Rows of security and resources, seen from inside the container.
 
-use wharf_e2e::{container, specs};
+use wharf_e2e::seccomp::Agent;
+use wharf_e2e::{Daemon, Options, container, specs};
 use wharf_proto::cri as pb;
 use wharf_proto::cri::security_profile::ProfileType;
 
@@ -129,6 +130,79 @@ async fn a_localhost_seccomp_profile_is_applied() {
         daemon.finish().await;
     })
     .await;
+}
+
+/// The runtime specification's `listenerPath`: somebody else decides what becomes of a call.
+#[tokio::test]
+async fn a_localhost_profile_can_have_a_listener_that_the_node_allows() {
+    for handler in crate::handlers() {
+        println!("---- handler {handler}");
+        let agents = tempfile::tempdir().unwrap();
+        let daemon = Daemon::with(Options {
+            settings: format!("[containers]\nseccomp_listeners = ['{}']", agents.path().display()),
+            ..Options::handler(&handler)
+        })
+        .await;
+        let socket = agents.path().join("agent.sock");
+        let profile = |name: &str, listener: &std::path::Path| {
+            let file = daemon.dir().join(name);
+            let text = serde_json::json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "listenerPath": listener,
+                "listenerMetadata": "whatever the agent wants",
+                "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY" }],
+            });
+            std::fs::write(&file, text.to_string()).unwrap();
+            Some(pb::SecurityProfile {
+                profile_type: ProfileType::Localhost.into(),
+                localhost_ref: file.display().to_string(),
+            })
+        };
+        let config = daemon.pod("told");
+        let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+        let image = daemon.busybox().await;
+        let mut main = container("main", &image, "mkdir /early; exec sleep 1000");
+        specs::security(&mut main).seccomp = profile("told.json", &socket);
+        // Nobody listens yet: nothing runs.
+        let id = daemon.cri.create(&pod, &main, &config).await.unwrap();
+        daemon.cri.start(&id).await.expect_err("nobody listens");
+        daemon.cri.remove(&id).await.unwrap();
+        let agent = Agent::listen(&socket, libc::EBADMSG).unwrap();
+        let id = daemon.started(&pod, &config, &main).await;
+        let said = daemon
+            .cri
+            .shell(&id, "mkdir /x 2>&1; ls -d /early 2>&1; touch /y && echo made")
+            .await
+            .unwrap();
+        assert!(
+            said.contains("Bad message") && said.contains("/early: No such"),
+            "{said}"
+        );
+        assert!(said.ends_with("made\n"), "{said}");
+        assert!(agent.calls() >= 2, "init's and the command's: {}", agent.calls());
+        let states = agent.states();
+        assert_eq!(states.len(), 2, "{states:?}");
+        for state in &states {
+            assert_eq!(state["fds"], serde_json::json!(["seccompFd"]), "{state}");
+            assert_eq!(state["metadata"], "whatever the agent wants", "{state}");
+            assert_eq!(state["state"]["id"], id, "{state}");
+            // crun tells none.
+            let told = handler == "crun" || state["pid"].as_i64().is_some_and(|pid| pid > 1);
+            assert!(told, "{state}");
+        }
+        // Only who is named may listen.
+        let mut other = container("other", &image, "true");
+        specs::security(&mut other).seccomp = profile("other.json", &daemon.dir().join("other.sock"));
+        let refused = daemon
+            .cri
+            .create(&pod, &other, &config)
+            .await
+            .expect_err("it is not allowed");
+        assert!(refused.message().contains("seccomp_listeners"), "{refused}");
+        daemon.gone(&pod).await;
+        drop(agent);
+        daemon.finish().await;
+    }
 }
 
 #[tokio::test]

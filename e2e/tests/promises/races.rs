@@ -10,7 +10,7 @@ use wharf_e2e::{Daemon, container, eventually};
 use wharf_proto::cri as pb;
 
 /// How long after the first call the second comes, in milliseconds: once at each stage of what the first does.
-const OFFSETS: [u64; 5] = [0, 1, 4, 12, 40];
+const OFFSETS: [u64; 4] = [0, 2, 8, 30];
 
 /// One pod with one container.
 struct Target<'a> {
@@ -21,7 +21,7 @@ struct Target<'a> {
     id: String,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {
     Run,
     StopPod,
@@ -102,22 +102,26 @@ fn fair(call: Call, answer: &Answer<()>) -> bool {
     (!always && late.contains(&status.code())) || ended
 }
 
+async fn target<'a>(daemon: &'a Daemon, image: &str, started: bool) -> Target<'a> {
+    let config = daemon.pod("race");
+    let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+    let main = container("main", image, "sleep 1000");
+    let id = daemon.cri.create(&pod, &main, &config).await.unwrap();
+    if started {
+        daemon.cri.start(&id).await.unwrap();
+    }
+    Target {
+        daemon,
+        config,
+        main,
+        pod,
+        id,
+    }
+}
+
 async fn race(daemon: &Daemon, image: &str, started: bool, first: Call, second: Call) {
     for offset in OFFSETS {
-        let config = daemon.pod("race");
-        let pod = daemon.cri.run_pod(&config, "").await.unwrap();
-        let main = container("main", image, "sleep 1000");
-        let id = daemon.cri.create(&pod, &main, &config).await.unwrap();
-        if started {
-            daemon.cri.start(&id).await.unwrap();
-        }
-        let target = Target {
-            daemon,
-            config,
-            main,
-            pod,
-            id,
-        };
+        let target = target(daemon, image, started).await;
         let later = async {
             tokio::time::sleep(Duration::from_millis(offset)).await;
             target.call(second).await
@@ -128,12 +132,25 @@ async fn race(daemon: &Daemon, image: &str, started: bool, first: Call, second: 
             .unwrap_or_else(|_| panic!("{first:?} and {second:?} wait for each other"));
         assert!(fair(first, &a), "{first:?}, and after {offset} ms {second:?}: {a:?}");
         assert!(fair(second, &b), "{first:?}, and after {offset} ms {second:?}: {b:?}");
-        let removes = |call| matches!(call, Remove);
-        if removes(first) || removes(second) {
-            let left = daemon.cri.containers(None).await.unwrap();
+        let left = daemon.cri.containers(None).await.unwrap();
+        let one_is = |wanted: fn(Call) -> bool| wanted(first) || wanted(second);
+        if one_is(|call| matches!(call, Remove | RemovePod)) {
             assert!(
                 left.iter().all(|one| one.id != target.id),
                 "{first:?}, {second:?}: it is still listed"
+            );
+        }
+        if one_is(|call| matches!(call, StopPod | RemovePod)) {
+            let running = left
+                .iter()
+                .find(|one| one.pod_sandbox_id == target.pod && one.state() == pb::ContainerState::ContainerRunning);
+            assert!(running.is_none(), "{first:?}, {second:?}: {running:?} still runs");
+        }
+        if one_is(|call| matches!(call, RemovePod)) {
+            let pods = daemon.cri.pods(None).await.unwrap();
+            assert!(
+                pods.iter().all(|pod| pod.id != target.pod),
+                "{first:?}, {second:?}: the pod is still listed"
             );
         }
         for pod in daemon.cri.pods(None).await.unwrap() {
@@ -143,57 +160,94 @@ async fn race(daemon: &Daemon, image: &str, started: bool, first: Call, second: 
     assert!(daemon.cri.containers(None).await.unwrap().is_empty());
 }
 
-#[tokio::test]
-async fn two_calls_for_one_container_at_once() {
+/// The calls of which each meets each.
+const ALL: [Call; 8] = [Run, StopPod, RemovePod, Create, Start, Stop, Remove, Exec];
+
+/// `first` and each other call for the same pod and container, which runs or does not.
+async fn meets_all(first: Call) {
     let daemon = Daemon::start().await;
     let image = daemon.busybox().await;
-    for second in [Start, Stop, Remove, Update, Exec, Reopen, Stats] {
+    for started in [false, true] {
+        for second in ALL {
+            race(&daemon, &image, started, first, second).await;
+        }
+    }
+    daemon.finish().await;
+}
+
+macro_rules! meets_all {
+    ($($name:ident: $call:expr,)*) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                meets_all($call).await;
+            }
+        )*
+    };
+}
+
+meets_all! {
+    a_run_and_any_other_call_at_once: Run,
+    a_stop_of_the_pod_and_any_other_call_at_once: StopPod,
+    a_removal_of_the_pod_and_any_other_call_at_once: RemovePod,
+    a_creation_and_any_other_call_at_once: Create,
+    a_start_and_any_other_call_at_once: Start,
+    a_stop_and_any_other_call_at_once: Stop,
+    a_removal_and_any_other_call_at_once: Remove,
+    a_command_and_any_other_call_at_once: Exec,
+}
+
+#[tokio::test]
+async fn updates_and_questions_beside_what_changes_the_container() {
+    let daemon = Daemon::start().await;
+    let image = daemon.busybox().await;
+    for second in [Update, Reopen, Stats] {
         race(&daemon, &image, false, Start, second).await;
     }
     for (first, second) in [
-        (Stop, Stop),
-        (Stop, Remove),
-        (Stop, Exec),
         (Stop, Update),
         (Stop, Reopen),
-        (Exec, Stop),
-        (Exec, Remove),
         (Update, Stop),
         (Update, Update),
         (Update, Remove),
-        (Remove, Remove),
         (Remove, Call::Status),
+        (StopPod, UpdatePod),
+        (UpdatePod, RemovePod),
     ] {
         race(&daemon, &image, true, first, second).await;
     }
     daemon.finish().await;
 }
 
+/// How long a call is waited for before its caller goes, in milliseconds.
+const PATIENT: [u64; 6] = [0, 1, 3, 9, 27, 81];
+
+/// Contract rule 37: whatever a call had come to when its caller went, the same call again ends it, and nothing is left.
 #[tokio::test]
-async fn two_calls_for_one_pod_at_once() {
+async fn any_call_that_is_dropped_at_any_time_can_be_made_again() {
     let daemon = Daemon::start().await;
     let image = daemon.busybox().await;
-    for (first, second) in [
-        (Create, StopPod),
-        (Create, RemovePod),
-        (Start, StopPod),
-        (Start, RemovePod),
-        (StopPod, Create),
-        (Create, Create),
-    ] {
-        race(&daemon, &image, false, first, second).await;
-    }
-    for (first, second) in [
-        (StopPod, StopPod),
-        (StopPod, RemovePod),
-        (StopPod, Remove),
-        (StopPod, UpdatePod),
-        (UpdatePod, RemovePod),
-        (RemovePod, RemovePod),
-        (RemovePod, Run),
-        (Exec, RemovePod),
-    ] {
-        race(&daemon, &image, true, first, second).await;
+    for call in ALL {
+        for wait in PATIENT {
+            // Commands need one that runs, starts one that does not.
+            let mut target = target(&daemon, &image, !matches!(call, Start)).await;
+            if matches!(call, Run) {
+                // There is none of this attempt yet.
+                target.config.metadata.as_mut().unwrap().attempt = 1;
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(wait), target.call(call)).await;
+            let again = tokio::time::timeout(wharf_e2e::PATIENCE, target.call(call)).await;
+            let again = again.unwrap_or_else(|_| panic!("{call:?} hangs after one that was dropped after {wait} ms"));
+            // A second start finds that the first has been made all the same.
+            assert!(
+                again.is_ok() || matches!(call, Start) && fair(call, &again),
+                "{call:?} after one that was dropped after {wait} ms: {again:?}"
+            );
+            for pod in daemon.cri.pods(None).await.unwrap() {
+                daemon.gone(&pod.id).await;
+            }
+            assert!(daemon.cri.containers(None).await.unwrap().is_empty(), "{call:?}");
+        }
     }
     daemon.finish().await;
 }

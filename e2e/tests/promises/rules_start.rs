@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
+use prost::Message as _;
 use tonic::Code;
 use wharf_e2e::cri::code;
-use wharf_e2e::{Daemon, Options, container, logs};
+use wharf_e2e::{Daemon, Options, container, http2, logs};
 use wharf_proto::cri as pb;
 
 #[tokio::test]
@@ -165,5 +166,40 @@ async fn rule_40_the_unit_stops_after_kubelet_and_what_is_under_way_is_finished(
     daemon.start_again().await.unwrap();
     let status = daemon.cri.exited(&id).await.unwrap();
     assert_eq!(status.exit_code, 7);
+    daemon.finish().await;
+}
+
+/// A client in the middle of writing when the last answer comes (a PING that measures the way, as grpc-go sends with each
+/// answer) must find an open connection: else it takes the connection for broken, and the answer with it.
+#[tokio::test]
+async fn the_end_waits_for_clients_that_still_write() {
+    let mut daemon = Daemon::start().await;
+    let config = daemon.pod("late");
+    let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+    let line = "trap 'sleep 1; exit 7' TERM; echo ready; while :; do sleep 0.1; done";
+    let main = container("main", &daemon.busybox().await, line);
+    let id = daemon.started(&pod, &config, &main).await;
+    let path = logs::path(&config, &main);
+    wharf_e2e::eventually("the trap is set", async || {
+        logs::text(&path, "stdout").is_ok_and(|found| found == "ready\n")
+    })
+    .await;
+    let request = pb::StopContainerRequest {
+        container_id: id.clone(),
+        timeout: 30,
+    };
+    let (socket, request) = (daemon.socket.clone(), request.encode_to_vec());
+    let call = move || http2::last_call(&socket, "/runtime.v1.RuntimeService/StopContainer", &request);
+    let call = tokio::task::spawn_blocking(move || call().map_err(|error| error.to_string()));
+    wharf_e2e::eventually("the stop is under way", async || daemon.log().contains("stop signal")).await;
+    assert_eq!(daemon.end(Signal::SIGTERM).await.unwrap(), Some(0));
+    let whole = http2::Last {
+        body: vec![0; 5],
+        ended: true,
+        farewell: true,
+    };
+    assert_eq!(call.await.unwrap(), Ok(whole));
+    daemon.start_again().await.unwrap();
+    assert_eq!(daemon.cri.exited(&id).await.unwrap().exit_code, 7);
     daemon.finish().await;
 }

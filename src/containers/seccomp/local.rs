@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use oci_spec::runtime::{
@@ -58,6 +58,7 @@ pub struct LocalProfile {
     arch_map: Option<Vec<ArchMap>>,
     flags: Option<Vec<LinuxSeccompFilterFlag>>,
     listener_path: Option<PathBuf>,
+    listener_metadata: Option<String>,
     syscalls: Option<Vec<Rule>>,
 }
 
@@ -89,11 +90,11 @@ struct Condition {
     min_kernel: Option<String>,
 }
 
-/// Reads a profile.
+/// Reads a profile. Its listener must be one of `listeners`, or below one of them.
 ///
 /// # Errors
-/// A path that is not absolute, a file that cannot be read or is no profile, one that needs a listener.
-pub fn load(path: &Path) -> Result<LocalProfile, Error> {
+/// A path that is not absolute, a file that cannot be read or is no profile, one with a listener that is not allowed.
+pub fn load(path: &Path, listeners: &[PathBuf]) -> Result<LocalProfile, Error> {
     if !path.is_absolute() {
         return Err(Error::NotAbsolute(path.to_owned()));
     }
@@ -115,7 +116,7 @@ pub fn load(path: &Path) -> Result<LocalProfile, Error> {
         path: path.to_owned(),
         source,
     })?;
-    match profile.problem() {
+    match profile.problem(listeners) {
         Some(what) => Err(Error::Content {
             path: path.to_owned(),
             what,
@@ -129,11 +130,10 @@ fn parse(text: &[u8]) -> Result<LocalProfile, serde_json::Error> {
 }
 
 impl LocalProfile {
-    fn problem(&self) -> Option<String> {
+    fn problem(&self, listeners: &[PathBuf]) -> Option<String> {
         let rules = || self.syscalls.iter().flatten();
-        let notify = |a: &LinuxSeccompAction| *a == LinuxSeccompAction::ScmpActNotify;
-        if self.listener_path.is_some() || notify(&self.default_action) || rules().any(|r| notify(&r.action)) {
-            return Some("SCMP_ACT_NOTIFY is not supported".to_owned());
+        if let Some(what) = self.wrong_listener(listeners) {
+            return Some(what);
         }
         let nameless = rules().position(|r| r.names.as_ref().is_none_or(Vec::is_empty) && r.name.is_none());
         if let Some(at) = nameless {
@@ -141,6 +141,44 @@ impl LocalProfile {
         }
         let bad_arg = rules().find(|r| r.args.iter().flatten().any(|a| a.index() > 5));
         bad_arg.map(|_| "an argument index is above 5".to_owned())
+    }
+
+    /// Whoever listens decides what becomes of a container's system calls, and can read its memory while they wait: only
+    /// who is named in the node's configuration may.
+    fn wrong_listener(&self, listeners: &[PathBuf]) -> Option<String> {
+        let notify = |action: &LinuxSeccompAction| *action == LinuxSeccompAction::ScmpActNotify;
+        let told: Vec<&Rule> = self
+            .syscalls
+            .iter()
+            .flatten()
+            .filter(|rule| notify(&rule.action))
+            .collect();
+        if notify(&self.default_action) {
+            return Some("SCMP_ACT_NOTIFY can't be the default action".to_owned());
+        }
+        // Runtimes write between the filter's beginning and its being handed over.
+        let writes = |rule: &&Rule| {
+            rule.names
+                .iter()
+                .flatten()
+                .chain(&rule.name)
+                .any(|name| name == "write")
+        };
+        if told.iter().any(writes) {
+            return Some("SCMP_ACT_NOTIFY can't be the action for write".to_owned());
+        }
+        let listed = |path: &PathBuf| listeners.iter().any(|listed| path.starts_with(listed)) && !climbs(path);
+        match &self.listener_path {
+            None if !told.is_empty() => Some("SCMP_ACT_NOTIFY needs a listenerPath".to_owned()),
+            None if self.listener_metadata.is_some() => Some("listenerMetadata without a listenerPath".to_owned()),
+            None => None,
+            Some(_) if told.is_empty() => Some("a listenerPath without any SCMP_ACT_NOTIFY".to_owned()),
+            Some(path) if !listed(path) => Some(format!(
+                "its listenerPath {} is not among containers.seccomp_listeners in wharf.toml",
+                path.display()
+            )),
+            Some(_) => None,
+        }
     }
 
     /// What applies to a container with these capabilities on a kernel of this version and this architecture.
@@ -178,6 +216,8 @@ impl LocalProfile {
             .set_default_errno_ret(self.default_errno_ret)
             .set_architectures(architectures)
             .set_flags(self.flags.clone().filter(|f| !f.is_empty()))
+            .set_listener_path(self.listener_path.clone())
+            .set_listener_metadata(self.listener_metadata.clone())
             .set_syscalls(Some(rules.collect()));
         out
     }
@@ -198,6 +238,10 @@ impl Condition {
     fn any(&self, caps: CapSet) -> bool {
         self.caps.iter().flatten().any(|c| has(caps, c)) || self.arches.iter().flatten().any(|a| is_native(a))
     }
+}
+
+fn climbs(path: &Path) -> bool {
+    path.components().any(|part| part == Component::ParentDir)
 }
 
 fn has(caps: CapSet, name: &str) -> bool {
@@ -274,7 +318,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("wharf-seccomp-{}.json", std::process::id()));
         let load_text = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            load(&path).map(|_| ()).unwrap_err().to_string()
+            load(&path, &[]).map(|_| ()).unwrap_err().to_string()
         };
         for bad in [
             "{",
@@ -285,7 +329,63 @@ mod tests {
             assert!(error.contains(&path.display().to_string()), "{error}");
         }
         std::fs::remove_file(&path).unwrap();
-        assert!(load(&path).unwrap_err().to_string().contains("No such file"));
-        assert!(load(Path::new("relative.json")).is_err());
+        assert!(load(&path, &[]).unwrap_err().to_string().contains("No such file"));
+        assert!(load(Path::new("relative.json"), &[]).is_err());
+    }
+
+    #[test]
+    fn a_listener_must_be_allowed() {
+        let told = |path: &str, call: &str| {
+            let text = format!(
+                r#"{{"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "{path}", "listenerMetadata": "m",
+                    "syscalls": [{{"names": ["{call}"], "action": "SCMP_ACT_NOTIFY"}}]}}"#
+            );
+            parse(text.as_bytes()).unwrap()
+        };
+        let listeners = [PathBuf::from("/run/one.sock"), PathBuf::from("/run/agents")];
+        for path in ["/run/one.sock", "/run/agents/two.sock"] {
+            let profile = told(path, "mkdir");
+            assert_eq!(profile.problem(&listeners), None);
+            assert!(profile.problem(&[]).unwrap().contains(path));
+            let oci = profile.to_oci(CapSet::default(), (6, 1));
+            assert_eq!(oci.listener_path().as_deref(), Some(Path::new(path)));
+            assert_eq!(oci.listener_metadata().as_deref(), Some("m"));
+        }
+        for path in [
+            "/run/other.sock",
+            "/run/one.sock.x",
+            "/run/agents/../docker.sock",
+            "agents/x",
+        ] {
+            let problem = told(path, "mkdir").problem(&listeners).unwrap();
+            assert!(problem.contains("seccomp_listeners"), "{problem}");
+        }
+        assert!(
+            told("/run/one.sock", "write")
+                .problem(&listeners)
+                .unwrap()
+                .contains("write")
+        );
+        for (text, says) in [
+            (
+                r#"{"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/run/one.sock"}"#,
+                "default action",
+            ),
+            (
+                r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}"#,
+                "needs a listenerPath",
+            ),
+            (
+                r#"{"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/one.sock"}"#,
+                "without any",
+            ),
+            (
+                r#"{"defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "m"}"#,
+                "without a listenerPath",
+            ),
+        ] {
+            let problem = parse(text.as_bytes()).unwrap().problem(&listeners).unwrap();
+            assert!(problem.contains(says), "{problem}");
+        }
     }
 }

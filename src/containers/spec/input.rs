@@ -13,7 +13,6 @@ use crate::{
         users::ResolvedUser,
     },
     images::ImageConfig,
-    runtime::features::Features,
     sandbox::Labels,
 };
 
@@ -42,8 +41,6 @@ pub struct SpecInput<'a> {
     pub facts: &'a Facts,
     /// The machine.
     pub host: &'a Host,
-    /// What the pod's runtime handler can do.
-    pub runtime: &'a Features,
     /// The handler's base spec, if it has one.
     pub base: Option<&'a Spec>,
     /// `[containers]` of the configuration.

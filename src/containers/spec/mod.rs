@@ -33,8 +33,8 @@ pub enum Error {
     #[error("{0}")]
     Unsupported(String),
     /// kubelet looks for this word at the head.
-    #[error("RROUnsupported: mount at {0} cannot be made recursively read-only: {1}")]
-    RroUnsupported(String, &'static str),
+    #[error("RROUnsupported: mount at {0} cannot be made recursively read-only: Linux 5.12 or newer is needed")]
+    RroUnsupported(String),
     /// A capability that does not exist.
     #[error(transparent)]
     Capability(#[from] caps::UnknownCapability),

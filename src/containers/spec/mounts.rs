@@ -136,6 +136,13 @@ fn defaults(input: &SpecInput) -> Vec<Mount> {
                 .map(|source| mount(target, "bind", source, &["rbind", "rprivate", access])),
         );
     }
+    out.extend(
+        input
+            .facts
+            .localtime
+            .as_ref()
+            .map(|zone| mount("/etc/localtime", "bind", zone, &["rbind", "rprivate", "ro"])),
+    );
     out
 }
 
@@ -234,11 +241,10 @@ fn access(input: &SpecInput, mount: &cri::Mount, target: &Path) -> Result<&'stat
             "mount at {shown}: recursive read-only mount requires private propagation"
         ));
     }
-    let refused = |why| Err(Error::RroUnsupported(shown.to_string(), why));
-    match (input.host.recursive_read_only(), input.runtime.recursive_read_only()) {
-        (true, true) => Ok("rro"),
-        (false, _) => refused("Linux 5.12 or newer is needed"),
-        (true, false) => refused("the pod's runtime handler does not know how"),
+    // A runtime that does not know how gets it ready-made: `runtime::prepared`.
+    match input.host.recursive_read_only() {
+        true => Ok("rro"),
+        false => Err(Error::RroUnsupported(shown.to_string())),
     }
 }
 

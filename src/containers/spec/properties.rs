@@ -298,7 +298,6 @@ fn spec_in(config: &cri::ContainerConfig, around: Around) -> Result<Spec> {
         },
         base: None,
         settings: &crate::config::Containers::default(),
-        runtime: &crate::runtime::features::Features::builtin(),
         host: &Host {
             swap_limit: true,
             hugetlb: true,

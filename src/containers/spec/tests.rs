@@ -17,7 +17,6 @@ use crate::{
         volumes::Volume,
     },
     images::ImageConfig,
-    runtime::features::Features,
 };
 
 mod policy;
@@ -31,7 +30,6 @@ struct Case {
     namespaces: Pins,
     facts: Facts,
     host: Host,
-    runtime: Features,
     base: Option<Spec>,
     settings: Containers,
     unset_seccomp: SeccompDefault,
@@ -101,7 +99,6 @@ impl Case {
                 kernel: (6, 1),
                 ..Host::default()
             },
-            runtime: Features::builtin(),
             base: None,
             settings: Containers::default(),
             unset_seccomp: SeccompDefault::Unconfined,
@@ -162,7 +159,6 @@ impl Case {
             cgroup_path: "/wharf/c",
             facts: &self.facts,
             host: &self.host,
-            runtime: &self.runtime,
             base: self.base.as_ref(),
             settings: &self.settings,
             default_capabilities: None,
@@ -388,14 +384,6 @@ fn impossible_mounts_are_refused_by_name() {
     assert!(refused(|m, s| (m.propagation, s.slave) = (2, true)).contains("not on a shared mount"));
     assert!(refused(|m, _| m.recursive_read_only = true).contains("needs readonly"));
     assert!(refused(|m, _| (m.readonly, m.recursive_read_only) = (true, true)).starts_with("RROUnsupported"));
-    let mut case = Case::new();
-    case.runtime = Features::default();
-    case.mount("/x", "/y", |m, _| (m.readonly, m.recursive_read_only) = (true, true));
-    let text = case.refused();
-    assert!(
-        text.starts_with("RROUnsupported") && text.contains("runtime handler"),
-        "{text}"
-    );
     assert!(refused(|m, _| m.uid_mappings = vec![Default::default()]).contains("mapped both"));
     assert!(refused(|m, _| m.mount_options = vec!["suid".into()]).contains("suid"));
 }

@@ -34,6 +34,9 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
     let mut setup = process::Setup::new(bundle.process()?, linux.seccomp().as_ref(), request.seccomp_filter)?;
     sysctl::check(&bundle)?;
     let state = hooks::State::new(&bundle, request.id, request.bundle);
+    if let Some(listener) = &mut setup.listener {
+        listener.describe(&state, None);
+    }
     let mut runner = hooks::Runner::start(&bundle, &state)?;
     hooks::owe_poststop(&bundle, request.bundle)?;
     let new_userns = bundle.namespace(LinuxNamespaceType::User) == Namespace::New;

@@ -2,7 +2,7 @@
 
 use super::paths::Root;
 use super::spec::{self, Bundle};
-use super::{console, create, fork_in, init, process};
+use super::{console, create, fork_in, hooks, init, process};
 use crate::cgroups::{self, Cgroup, Joiner};
 use crate::runtime::affinity::Affinity;
 use crate::runtime::class;
@@ -45,6 +45,10 @@ pub fn run(request: &ExecRequest, pidfd: OwnedFd) -> Result<Report> {
     let linux = bundle.linux()?;
     let process = read_process(request.process_json, bundle.process()?)?;
     let mut setup = process::Setup::new(&process, linux.seccomp().as_ref(), request.seccomp_filter)?;
+    if let Some(listener) = &mut setup.listener {
+        let state = hooks::State::new(&bundle, request.id, request.bundle);
+        listener.describe(&state, Some(request.init_pid));
+    }
     let userns = in_other_userns(request.init_pid)?;
     setup.own_limits = !userns;
 

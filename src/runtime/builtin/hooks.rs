@@ -114,7 +114,7 @@ pub fn check(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// What hooks are told, but for the moment and the process.
+/// What hooks and seccomp listeners are told, but for the moment and the process.
 pub struct State {
     version: String,
     id: String,
@@ -133,17 +133,22 @@ impl State {
     }
 
     fn json(&self, moment: Moment, pid: i32) -> Vec<u8> {
+        self.value(moment.status(), pid).to_string().into_bytes()
+    }
+
+    /// The specification's state (runtime.md); 0: its process has no number yet.
+    pub fn value(&self, status: &str, pid: i32) -> serde_json::Value {
         let mut state = serde_json::json!({
             "ociVersion": self.version,
             "id": self.id,
-            "status": moment.status(),
+            "status": status,
             "bundle": self.bundle,
             "annotations": self.annotations,
         });
         if pid > 0 {
             state["pid"] = pid.into();
         }
-        state.to_string().into_bytes()
+        state
     }
 
     /// Runs the hooks of a moment, one after the other; the first failure ends it.

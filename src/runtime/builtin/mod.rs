@@ -18,6 +18,7 @@ mod hooks;
 mod idmap;
 mod init;
 mod labels;
+mod listener;
 mod options;
 mod paths;
 mod prepare;

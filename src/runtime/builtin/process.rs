@@ -1,20 +1,19 @@
 //! The last steps of a process before its program: shared by a container's init and by what is run in it later.
 
+use super::listener::Listener;
 use super::paths::Root;
 use super::rlimits::{self, Limits};
 use super::{caps, labels};
 use crate::runtime::error::Context;
 use crate::runtime::{Error, Result, seccomp_compile};
 use crate::sys;
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::sys::stat::{Mode, SFlag, fstat, umask};
 use nix::unistd::{Gid, Uid, fchown, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{IOPriorityClass, LinuxIOPriority, LinuxSeccomp, Process};
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{IoSlice, Read};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::io::Read;
+use std::os::fd::{AsFd as _, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 /// A process with everything parsed and checked.
@@ -34,7 +33,7 @@ pub struct Setup {
     labels: labels::Labels,
     filter: Option<(Vec<u8>, u64)>,
     /// Where the filter's descriptor goes that tells of blocked calls.
-    listener: Option<UnixStream>,
+    pub listener: Option<Listener>,
     /// Whether the limits are set by this process itself.
     pub own_limits: bool,
 }
@@ -73,13 +72,9 @@ impl Setup {
             (Some(profile), Some(file)) => Some((seccomp_compile::load(file)?, seccomp_compile::flags(profile)?)),
             (Some(profile), None) => Some((seccomp_compile::compile(profile)?, seccomp_compile::flags(profile)?)),
         };
-        let path = seccomp.and_then(|profile| profile.listener_path().as_ref());
-        let connect = |path: &PathBuf| {
-            UnixStream::connect(path).context(|| format!("connect to seccomp listener {}", path.display()))
-        };
         let user = process.user();
         Ok(Setup {
-            listener: path.map(connect).transpose()?,
+            listener: seccomp.map(Listener::connect).transpose()?.flatten(),
             args: strings(process.args().as_ref())?,
             env: strings(process.env().as_ref())?,
             cwd: process.cwd().clone(),
@@ -108,15 +103,18 @@ impl Setup {
 
     /// What must stay open until the filter is in force.
     pub fn listener(&self) -> Option<RawFd> {
-        self.listener.as_ref().map(|listener| listener.as_raw_fd())
+        self.listener.as_ref().map(Listener::fd)
     }
 
     pub fn cwd(&self) -> &Path {
         &self.cwd
     }
 
-    /// Open what later steps write to, while the host's procfs is at hand.
+    /// Open what later steps write to, and learn what they tell, while the host's procfs is at hand.
     pub fn open_labels(&mut self, procfs: BorrowedFd) -> Result<()> {
+        if let Some(listener) = &mut self.listener {
+            listener.find_pid(procfs)?;
+        }
         self.labels.open(procfs)
     }
 
@@ -246,18 +244,13 @@ impl Setup {
         }
     }
 
-    /// With a listener the filter is in force when its descriptor is handed over: the profile must allow `sendmsg`.
     fn install(&self, program: &[u8], flags: u64) -> std::io::Result<()> {
         let Some(listener) = &self.listener else {
             return sys::seccomp_set_filter(program, flags);
         };
+        let text = listener.text();
         let filter = sys::seccomp_set_listening_filter(program, flags)?;
-        let fds = [filter.as_raw_fd()];
-        // The part of the specification's container process state that says what the descriptor is.
-        let text = [IoSlice::new(br#"{"fds":["seccompFd"]}"#)];
-        let rights = [ControlMessage::ScmRights(&fds)];
-        sendmsg::<UnixAddr>(listener.as_raw_fd(), &text, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
-        Ok(())
+        listener.send(&text, &filter)
     }
 
     fn search_path(&self) -> String {

@@ -1,5 +1,6 @@
 //! Reads config.json and refuses by name what this runtime does not do.
 
+use super::listener;
 use crate::runtime::error::Context;
 use crate::runtime::{Error, Result};
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Process, Spec};
@@ -119,6 +120,9 @@ fn check_linux(linux: &Linux) -> Result<()> {
         seccomp.is_some_and(|s| !notify(s) && s.listener_path().is_some()),
         "linux.seccomp.listenerPath without SCMP_ACT_NOTIFY",
     ));
+    if let Some(profile) = seccomp {
+        listener::check(profile)?;
+    }
     let namespaces: Vec<_> = linux.namespaces().iter().flatten().collect();
     refused.push((
         namespaces.iter().any(|ns| ns.typ() == LinuxNamespaceType::Time),

@@ -21,6 +21,7 @@ use super::{
     checkpoint::{self, CheckpointRequest, DUMP_LOG, RESTORE_LOG, RestoreRequest},
     class,
     error::Context as _,
+    prepared,
     report::{self, Report, spawn_helper},
 };
 use crate::cgroups;
@@ -74,6 +75,7 @@ impl Handler for Command {
         spawn_helper(&kept(&request.stdio), || {
             class::join(request.class)?;
             begin_score(request.bundle)?;
+            prepared::make(request.bundle)?;
             let mut invocation = self.invocation(request.bundle);
             invocation.arguments(["create", "--bundle", ".", "--pid-file", program::PID_FILE]);
             let (pid, console) = invocation.run_detached(&request.stdio, request.id)?;
@@ -189,6 +191,7 @@ impl Handler for Command {
             criu::write_options(restore.work)?;
             criu::enter_cgroup(request.bundle, restore.cgroup_path)?;
             criu::enter_shared(request.bundle)?;
+            prepared::make(request.bundle)?;
             let mut invocation = self.invocation(request.bundle);
             invocation.arguments(["restore", "--detach", "--file-locks", "--ext-unix-sk"]);
             invocation.arguments(["--bundle", ".", "--pid-file", program::PID_FILE]);

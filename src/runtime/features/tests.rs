@@ -8,15 +8,34 @@ const FULL: &str = r#"{"ociVersionMin":"1.0.0","ociVersionMax":"1.2.0","mountOpt
 #[test]
 fn what_a_document_leaves_out_is_not_claimed() {
     let full = Features::parse(FULL.as_bytes()).unwrap();
-    assert!(full.recursive_read_only() && full.user_namespaces() && !full.mount_option("noexec"));
+    assert!(full.mount_option("rro") && full.user_namespaces() && !full.mount_option("noexec"));
     // As runc 1.1 answers: it knows user namespaces, but not how to map the owners of files.
     let old = Features::parse(br#"{"mountOptions":["rro"],"linux":{"namespaces":["user"]}}"#).unwrap();
-    assert!(old.recursive_read_only() && !old.user_namespaces());
+    assert!(old.mount_option("rro") && old.user_namespaces() && !old.idmapped_mounts);
     let off = br#"{"linux":{"namespaces":["user"],"mountExtensions":{"idmap":{"enabled":false}}}}"#;
-    assert!(!Features::parse(off).unwrap().user_namespaces());
+    assert!(!Features::parse(off).unwrap().idmapped_mounts);
     assert_eq!(Features::parse(b"{}").unwrap(), Features::default());
     assert!(Features::parse(b"runc version 1.0").is_err());
     assert!(Features::parse(br#"{"mountOptions":"rro"}"#).is_err());
+}
+
+#[tokio::test]
+async fn a_program_older_than_the_question_is_known_by_its_version() {
+    let dir = Scratch::new("old");
+    for (version, known) in [
+        ("crun version 1.8.1\ncommit: f8a096be", true),
+        ("runc version 1.0.3", true),
+        ("crun version 0.17", false),
+        ("kata-runtime  : 3.2.0", false),
+    ] {
+        let script = format!("test \"$1\" = --version || {{ echo unknown command $1; exit 1; }}; echo '{version}'");
+        let answer = ask(&dir.program("old", &script), LIMIT).await;
+        assert_eq!(
+            answer.is_ok_and(|features| features.user_namespaces()),
+            known,
+            "{version}"
+        );
+    }
 }
 
 struct Scratch(PathBuf);
@@ -59,13 +78,13 @@ async fn a_program_is_asked_again_only_when_its_file_has_changed() {
     let path = dir.program("runtime", &format!("{note}echo '{{}}'"));
     let catalog = Catalog::open([("builtin", None), ("mine", Some(path.as_path()))]).await;
     assert!(catalog.known("builtin").user_namespaces());
-    assert!(!catalog.known("mine").recursive_read_only());
-    assert!(!catalog.current("mine").await.recursive_read_only());
+    assert!(!catalog.known("mine").mount_option("rro"));
+    assert!(!catalog.current("mine").await.mount_option("rro"));
     assert_eq!(count(), 1, "asked twice");
     dir.program("runtime", &format!("{note}echo '{}'", FULL.replace('\n', " ")));
-    assert!(!catalog.known("mine").recursive_read_only());
-    assert!(catalog.current("mine").await.recursive_read_only());
-    assert!(catalog.known("mine").recursive_read_only());
+    assert!(!catalog.known("mine").mount_option("rro"));
+    assert!(catalog.current("mine").await.mount_option("rro"));
+    assert!(catalog.known("mine").mount_option("rro"));
     assert_eq!(count(), 2);
     assert_eq!(*catalog.current("unknown").await, Features::default());
 }
@@ -87,9 +106,9 @@ async fn programs_that_do_not_answer_can_do_nothing() {
     assert!(error.contains("missing features"), "{error}");
     // A program installed later is asked then.
     let catalog = Catalog::open([("late", Some(missing.as_path()))]).await;
-    assert!(!catalog.current("late").await.recursive_read_only());
+    assert!(!catalog.current("late").await.mount_option("rro"));
     dir.program("missing", &format!("echo '{}'", FULL.replace('\n', " ")));
-    assert!(catalog.current("late").await.recursive_read_only());
+    assert!(catalog.current("late").await.mount_option("rro"));
 }
 
 #[tokio::test]
