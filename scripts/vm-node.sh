@@ -53,9 +53,10 @@ for handler in builtin runc crun; do
   equal "$handler: it is in its scope" "$(cgroup_of "$pid")" "/wharf.slice/$scope"
   equal "$handler: systemd knows its slice" "$(show "$scope" Slice)" wharf.slice
   equal "$handler: systemd delegates it" "$(show "$scope" Delegate)" yes
-  # crun 1.8 writes limits to the kernel's files alone.
-  [ "$handler" = crun ] || equal "$handler: systemd knows its memory" "$(show "$scope" MemoryMax)" $((64 << 20))
-  [ "$handler" = crun ] || equal "$handler: systemd knows its CPU" "$(show "$scope" CPUQuotaPerSecUSec)" 500ms
+  equal "$handler: systemd knows its memory" "$(show "$scope" MemoryMax)" $((64 << 20))
+  equal "$handler: systemd knows its CPU" "$(show "$scope" CPUQuotaPerSecUSec)" 500ms
+  systemctl daemon-reload
+  equal "$handler: limits at the start stay over a reload of systemd" "$(limit "$pid" memory.max) $(limit "$pid" cpu.max)" "$((64 << 20)) 50000 100000"
   equal "$handler: the kernel knows its memory" "$(limit "$pid" memory.max)" $((64 << 20))
   holds "$handler: limits change" wharf update -m 96m --cpus 0.75 "c-$handler"
   systemctl daemon-reload

@@ -23,6 +23,7 @@ mod paths;
 mod prepare;
 mod process;
 mod rlimits;
+mod sched;
 mod spec;
 mod sysctl;
 
