@@ -67,6 +67,10 @@ soak: ## Random work under random kills for an hour (SOAK_SECONDS=600 for less, 
 vm-test: ## Run end-to-end tests in a virtual machine: cgroup v2, systemd, Debian's kernel (ARGS: of the tests' binary)
 	@scripts/vm-test.sh $(ARGS)
 
+.PHONY: vm-smoke
+vm-smoke: ## Run a few end-to-end tests in a small virtual machine, as CI does: about a minute
+	@scripts/vm-ci.sh
+
 .PHONY: critest
 critest: ## Run critest, where it is installed, on each handler (HANDLERS; flags of critest in ARGS)
 	cargo build --locked --workspace --bins
