@@ -25,5 +25,7 @@ step() {
 . ./steps
 if [ $worst != 0 ]; then
   dmesg --level=emerg,alert,crit,err | tail -20
+  # What SELinux has forbidden, if it has.
+  dmesg | sed -n '/permissive=1/d; s/.*avc: *denied/SELinux: denied/p' | sort | uniq -c | tail -20
 fi
 echo $worst >"$(port code)"

@@ -3,7 +3,8 @@
 # the tests' binary (names, --skip, --exact, --test-threads); none: the selection below. VM_SUITE=trixie takes another Debian.
 # VM_STEPS says what runs: "cgroupfs" and "systemd" are the tests with either cgroup driver, "node" is Wharf as a unit
 # with each runtime handler (scripts/vm-node.sh). "selinux" boots with SELinux in place of AppArmor, which excludes the others,
-# and runs its tests twice: with labels alone, and with what they forbid forbidden.
+# and runs its tests twice: with labels alone, and with what they forbid forbidden. "critest" takes critest's flags
+# (default: the specs of AppArmor) and wants the program as CRITEST or on PATH.
 # The emulation is in software and needs no rights beyond root's in its own files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -54,8 +55,22 @@ objcopy --strip-debug "$binary" "$payload/bin/deps/promises"
           echo
         done
         ;;
+      critest)
+        program=$(command -v "${CRITEST:-critest}") || { echo "critest is not there" >&2 && exit 2; }
+        cp "$program" "$payload/bin/critest"
+        cp critest.sh "$payload/"
+        mkdir "$payload/target" "$payload/critest" && ln -s ../bin "$payload/target/debug"
+        # There is no compiler in the machine.
+        "$bin/lab" critest-images "$payload/critest/storage" >"$payload/critest/digest"
+        [ -z "${default:-}" ] || set -- --ginkgo.focus=AppArmor
+        for handler in ${WHARF_HANDLERS:-builtin runc crun}; do
+          printf 'CRITEST=/payload/bin/critest CRITEST_IMAGES=/payload/critest PARALLEL=1 step "critest" /payload/critest.sh %s' "$handler"
+          printf ' %q' "$@"
+          echo
+        done
+        ;;
       node) printf 'step "a node" /payload/vm-node.sh' ;;
-      *) echo "VM_STEPS: \"$one\" is none of cgroupfs, systemd, node and selinux" >&2 && exit 2 ;;
+      *) echo "VM_STEPS: \"$one\" is none of cgroupfs, systemd, node, selinux and critest" >&2 && exit 2 ;;
     esac
     echo
   done
