@@ -18,6 +18,9 @@ use wharf_proto::cri::SeLinuxOption;
 /// Where the policy's files are.
 const ROOT: &str = "/etc/selinux";
 
+/// Where files have their label.
+const ATTRIBUTE: &std::ffi::CStr = c"security.selinux";
+
 /// Takes labels, and refuses those that the policy in force does not have.
 const CHECK: &str = "/sys/fs/selinux/context";
 
@@ -144,6 +147,8 @@ pub struct Labels {
 pub struct Selinux {
     process: Label,
     files: Label,
+    /// Of what containers share and only read.
+    shared: Label,
     /// [`CHECK`].
     check: PathBuf,
     categories: u32,
@@ -174,9 +179,10 @@ impl Selinux {
             let label = value(&text, key).and_then(|text| Label::parse(&text));
             label.ok_or_else(|| failed(format!("no label for \"{key}\"")))
         };
-        let selinux = Selinux {
+        let mut selinux = Selinux {
             process: label("process")?,
             files: label("file")?,
+            shared: label("ro_file").or_else(|_| label("file"))?,
             check: check.to_owned(),
             categories,
             taken: Mutex::default(),
@@ -187,7 +193,29 @@ impl Selinux {
                 .known(&label.text())
                 .map_err(|error| failed(error.to_string()))?;
         }
+        if selinux.known(&selinux.shared.text()).is_err() {
+            selinux.shared = selinux.files.clone();
+        }
         Ok(selinux)
+    }
+
+    /// Gives `directory` and all below it, image layers, the label of what containers share and only read, unless it has that
+    /// already; what is made there later inherits it. The kernel asks for it where a program is mapped anew, as dynamic
+    /// linkers do, although the file system that the container sees has a label of its own. Blocks.
+    ///
+    /// # Errors
+    /// When a label can't be set.
+    pub fn label_layers(&self, directory: &Path) -> Result<(), Error> {
+        let label = self.shared.text();
+        if relabel::has(directory, ATTRIBUTE, &label) {
+            return Ok(());
+        }
+        tracing::info!(directory = %directory.display(), label, "giving image layers their SELinux label");
+        // The directory itself comes last and says that all was done.
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            relabel::set_below(&entry.path(), ATTRIBUTE, &label)?;
+        }
+        relabel::set_below(directory, ATTRIBUTE, &label)
     }
 
     /// A level that no other pod has. The pod's id says where the search begins.
@@ -354,7 +382,7 @@ pub fn relabel(path: &Path, label: &str) -> Result<(), Error> {
     if NEVER.iter().any(|never| path == Path::new(never)) {
         return Err(Error::NotAllowed(path.to_owned()));
     }
-    relabel::set_below(path, c"security.selinux", label)
+    relabel::set_below(path, ATTRIBUTE, label)
 }
 
 #[cfg(test)]

@@ -112,6 +112,18 @@ async fn each_pod_has_a_level_and_its_containers_share_it() {
         let seen = daemon.cri.shell(&main, &line.replace("LEVEL", level)).await.unwrap();
         assert_eq!(seen, "secret\n1\n", "{handler}");
         assert_eq!(of_file(&data.join("deep/new")), files);
+        // Layers are everybody's to read.
+        let images = daemon.state_dir.join("images");
+        assert_eq!(of_file(&images), "system_u:object_r:container_ro_file_t:s0");
+        let layers = fs::read_dir(images.join("layers"))
+            .unwrap()
+            .flatten()
+            .map(|layer| layer.path());
+        let labels: Vec<_> = layers.map(|layer| of_file(&layer)).collect();
+        assert!(
+            !labels.is_empty() && labels.iter().all(|label| label.contains(":container_ro_file_t:")),
+            "{labels:?}"
+        );
 
         // Another pod has another level, and with it no way to the files of the first.
         let config = daemon.pod("second");

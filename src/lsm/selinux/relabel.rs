@@ -56,6 +56,26 @@ pub fn set_below(path: &Path, attribute: &CStr, value: &str) -> Result<(), Error
     Ok(())
 }
 
+/// Whether `path` has the attribute with that value.
+pub fn has(path: &Path, attribute: &CStr, value: &str) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
+        return false;
+    };
+    let mut found = vec![0u8; value.len() + 1];
+    // SAFETY: both names are C strings that outlive the call; the buffer is told with its length.
+    let length = unsafe {
+        libc::lgetxattr(
+            path.as_ptr(),
+            attribute.as_ptr(),
+            found.as_mut_ptr().cast(),
+            found.len(),
+        )
+    };
+    let found = usize::try_from(length).ok().and_then(|length| found.get(..length));
+    // The kernel may tell the string's end as well.
+    found.is_some_and(|found| found.strip_suffix(b"\0").unwrap_or(found) == value.as_bytes())
+}
+
 fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Relabel {

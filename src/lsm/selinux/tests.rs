@@ -34,6 +34,7 @@ fn node(categories: u32) -> Selinux {
     Selinux {
         process: Label::parse("system_u:system_r:container_t:s0").unwrap(),
         files: Label::parse("system_u:object_r:container_file_t:s0").unwrap(),
+        shared: Label::parse("system_u:object_r:container_ro_file_t:s0").unwrap(),
         check: PathBuf::from("/nowhere"),
         categories,
         taken: Mutex::default(),
@@ -172,6 +173,21 @@ fn all_below_a_directory_is_relabelled_and_links_are_not_followed() {
         };
         String::from_utf8_lossy(&value[..usize::try_from(length).unwrap_or(0)]).into_owned()
     };
+    assert!(relabel::has(
+        &root.0.join("volume/deep"),
+        c"trusted.wharf-test",
+        "a:b:c:s0"
+    ));
+    assert!(!relabel::has(
+        &root.0.join("volume/deep"),
+        c"trusted.wharf-test",
+        "a:b:c:s"
+    ));
+    assert!(!relabel::has(
+        &root.0.join("outside"),
+        c"trusted.wharf-test",
+        "a:b:c:s0"
+    ));
     for labelled in ["volume", "volume/deep", "volume/deep/file", "volume/link"] {
         assert_eq!(of(labelled), "a:b:c:s0", "{labelled}");
     }
