@@ -34,8 +34,8 @@ install: build ## Install the binary, the systemd unit and the example configura
 	@test -e $(DESTDIR)/etc/wharf/wharf.toml || install -D -m 0644 deploy/wharf.toml $(DESTDIR)/etc/wharf/wharf.toml
 
 .PHONY: deb
-deb: build ## Make a Debian package of the binary with cargo-deb (cargo install cargo-deb)
-	cargo deb --no-build --no-strip
+deb: build ## Make a Debian package of the binary in target/ with cargo-deb (cargo install cargo-deb)
+	CARGO_TARGET_DIR=target/package cargo deb --no-build --no-strip -o target/
 
 .PHONY: test
 test: fmt lint unit e2e deny shellcheck ## Everything that CI checks
