@@ -34,8 +34,8 @@ install: build ## Install the binary, the systemd unit and the example configura
 	@test -e $(DESTDIR)/etc/wharf/wharf.toml || install -D -m 0644 deploy/wharf.toml $(DESTDIR)/etc/wharf/wharf.toml
 
 .PHONY: deb
-deb: build ## Make a Debian package of the binary with cargo-deb (cargo install cargo-deb)
-	cargo deb --no-build --no-strip
+deb: build ## Make a Debian package of the binary in target/ with cargo-deb (cargo install cargo-deb)
+	CARGO_TARGET_DIR=target/package cargo deb --no-build --no-strip -o target/
 
 .PHONY: test
 test: fmt lint unit e2e deny shellcheck ## Everything that CI checks
@@ -66,6 +66,10 @@ soak: ## Random work under random kills for an hour (SOAK_SECONDS=600 for less, 
 .PHONY: vm-test
 vm-test: ## Run end-to-end tests in a virtual machine: cgroup v2, systemd, Debian's kernel (ARGS: of the tests' binary)
 	@scripts/vm-test.sh $(ARGS)
+
+.PHONY: vm-smoke
+vm-smoke: ## Run a few end-to-end tests in a small virtual machine, as CI does: about a minute
+	@scripts/vm-ci.sh
 
 .PHONY: critest
 critest: ## Run critest, where it is installed, on each handler (HANDLERS; flags of critest in ARGS)

@@ -5,7 +5,8 @@
 # on PATH. Daemon, registry and tests live in namespaces of their own and leave nothing behind. The images that critest
 # names are made here (e2e/src/fixtures/critest.rs) and served as mirrors of the public registries. Specs run in random
 # order, in parallel, without retries. The environment: PARALLEL (4), SEED, WHARF_BIN, CRITEST_LOGS (a directory that gets
-# report and logs), CRITEST_OPTIONAL=1 (its absence is no failure).
+# report and logs), CRITEST_IMAGES (a directory with the images, made before: `storage`, and what `lab critest-images` said in
+# `digest`), CRITEST_OPTIONAL=1 (its absence is no failure).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # The public image that one spec pulls by its digest can't be made here: a digest names bytes. In a copy of critest this one
@@ -16,8 +17,13 @@ inside() {
   local handler=$1 dir=$2
   shift 2
   local socket=$dir/run/wharf.sock registry='' daemon='' status=0 digest
-  trap 'status=$?; [ -z "$daemon" ] || kill "$daemon" 2>/dev/null; [ -z "$registry" ] || kill "$registry" 2>/dev/null; exit $status' EXIT
-  digest=$("$LAB" critest-images "$dir/storage")
+  trap 'status=$?; [ -z "${daemon:-}" ] || kill "$daemon" 2>/dev/null; [ -z "${registry:-}" ] || kill "$registry" 2>/dev/null; exit $status' EXIT
+  if [ -n "${CRITEST_IMAGES:-}" ]; then
+    cp -a "$CRITEST_IMAGES/storage" "$dir/storage"
+    digest=$(cat "$CRITEST_IMAGES/digest")
+  else
+    digest=$("$LAB" critest-images "$dir/storage")
+  fi
   cp "$CRITEST" "$dir/critest"
   if grep -qa "$public_digest" "$dir/critest"; then
     LC_ALL=C sed -i "s/$public_digest/${digest#sha256:}/g" "$dir/critest"
@@ -63,10 +69,15 @@ YML
 
   mkdir -p "$dir/bin" "$dir/report"
   [ -z "$GINKGO" ] || ln -s "$GINKGO" "$dir/bin/ginkgo"
+  # It loads profiles of AppArmor by sudo, which root's machine may not have.
+  command -v sudo >/dev/null || { printf '#!/bin/sh\nexec "$@"\n' >"$dir/bin/sudo" && chmod +x "$dir/bin/sudo"; }
+  # Without ginkgo it takes the flag itself, whatever the number, for one of Go's that it refuses.
+  local parallel=()
+  [ "$PARALLEL" = 1 ] || parallel=(--parallel "$PARALLEL")
   # critest wants to be called from where it may write.
   cd "$dir"
   PATH=$dir/bin:$PATH "$dir/critest" --runtime-endpoint "unix://$socket" --image-endpoint "unix://$socket" --nri-socket "$dir/nri.sock" \
-    --parallel "$PARALLEL" --ginkgo.randomize-all --ginkgo.seed "$SEED" --ginkgo.flake-attempts=0 --ginkgo.no-color \
+    "${parallel[@]}" --ginkgo.randomize-all --ginkgo.seed "$SEED" --ginkgo.flake-attempts=0 --ginkgo.no-color \
     --ginkgo.json-report="$dir/report/report.json" "$@" >"$dir/report/critest.log" 2>&1 || status=$?
   summary "$handler" "$dir" "$status"
   exit "$status"

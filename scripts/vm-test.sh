@@ -2,7 +2,9 @@
 # Boots the test machine and runs end-to-end tests in it: cgroup v2, systemd, Debian's kernel. The arguments are those of
 # the tests' binary (names, --skip, --exact, --test-threads); none: the selection below. VM_SUITE=trixie takes another Debian.
 # VM_STEPS says what runs: "cgroupfs" and "systemd" are the tests with either cgroup driver, "node" is Wharf as a unit
-# with each runtime handler (scripts/vm-node.sh).
+# with each runtime handler (scripts/vm-node.sh). "selinux" boots with SELinux in place of AppArmor, which excludes the others,
+# and runs its tests twice: with labels alone, and with what they forbid forbidden. "critest" takes critest's flags
+# (default: the specs of AppArmor) and wants the program as CRITEST or on PATH.
 # The emulation is in software and needs no rights beyond root's in its own files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,6 +23,7 @@ trap 'rm -rf "$run"' EXIT
 payload=$run/payload
 mkdir -p "$payload/bin/deps"
 if [ $# = 0 ]; then
+  default=1
   set -- life:: exits::reasons exec:: update:: systemd:: checkpoint:: policy::apparmor policy::profiles --test-threads=2
 fi
 # With systemd's driver: what asks for cgroups by plain paths is left out.
@@ -43,8 +46,31 @@ objcopy --strip-debug "$binary" "$payload/bin/deps/promises"
         printf 'WHARF_HANDLERS=builtin WHARF_CGROUP_DRIVER=systemd '
         printf 'step "end-to-end tests, systemd driver" /payload/bin/deps/promises' && printf ' %q' "$@" "${without[@]}"
         ;;
+      selinux)
+        lsm=selinux
+        [ -z "${default:-}" ] || set -- selinux:: --test-threads=1
+        for mode in 0 1; do
+          printf 'setenforce %s && step "end-to-end tests, SELinux (enforce=%s)" /payload/bin/deps/promises' $mode $mode
+          printf ' %q' "$@"
+          echo
+        done
+        ;;
+      critest)
+        program=$(command -v "${CRITEST:-critest}") || { echo "critest is not there" >&2 && exit 2; }
+        cp "$program" "$payload/bin/critest"
+        cp critest.sh "$payload/"
+        mkdir "$payload/target" "$payload/critest" && ln -s ../bin "$payload/target/debug"
+        # There is no compiler in the machine.
+        "$bin/lab" critest-images "$payload/critest/storage" >"$payload/critest/digest"
+        [ -z "${default:-}" ] || set -- --ginkgo.focus=AppArmor
+        for handler in ${WHARF_HANDLERS:-builtin runc crun}; do
+          printf 'CRITEST=/payload/bin/critest CRITEST_IMAGES=/payload/critest PARALLEL=1 step "critest" /payload/critest.sh %s' "$handler"
+          printf ' %q' "$@"
+          echo
+        done
+        ;;
       node) printf 'step "a node" /payload/vm-node.sh' ;;
-      *) echo "VM_STEPS: \"$one\" is none of cgroupfs, systemd and node" >&2 && exit 2 ;;
+      *) echo "VM_STEPS: \"$one\" is none of cgroupfs, systemd, node, selinux and critest" >&2 && exit 2 ;;
     esac
     echo
   done
@@ -57,7 +83,8 @@ tail -f "$run/output" --retry 2>/dev/null &
 tail=$!
 timeout --foreground "$limit" qemu-system-x86_64 -machine q35 "${accelerator[@]}" -smp 2 -m "${VM_MEMORY:-4096}" \
   -nodefaults -no-user-config -display none -no-reboot -snapshot \
-  -kernel "$vm/vmlinuz" -initrd "$vm/initrd" -append "console=ttyS0 root=/dev/vda quiet panic=-1" \
+  -kernel "$vm/vmlinuz" -initrd "$vm/initrd" \
+  -append "console=ttyS0 root=/dev/vda quiet panic=-1 security=${lsm:-apparmor} selinux=1 enforcing=0" \
   -drive "file=$vm/root.ext4,if=virtio,format=raw,cache=unsafe" \
   -drive "file=$run/payload.ext4,if=virtio,format=raw,cache=unsafe" \
   -device virtio-serial -chardev "file,id=output,path=$run/output" -device "virtserialport,chardev=output,name=output" \

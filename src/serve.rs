@@ -207,6 +207,9 @@ async fn open(config: Config, telemetry: Telemetry) -> Result<(Node, Faces), Err
             true => Some(Selinux::open(settings.selinux_categories)?),
             false => None,
         };
+        if let Some(selinux) = &selinux {
+            selinux.label_layers(&settings.state_dir.join("images"))?;
+        }
         Ok((hierarchies, slice, host, selinux))
     };
     let system = |source| Error::System {

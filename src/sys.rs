@@ -397,6 +397,27 @@ pub fn set_io_priority(value: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// Set how a process is scheduled; 0 is the caller.
+pub fn sched_setattr(pid: i32, attr: &libc::sched_attr) -> io::Result<()> {
+    let mut attr = *attr;
+    attr.size = size_of::<libc::sched_attr>() as u32;
+    // SAFETY: the kernel reads as many bytes of `attr` as it says it has.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attr, 0) })?;
+    Ok(())
+}
+
+/// Set where the caller's memory comes from: mode with flags, and a bit for each node.
+pub fn set_mempolicy(mode: i32, nodes: &[u64]) -> io::Result<()> {
+    // The kernel counts one bit more than it reads; no node at all is no mask.
+    let (mask, bits) = match nodes.iter().all(|word| *word == 0) {
+        true => (std::ptr::null(), 0),
+        false => (nodes.as_ptr(), nodes.len() * 64 + 1),
+    };
+    // SAFETY: `mask` is null or readable for as many bits as the kernel reads.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) })?;
+    Ok(())
+}
+
 /// Set every signal to its default action and unblock all. The C library hides two signals from its own functions.
 pub fn reset_signals() {
     const SIGSET_SIZE: usize = 8;
@@ -454,12 +475,9 @@ pub fn set_domainname(name: &str) -> io::Result<()> {
 pub fn prefer_this_thread(nice: i32, slice_ns: u64) -> io::Result<()> {
     // SAFETY: all zeros are a value of this plain struct.
     let mut attr: libc::sched_attr = unsafe { std::mem::zeroed() };
-    attr.size = size_of::<libc::sched_attr>() as u32;
     attr.sched_policy = libc::SCHED_OTHER as u32;
     attr.sched_flags = libc::SCHED_FLAG_RESET_ON_FORK as u64;
     attr.sched_nice = nice;
     attr.sched_runtime = slice_ns;
-    // SAFETY: the kernel reads as many bytes of `attr` as it says it has.
-    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) })?;
-    Ok(())
+    sched_setattr(0, &attr)
 }

@@ -128,6 +128,14 @@ impl Cgroup {
         self.tell_systemd(&self.limit_files(resources))
     }
 
+    /// Tells systemd, where it knows this cgroup, what the kernel's files hold of those limits, whoever has written it.
+    ///
+    /// # Errors
+    /// When systemd refuses or can't be reached.
+    pub fn tell(&self, limits: &LinuxResources) -> Result<()> {
+        self.tell_systemd(&self.limit_files(limits))
+    }
+
     /// Tells systemd, where it knows this cgroup, what is in the files of limits.
     pub(super) fn tell_systemd(&self, files: &[PathBuf]) -> Result<()> {
         match self.unit() {

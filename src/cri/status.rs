@@ -3,7 +3,7 @@
 
 use tonic::{Code, Status};
 
-use crate::{containers, images, netns, node::Error, sandbox};
+use crate::{containers, images, lsm, netns, node::Error, sandbox};
 
 /// The status that a client gets for `error`.
 pub(super) fn status(error: &Error) -> Status {
@@ -22,6 +22,7 @@ fn code(error: &Error) -> Code {
         Error::Network(error) => network_code(error),
         Error::Internal(_) | Error::Store(_) => Code::Internal,
         Error::Sandbox(error) => match &**error {
+            sandbox::Error::Selinux(lsm::selinux::Error::NoneFree(_)) => Code::ResourceExhausted,
             sandbox::Error::Invalid(_) | sandbox::Error::Selinux(_) => Code::InvalidArgument,
             sandbox::Error::Unsupported(_) => Code::Unimplemented,
             sandbox::Error::Network { source, .. } => network_code(source),

@@ -4,11 +4,11 @@
 //! apart is the level: each pod has two categories of its own (multi-category security), which all its containers share.
 //! The kernel does the rest; on one without SELinux none of this exists.
 
+mod relabel;
+
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    ffi::CString,
     fs, io,
-    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -17,6 +17,12 @@ use wharf_proto::cri::SeLinuxOption;
 
 /// Where the policy's files are.
 const ROOT: &str = "/etc/selinux";
+
+/// Where files have their label.
+const ATTRIBUTE: &std::ffi::CStr = c"security.selinux";
+
+/// Takes labels, and refuses those that the policy in force does not have.
+const CHECK: &str = "/sys/fs/selinux/context";
 
 /// Directories that hold more than one pod's data, or none: relabelling them would break the node.
 const NEVER: [&str; 27] = [
@@ -70,6 +76,9 @@ pub enum Error {
         /// What is wrong.
         what: &'static str,
     },
+    /// The policy that is in force has no such user, role, type or level, or does not put them together.
+    #[error("SELinux label {0:?} is not one of this node's policy")]
+    Unknown(String),
     /// Every pair of categories is in use.
     #[error("no pair of the {0} SELinux categories is free: raise selinux_categories, or run fewer pods")]
     NoneFree(u32),
@@ -138,6 +147,10 @@ pub struct Labels {
 pub struct Selinux {
     process: Label,
     files: Label,
+    /// Of what containers share and only read.
+    shared: Label,
+    /// [`CHECK`].
+    check: PathBuf,
     categories: u32,
     /// By how many pods.
     taken: Mutex<BTreeMap<(u32, u32), usize>>,
@@ -147,12 +160,13 @@ impl Selinux {
     /// Reads the policy's file for containers. Blocks.
     ///
     /// # Errors
-    /// When it is not there or says nothing of containers (package container-selinux).
+    /// When it is not there, says nothing of containers, or names types that the policy in force does not have (package
+    /// container-selinux).
     pub fn open(categories: u32) -> Result<Selinux, Error> {
-        Self::read(Path::new(ROOT), categories)
+        Self::read(Path::new(ROOT), Path::new(CHECK), categories)
     }
 
-    fn read(root: &Path, categories: u32) -> Result<Selinux, Error> {
+    fn read(root: &Path, check: &Path, categories: u32) -> Result<Selinux, Error> {
         let config = fs::read_to_string(root.join("config")).unwrap_or_default();
         let policy = value(&config, "SELINUXTYPE").unwrap_or_else(|| "targeted".to_owned());
         let path = root.join(policy).join("contexts/lxc_contexts");
@@ -165,12 +179,43 @@ impl Selinux {
             let label = value(&text, key).and_then(|text| Label::parse(&text));
             label.ok_or_else(|| failed(format!("no label for \"{key}\"")))
         };
-        Ok(Selinux {
+        let mut selinux = Selinux {
             process: label("process")?,
             files: label("file")?,
+            shared: label("ro_file").or_else(|_| label("file"))?,
+            check: check.to_owned(),
             categories,
             taken: Mutex::default(),
-        })
+        };
+        // Distributions name types here that come with another package.
+        for label in [&selinux.process, &selinux.files] {
+            selinux
+                .known(&label.text())
+                .map_err(|error| failed(error.to_string()))?;
+        }
+        if selinux.known(&selinux.shared.text()).is_err() {
+            selinux.shared = selinux.files.clone();
+        }
+        Ok(selinux)
+    }
+
+    /// Gives `directory` and all below it, image layers, the label of what containers share and only read, unless it has that
+    /// already; what is made there later inherits it. The kernel asks for it where a program is mapped anew, as dynamic
+    /// linkers do, although the file system that the container sees has a label of its own. Blocks.
+    ///
+    /// # Errors
+    /// When a label can't be set.
+    pub fn label_layers(&self, directory: &Path) -> Result<(), Error> {
+        let label = self.shared.text();
+        if relabel::has(directory, ATTRIBUTE, &label) {
+            return Ok(());
+        }
+        tracing::info!(directory = %directory.display(), label, "giving image layers their SELinux label");
+        // The directory itself comes last and says that all was done.
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            relabel::set_below(&entry.path(), ATTRIBUTE, &label)?;
+        }
+        relabel::set_below(directory, ATTRIBUTE, &label)
     }
 
     /// A level that no other pod has. The pod's id says where the search begins.
@@ -222,7 +267,7 @@ impl Selinux {
     /// The labels of a container whose pod has `level`; what it asks for itself goes first.
     ///
     /// # Errors
-    /// When it asks for what can't be part of a label.
+    /// When it asks for what can't be part of a label, or for a label that the policy does not have.
     pub fn labels(&self, level: &str, asked: Option<&SeLinuxOption>) -> Result<Labels, Error> {
         let (mut process, mut files) = (self.process.clone(), self.files.clone());
         level.clone_into(&mut process.level);
@@ -245,11 +290,26 @@ impl Selinux {
         // Who may read a file is a matter of user and level; its type stays that of containers' files.
         files.user.clone_from(&process.user);
         files.level.clone_from(&process.level);
-        Ok(Labels {
+        let labels = Labels {
             unconfined: process.kind == "spc_t",
             process: process.text(),
             files: files.text(),
-        })
+        };
+        self.known(&labels.process)?;
+        self.known(&labels.files)?;
+        Ok(labels)
+    }
+
+    /// Asks the kernel, whose file is in memory, whether its policy has this label (security_check_context(3)).
+    fn known(&self, label: &str) -> Result<(), Error> {
+        match fs::OpenOptions::new().write(true).open(&self.check) {
+            Ok(mut file) => io::Write::write_all(&mut file, label.as_bytes()).or_else(|error| match error.kind() {
+                io::ErrorKind::InvalidInput => Err(Error::Unknown(label.to_owned())),
+                // Whoever may not ask hears it when the label is set.
+                _ => Ok(()),
+            }),
+            Err(_) => Ok(()),
+        }
     }
 }
 
@@ -322,41 +382,7 @@ pub fn relabel(path: &Path, label: &str) -> Result<(), Error> {
     if NEVER.iter().any(|never| path == Path::new(never)) {
         return Err(Error::NotAllowed(path.to_owned()));
     }
-    set_below(path, c"security.selinux", label)
-}
-
-fn set_below(path: &Path, attribute: &std::ffi::CStr, value: &str) -> Result<(), Error> {
-    let failed = |source: io::Error| Error::Relabel {
-        path: path.to_owned(),
-        source,
-    };
-    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    match set(path, attribute, value) {
-        Err(error) if gone(&error) || error.raw_os_error() == Some(libc::ENOTSUP) => return Ok(()),
-        result => result.map_err(failed)?,
-    }
-    let metadata = match fs::symlink_metadata(path) {
-        Err(error) if gone(&error) => return Ok(()),
-        result => result.map_err(failed)?,
-    };
-    if !metadata.is_dir() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(path).map_err(failed)? {
-        set_below(&entry.map_err(failed)?.path(), attribute, value)?;
-    }
-    Ok(())
-}
-
-fn set(path: &Path, attribute: &std::ffi::CStr, value: &str) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    // SAFETY: both names are C strings that outlive the call; the value is told with its length.
-    let result = unsafe { libc::lsetxattr(path.as_ptr(), attribute.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    relabel::set_below(path, ATTRIBUTE, label)
 }
 
 #[cfg(test)]

@@ -39,8 +39,10 @@ pub struct Features {
     pub restores: bool,
     /// Actions of seccomp profiles; `None` where it does not say.
     seccomp_actions: Option<BTreeSet<String>>,
-    /// It sets the I/O priority of a process.
-    io_priority: bool,
+    /// It sets the I/O priority and the scheduling policy of a process.
+    priorities: bool,
+    /// It sets where a container's memory comes from.
+    pub memory_policy: bool,
 }
 
 impl Features {
@@ -54,7 +56,8 @@ impl Features {
             idmapped_mounts: true,
             restores: true,
             seccomp_actions: None,
-            io_priority: true,
+            priorities: true,
+            memory_policy: true,
         }
     }
 
@@ -80,7 +83,8 @@ impl Features {
                 .iter()
                 .any(|(key, value)| key.ends_with(".checkpoint.enabled") && value == "true"),
             seccomp_actions: linux.seccomp.and_then(|seccomp| seccomp.actions),
-            io_priority: document.oci_version_max.is_some_and(|version| since_1_1(&version)),
+            memory_policy: linux.memory_policy.is_some_and(|policy| policy.modes.is_some()),
+            priorities: document.oci_version_max.is_some_and(|version| since_1_1(&version)),
         })
     }
 
@@ -97,10 +101,10 @@ impl Features {
         actions.is_some_and(|actions| !actions.contains("SCMP_ACT_NOTIFY"))
     }
 
-    /// Whether it sets the I/O priority of a process, which the specification has since version 1.1.
+    /// Whether it sets the I/O priority and the scheduling policy of a process, which the specification has since version 1.1.
     #[must_use]
-    pub fn io_priority(&self) -> bool {
-        self.io_priority
+    pub fn priorities(&self) -> bool {
+        self.priorities
     }
 
     /// Whether containers can be in a user namespace. That they see files as their own is done for them where the program
@@ -148,6 +152,12 @@ struct Linux {
     namespaces: Option<BTreeSet<String>>,
     mount_extensions: Option<MountExtensions>,
     seccomp: Option<Seccomp>,
+    memory_policy: Option<MemoryPolicy>,
+}
+
+#[derive(Deserialize)]
+struct MemoryPolicy {
+    modes: Option<BTreeSet<String>>,
 }
 
 #[derive(Deserialize)]

@@ -229,7 +229,7 @@ fn refusals(subject: &Subject) {
         (
             "process.scheduler",
             "/process/scheduler",
-            json!({"policy": "SCHED_BATCH"}),
+            json!({"policy": "SCHED_BATCH", "priority": 1}),
         ),
         (
             "SCMP_ACT_NOTIFY",

@@ -64,6 +64,7 @@ mod rules_network;
 mod rules_node;
 mod rules_start;
 mod security;
+mod selinux;
 mod several_hosts;
 mod soak;
 mod stats;

@@ -8,7 +8,7 @@ use wharf_proto::{
     cri::LinuxContainerResources,
     nri::{
         ContainerAdjustment, Hooks, IoPrioClass, KeyValue, LinuxContainerAdjustment, LinuxDevice, LinuxIoPriority,
-        LinuxRdt, LinuxResources, PosixRlimit,
+        LinuxRdt, LinuxResources, LinuxScheduler, PosixRlimit,
     },
 };
 
@@ -150,12 +150,6 @@ fn linux(
     if !wanted.net_devices.is_empty() {
         return unsupported("net_devices: moving network devices into containers is not supported");
     }
-    if wanted.memory_policy.is_some() {
-        return unsupported("memory_policy: it is not supported");
-    }
-    if wanted.scheduler.is_some() {
-        return unsupported("scheduler: it is not supported");
-    }
     let mut adjusted = Adjusted::default();
     devices(&wanted.devices, spec)?;
     if let Some(score) = wanted.oom_score_adj {
@@ -168,11 +162,23 @@ fn linux(
     if let Some(priority) = &wanted.io_priority {
         io_priority(priority, ground, spec)?;
     }
+    if let Some(scheduler) = &wanted.scheduler {
+        schedule(scheduler, ground, spec)?;
+    }
     let linux = spec.linux_mut().get_or_insert_default();
     if let Some(policy) = &wanted.seccomp_policy {
         let profile =
             parts::to_seccomp(policy).map_err(|error| Error::Invalid(format!("NRI: seccomp_policy: {error}")))?;
         linux.set_seccomp(Some(profile));
+    }
+    if let Some(policy) = &wanted.memory_policy {
+        if !ground.builtin && !ground.runtime.memory_policy {
+            return unsupported("memory_policy: the pod's runtime does not know it, by its features");
+        }
+        let policy = parts::to_memory_policy(policy);
+        linux.set_memory_policy(Some(
+            policy.map_err(|error| Error::Invalid(format!("NRI: memory_policy: {error}")))?,
+        ));
     }
     namespaces(wanted, linux)?;
     let sysctls = linux.sysctl_mut().get_or_insert_default();
@@ -300,7 +306,7 @@ fn io_priority(wanted: &LinuxIoPriority, ground: &Ground, spec: &mut Spec) -> Re
         IoPrioClass::IoprioClassBe => Some(oci::IOPriorityClass::IoprioClassBe),
         IoPrioClass::IoprioClassIdle => Some(oci::IOPriorityClass::IoprioClassIdle),
     };
-    if class.is_some() && !ground.builtin && !ground.runtime.io_priority() {
+    if class.is_some() && !ground.builtin && !ground.runtime.priorities() {
         return unsupported("io_priority: the pod's runtime does not know it, by its features");
     }
     if !(0..8).contains(&wanted.priority) {
@@ -318,6 +324,18 @@ fn io_priority(wanted: &LinuxIoPriority, ground: &Ground, spec: &mut Spec) -> Re
     });
     if let Some(process) = spec.process_mut() {
         process.set_io_priority(priority.transpose()?);
+    }
+    Ok(())
+}
+
+/// No policy at all is the one that the process would have anyway.
+fn schedule(wanted: &LinuxScheduler, ground: &Ground, spec: &mut Spec) -> Result<()> {
+    let scheduler = parts::to_scheduler(wanted).map_err(|error| Error::Invalid(format!("NRI: scheduler: {error}")))?;
+    if scheduler.is_some() && !ground.builtin && !ground.runtime.priorities() {
+        return unsupported("scheduler: the pod's runtime does not know it, by its features");
+    }
+    if let Some(process) = spec.process_mut() {
+        process.set_scheduler(scheduler);
     }
     Ok(())
 }

@@ -3,9 +3,10 @@
 use oci_spec::runtime as oci;
 use serde_json::{Value, json};
 use wharf_proto::nri::{
-    Hook, Hooks, HugepageLimit, IoPrioClass, LinuxCpu, LinuxDevice, LinuxDeviceCgroup, LinuxMemory, LinuxNamespace,
-    LinuxPids, LinuxResources, LinuxSeccomp, LinuxSeccompArg, LinuxSyscall, Mount, OptionalBool, OptionalFileMode,
-    OptionalInt, OptionalInt64, OptionalUInt32, OptionalUInt64,
+    Hook, Hooks, HugepageLimit, IoPrioClass, LinuxCpu, LinuxDevice, LinuxDeviceCgroup, LinuxMemory, LinuxMemoryPolicy,
+    LinuxNamespace, LinuxPids, LinuxResources, LinuxScheduler, LinuxSchedulerFlag, LinuxSchedulerPolicy, LinuxSeccomp,
+    LinuxSeccompArg, LinuxSyscall, Mount, MpolFlag, MpolMode, OptionalBool, OptionalFileMode, OptionalInt,
+    OptionalInt64, OptionalUInt32, OptionalUInt64,
 };
 
 pub(super) fn mount(mount: &oci::Mount) -> Mount {
@@ -232,6 +233,98 @@ pub(super) fn to_seccomp(policy: &LinuxSeccomp) -> Result<oci::LinuxSeccomp, Str
     set(&mut profile, "listenerPath", text(&policy.listener_path));
     set(&mut profile, "listenerMetadata", text(&policy.listener_metadata));
     serde_json::from_value(profile).map_err(|error| error.to_string())
+}
+
+pub(super) fn scheduler(scheduler: &oci::Scheduler) -> LinuxScheduler {
+    let policy = LinuxSchedulerPolicy::from_str_name(&scheduler.policy().to_string());
+    LinuxScheduler {
+        policy: policy.unwrap_or_default().into(),
+        nice: scheduler.nice().unwrap_or(0),
+        priority: scheduler.priority().unwrap_or(0),
+        flags: scheduler
+            .flags()
+            .iter()
+            .flatten()
+            .map(|flag| scheduler_flag(*flag).into())
+            .collect(),
+        runtime: scheduler.runtime().unwrap_or(0),
+        deadline: scheduler.deadline().unwrap_or(0),
+        period: scheduler.period().unwrap_or(0),
+    }
+}
+
+fn scheduler_flag(flag: oci::LinuxSchedulerFlag) -> LinuxSchedulerFlag {
+    match flag {
+        oci::LinuxSchedulerFlag::SchedResetOnFork => LinuxSchedulerFlag::SchedFlagResetOnFork,
+        oci::LinuxSchedulerFlag::SchedFlagReclaim => LinuxSchedulerFlag::SchedFlagReclaim,
+        oci::LinuxSchedulerFlag::SchedFlagDLOverrun => LinuxSchedulerFlag::SchedFlagDlOverrun,
+        oci::LinuxSchedulerFlag::SchedFlagKeepPolicy => LinuxSchedulerFlag::SchedFlagKeepPolicy,
+        oci::LinuxSchedulerFlag::SchedFlagKeepParams => LinuxSchedulerFlag::SchedFlagKeepParams,
+        oci::LinuxSchedulerFlag::SchedFlagUtilClampMin => LinuxSchedulerFlag::SchedFlagUtilClampMin,
+        oci::LinuxSchedulerFlag::SchedFlagUtilClampMax => LinuxSchedulerFlag::SchedFlagUtilClampMax,
+    }
+}
+
+/// The scheduling policy in the specification's form; none for `SCHED_NONE`.
+///
+/// # Errors
+/// For a number that has no name.
+pub(super) fn to_scheduler(wanted: &LinuxScheduler) -> Result<Option<oci::Scheduler>, String> {
+    let policy = LinuxSchedulerPolicy::try_from(wanted.policy).map_err(|error| error.to_string())?;
+    if policy == LinuxSchedulerPolicy::SchedNone {
+        return Ok(None);
+    }
+    let mut flags = Vec::new();
+    for flag in &wanted.flags {
+        let flag = LinuxSchedulerFlag::try_from(*flag).map_err(|error| error.to_string())?;
+        flags.push(match flag {
+            LinuxSchedulerFlag::SchedFlagResetOnFork => oci::LinuxSchedulerFlag::SchedResetOnFork,
+            LinuxSchedulerFlag::SchedFlagReclaim => oci::LinuxSchedulerFlag::SchedFlagReclaim,
+            LinuxSchedulerFlag::SchedFlagDlOverrun => oci::LinuxSchedulerFlag::SchedFlagDLOverrun,
+            LinuxSchedulerFlag::SchedFlagKeepPolicy => oci::LinuxSchedulerFlag::SchedFlagKeepPolicy,
+            LinuxSchedulerFlag::SchedFlagKeepParams => oci::LinuxSchedulerFlag::SchedFlagKeepParams,
+            LinuxSchedulerFlag::SchedFlagUtilClampMin => oci::LinuxSchedulerFlag::SchedFlagUtilClampMin,
+            LinuxSchedulerFlag::SchedFlagUtilClampMax => oci::LinuxSchedulerFlag::SchedFlagUtilClampMax,
+        });
+    }
+    let mut scheduler = json!({ "policy": policy.as_str_name(), "flags": flags });
+    set(&mut scheduler, "nice", Some(wanted.nice).filter(|nice| *nice != 0));
+    set(
+        &mut scheduler,
+        "priority",
+        Some(wanted.priority).filter(|priority| *priority != 0),
+    );
+    for (key, time) in [
+        ("runtime", wanted.runtime),
+        ("deadline", wanted.deadline),
+        ("period", wanted.period),
+    ] {
+        set(&mut scheduler, key, Some(time).filter(|time| *time != 0));
+    }
+    serde_json::from_value(scheduler)
+        .map(Some)
+        .map_err(|error| error.to_string())
+}
+
+/// Where memory comes from, in the specification's form.
+///
+/// # Errors
+/// For a number that has no name.
+pub(super) fn to_memory_policy(wanted: &LinuxMemoryPolicy) -> Result<oci::LinuxMemoryPolicy, String> {
+    let mode = MpolMode::try_from(wanted.mode).map_err(|error| error.to_string())?;
+    let mut flags = Vec::new();
+    for flag in &wanted.flags {
+        let flag = MpolFlag::try_from(*flag).map_err(|error| error.to_string())?;
+        flags.push(flag.as_str_name());
+    }
+    let mut policy = json!({ "mode": mode.as_str_name() });
+    set(&mut policy, "flags", Some(flags).filter(|flags| !flags.is_empty()));
+    set(
+        &mut policy,
+        "nodes",
+        Some(&wanted.nodes).filter(|nodes| !nodes.is_empty()),
+    );
+    serde_json::from_value(policy).map_err(|error| error.to_string())
 }
 
 fn set<T: serde::Serialize>(object: &mut Value, key: &str, value: Option<T>) {

@@ -4,7 +4,8 @@ use oci_spec::runtime::{LinuxResources as OciResources, Spec};
 use wharf_proto::{
     cri::LinuxContainerResources,
     nri::{
-        LinuxCpu, LinuxMemory, LinuxPids, LinuxResources, LinuxSeccomp, LinuxSeccompArg, LinuxSyscall, OptionalInt64,
+        LinuxCpu, LinuxMemory, LinuxMemoryPolicy, LinuxPids, LinuxResources, LinuxScheduler, LinuxSchedulerFlag,
+        LinuxSchedulerPolicy, LinuxSeccomp, LinuxSeccompArg, LinuxSyscall, MpolFlag, MpolMode, OptionalInt64,
         OptionalString, OptionalUInt32, OptionalUInt64,
     },
 };
@@ -20,6 +21,37 @@ fn memory(limit: i64) -> LinuxResources {
         }),
         ..Default::default()
     }
+}
+
+#[test]
+fn scheduling_and_memory_policies_have_the_specifications_names() {
+    let scheduler = parts::to_scheduler(&LinuxScheduler {
+        policy: LinuxSchedulerPolicy::SchedRr.into(),
+        priority: 5,
+        flags: vec![LinuxSchedulerFlag::SchedFlagResetOnFork.into()],
+        ..Default::default()
+    });
+    let json = serde_json::to_value(scheduler.unwrap().unwrap()).unwrap();
+    assert_eq!(
+        json,
+        serde_json::json!({"policy": "SCHED_RR", "priority": 5, "flags": ["SCHED_RESET_ON_FORK"]})
+    );
+    assert_eq!(parts::to_scheduler(&LinuxScheduler::default()), Ok(None));
+    let unknown = LinuxScheduler {
+        policy: 77,
+        ..Default::default()
+    };
+    assert!(parts::to_scheduler(&unknown).is_err());
+
+    let policy = parts::to_memory_policy(&LinuxMemoryPolicy {
+        mode: MpolMode::MpolPreferredMany.into(),
+        nodes: "0-1".into(),
+        flags: vec![MpolFlag::MpolFStaticNodes.into()],
+    });
+    assert_eq!(
+        serde_json::to_value(policy.unwrap()).unwrap(),
+        serde_json::json!({"mode": "MPOL_PREFERRED_MANY", "nodes": "0-1", "flags": ["MPOL_F_STATIC_NODES"]})
+    );
 }
 
 #[test]

@@ -97,6 +97,7 @@ pub fn message(container: &Container, spec: Option<&Spec>, image: Image, unset: 
                 class: parts::io_class(priority.class()).into(),
                 priority: i32::try_from(priority.priority()).unwrap_or(0),
             });
+            linux.scheduler = process.scheduler().as_ref().map(parts::scheduler);
         }
     }
     if let Some(linux) = &mut message.linux {

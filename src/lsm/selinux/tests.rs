@@ -1,4 +1,6 @@
 use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt as _;
 
 use super::*;
 
@@ -32,6 +34,8 @@ fn node(categories: u32) -> Selinux {
     Selinux {
         process: Label::parse("system_u:system_r:container_t:s0").unwrap(),
         files: Label::parse("system_u:object_r:container_file_t:s0").unwrap(),
+        shared: Label::parse("system_u:object_r:container_ro_file_t:s0").unwrap(),
+        check: PathBuf::from("/nowhere"),
         categories,
         taken: Mutex::default(),
     }
@@ -40,15 +44,19 @@ fn node(categories: u32) -> Selinux {
 #[test]
 fn the_policys_labels_are_read_and_a_policy_without_containers_is_named() {
     let root = Root::new("policy");
-    let error = Selinux::read(&root.0, 1024).unwrap_err().to_string();
+    let error = Selinux::read(&root.0, Path::new("/nowhere"), 1024)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("targeted/contexts/lxc_contexts"), "{error}");
     root.put("config", "# comment\nSELINUX=enforcing\nSELINUXTYPE=mls\n");
     root.put("mls/contexts/lxc_contexts", CONTEXTS);
-    let read = Selinux::read(&root.0, 1024).unwrap();
+    let read = Selinux::read(&root.0, Path::new("/nowhere"), 1024).unwrap();
     assert_eq!(read.process.text(), "system_u:system_r:container_t:s0");
     assert_eq!(read.files.text(), "system_u:object_r:container_file_t:s0");
     root.put("mls/contexts/lxc_contexts", "process = \"system_u:system_r\"\n");
-    let error = Selinux::read(&root.0, 1024).unwrap_err().to_string();
+    let error = Selinux::read(&root.0, Path::new("/nowhere"), 1024)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("no label for \"process\""), "{error}");
 }
 
@@ -150,7 +158,7 @@ fn all_below_a_directory_is_relabelled_and_links_are_not_followed() {
     root.put("outside", "x");
     std::os::unix::fs::symlink(root.0.join("outside"), root.0.join("volume/link")).unwrap();
     // An attribute that every kernel has stands for the label.
-    set_below(&root.0.join("volume"), c"trusted.wharf-test", "a:b:c:s0").unwrap();
+    relabel::set_below(&root.0.join("volume"), c"trusted.wharf-test", "a:b:c:s0").unwrap();
     let of = |name: &str| {
         let path = CString::new(root.0.join(name).as_os_str().as_bytes()).unwrap();
         let mut value = [0u8; 64];
@@ -165,11 +173,41 @@ fn all_below_a_directory_is_relabelled_and_links_are_not_followed() {
         };
         String::from_utf8_lossy(&value[..usize::try_from(length).unwrap_or(0)]).into_owned()
     };
+    assert!(relabel::has(
+        &root.0.join("volume/deep"),
+        c"trusted.wharf-test",
+        "a:b:c:s0"
+    ));
+    assert!(!relabel::has(
+        &root.0.join("volume/deep"),
+        c"trusted.wharf-test",
+        "a:b:c:s"
+    ));
+    assert!(!relabel::has(
+        &root.0.join("outside"),
+        c"trusted.wharf-test",
+        "a:b:c:s0"
+    ));
     for labelled in ["volume", "volume/deep", "volume/deep/file", "volume/link"] {
         assert_eq!(of(labelled), "a:b:c:s0", "{labelled}");
     }
     assert_eq!((of("outside"), of("")), (String::new(), String::new()));
-    set_below(&root.0.join("absent"), c"trusted.wharf-test", "x").unwrap();
+    // Nor is one that stands at the beginning.
+    std::os::unix::fs::symlink(root.0.join("outside"), root.0.join("way")).unwrap();
+    relabel::set_below(&root.0.join("way"), c"trusted.wharf-test", "a:b:c:s0").unwrap();
+    assert_eq!((of("outside"), of("way")), (String::new(), "a:b:c:s0".to_owned()));
+    // As deep as nobody's volume is.
+    let mut at = root.0.join("deep");
+    let mut dirs = vec![at.clone()];
+    for _ in 0..1001 {
+        at.push("d");
+        dirs.push(at.clone());
+    }
+    fs::create_dir_all(&at).unwrap();
+    let error = relabel::set_below(&dirs[0], c"trusted.wharf-test", "x").unwrap_err();
+    assert!(error.to_string().contains("1000 directories"), "{error}");
+    relabel::set_below(&dirs[5], c"trusted.wharf-test", "x").unwrap();
+    relabel::set_below(&root.0.join("absent"), c"trusted.wharf-test", "x").unwrap();
     for never in ["/", "/usr", "/var"] {
         assert!(matches!(relabel(Path::new(never), "x"), Err(Error::NotAllowed(_))));
     }

@@ -1,7 +1,7 @@
 //! Create, the helper's part: everything that needs the host, then the fork of init.
 
 use super::spec::{Bundle, Namespace};
-use super::{attach, devices, fork_in, hooks, idmap, init, prepare, process, rlimits, sysctl};
+use super::{attach, devices, fork_in, hooks, idmap, init, prepare, process, sysctl};
 use crate::cgroups::{self, Cgroup};
 use crate::runtime::class;
 use crate::runtime::error::Context;
@@ -31,7 +31,7 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
     umask(Mode::empty());
     let bundle = Bundle::load(request.bundle)?;
     let linux = bundle.linux()?;
-    let mut setup = process::Setup::new(bundle.process()?, linux.seccomp().as_ref(), request.seccomp_filter)?;
+    let mut setup = process::Setup::new(bundle.process()?, linux, request.seccomp_filter)?;
     sysctl::check(&bundle)?;
     let state = hooks::State::new(&bundle, request.id, request.bundle);
     if let Some(listener) = &mut setup.listener {
@@ -149,7 +149,7 @@ fn supervise(
     let linux = plan.bundle.linux()?;
     if !plan.setup.own_limits {
         // Init waits until this is done, so its pid is its own.
-        rlimits::apply(pid, plan.setup.limits())?;
+        plan.setup.limit(pid)?;
         if new_userns {
             idmap::write(pid, linux.uid_mappings().as_ref(), linux.gid_mappings().as_ref())?;
         }

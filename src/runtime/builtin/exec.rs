@@ -44,7 +44,7 @@ pub fn run(request: &ExecRequest, pidfd: OwnedFd) -> Result<Report> {
     let bundle = Bundle::load(request.bundle)?;
     let linux = bundle.linux()?;
     let process = read_process(request.process_json, bundle.process()?)?;
-    let mut setup = process::Setup::new(&process, linux.seccomp().as_ref(), request.seccomp_filter)?;
+    let mut setup = process::Setup::new(&process, linux, request.seccomp_filter)?;
     if let Some(listener) = &mut setup.listener {
         let state = hooks::State::new(&bundle, request.id, request.bundle);
         listener.describe(&state, Some(request.init_pid));
@@ -145,7 +145,7 @@ fn in_other_userns(init: i32) -> Result<bool> {
 /// Returns the terminal's master once the program runs.
 fn supervise(plan: &Plan, pid: i32, child: &OwnedFd) -> Result<Option<OwnedFd>> {
     if plan.userns {
-        super::rlimits::apply(pid, plan.setup.limits())?;
+        plan.setup.limit(pid)?;
         report::send(child.as_fd(), &Ok(Report::default()));
     }
     let ready = report::receive(child.as_fd())?.ok_or(Error::HelperDied("exec"))?;

@@ -24,6 +24,7 @@ mod paths;
 mod prepare;
 mod process;
 mod rlimits;
+mod sched;
 mod spec;
 mod sysctl;
 

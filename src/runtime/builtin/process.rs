@@ -3,13 +3,14 @@
 use super::listener::Listener;
 use super::paths::Root;
 use super::rlimits::{self, Limits};
+use super::sched::Scheduling;
 use super::{caps, labels};
 use crate::runtime::error::Context;
 use crate::runtime::{Error, Result, seccomp_compile};
 use crate::sys;
 use nix::sys::stat::{Mode, SFlag, fstat, umask};
 use nix::unistd::{Gid, Uid, fchown, setgroups, setresgid, setresuid};
-use oci_spec::runtime::{IOPriorityClass, LinuxIOPriority, LinuxSeccomp, Process};
+use oci_spec::runtime::{IOPriorityClass, Linux, LinuxIOPriority, Process};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
@@ -30,6 +31,7 @@ pub struct Setup {
     limits: Limits,
     /// As ioprio_set(2) takes it.
     io_priority: Option<i32>,
+    scheduling: Scheduling,
     labels: labels::Labels,
     filter: Option<(Vec<u8>, u64)>,
     /// Where the filter's descriptor goes that tells of blocked calls.
@@ -60,7 +62,8 @@ const MAX_PASSWD: u64 = 1 << 20;
 
 impl Setup {
     /// `filter`: a compiled seccomp program; without it the profile is compiled here.
-    pub fn new(process: &Process, seccomp: Option<&LinuxSeccomp>, filter: Option<&Path>) -> Result<Setup> {
+    pub fn new(process: &Process, linux: &Linux, filter: Option<&Path>) -> Result<Setup> {
+        let seccomp = linux.seccomp().as_ref();
         let strings = |list: Option<&Vec<String>>| -> Result<Vec<CString>> {
             let string = |text: &String| {
                 CString::new(text.as_str()).map_err(|_| Error::InvalidSpec(format!("{text:?} has a zero byte in it")))
@@ -91,14 +94,17 @@ impl Setup {
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             limits: rlimits::prepare(process.rlimits().as_deref().unwrap_or_default())?,
             io_priority: process.io_priority().as_ref().map(io_priority).transpose()?,
+            scheduling: Scheduling::of(process, linux)?,
             labels: labels::Labels::of(process)?,
             filter,
             own_limits: true,
         })
     }
 
-    pub fn limits(&self) -> &Limits {
-        &self.limits
+    /// Limits and scheduling of a process (0: the caller), with the caller's privileges.
+    pub fn limit(&self, pid: i32) -> Result<()> {
+        rlimits::apply(pid, &self.limits)?;
+        self.scheduling.schedule(pid)
     }
 
     /// What must stay open until the filter is in force.
@@ -122,8 +128,9 @@ impl Setup {
     pub fn settle(&mut self, root: &Root) -> Result<()> {
         self.set_home(root);
         if self.own_limits {
-            rlimits::apply(0, &self.limits)?;
+            self.limit(0)?;
         }
+        self.scheduling.place_memory()?;
         if let Some(priority) = self.io_priority {
             sys::set_io_priority(priority).context(|| "set the I/O priority".into())?;
         }

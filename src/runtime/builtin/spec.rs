@@ -1,6 +1,6 @@
 //! Reads config.json and refuses by name what this runtime does not do.
 
-use super::listener;
+use super::{listener, sched::Scheduling};
 use crate::runtime::error::Context;
 use crate::runtime::{Error, Result};
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Process, Spec};
@@ -91,13 +91,13 @@ pub fn check(spec: &Spec) -> Result<()> {
         .process()
         .as_ref()
         .ok_or_else(|| Error::InvalidSpec("process is missing".into()))?;
-    check_process(process)
+    check_process(process)?;
+    Scheduling::of(process, linux).map(drop)
 }
 
 fn check_linux(linux: &Linux) -> Result<()> {
     let mut refused = vec![
         (linux.intel_rdt().is_some(), "linux.intelRdt"),
-        (linux.memory_policy().is_some(), "linux.memoryPolicy"),
         (
             linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()),
             "linux.timeOffsets",
@@ -158,8 +158,5 @@ pub fn check_process(process: &Process) -> Result<()> {
             process.cwd()
         )));
     }
-    match process.scheduler() {
-        Some(_) => Err(Error::Unsupported("process.scheduler".into())),
-        None => Ok(()),
-    }
+    Ok(())
 }

@@ -58,6 +58,24 @@ impl Command {
         }
     }
 
+    /// Has systemd know the limits that the program has set, where it was to ask systemd for the cgroup: crun 1.8 writes them
+    /// to the kernel's files alone, and systemd's next reload would take them back.
+    fn tell_limits(&self, bundle: &std::path::Path) -> Result<()> {
+        if !self.arguments.iter().any(|argument| argument == "--systemd-cgroup") {
+            return Ok(());
+        }
+        let path = bundle.join("config.json");
+        let spec = oci_spec::runtime::Spec::load(&path)
+            .map_err(|error| Error::InvalidSpec(format!("{}: {error}", path.display())))?;
+        let Some(linux) = spec.linux() else { return Ok(()) };
+        let (Some(cgroup), Some(limits)) = (linux.cgroups_path(), linux.resources()) else {
+            return Ok(());
+        };
+        cgroups::detect()
+            .and_then(|detected| cgroups::Cgroup::of_spec(&detected, &cgroup.to_string_lossy())?.tell(limits))
+            .map_err(|error| Error::Cgroup(error.to_string()))
+    }
+
     fn invocation(&self, bundle: &std::path::Path) -> Invocation {
         Invocation::new(&self.path, self.root.as_deref(), &self.arguments, bundle)
     }
@@ -79,6 +97,13 @@ impl Handler for Command {
             let mut invocation = self.invocation(request.bundle);
             invocation.arguments(["create", "--bundle", ".", "--pid-file", program::PID_FILE]);
             let (pid, console) = invocation.run_detached(&request.stdio, request.id)?;
+            if let Err(error) = self.tell_limits(request.bundle) {
+                let mut undo = self.invocation(request.bundle);
+                undo.arguments(["delete", "--force", request.id]);
+                let _ = undo.run();
+                undo.tidy();
+                return Err(error);
+            }
             Ok(Report {
                 pid,
                 fds: console.into_iter().collect(),

@@ -3,15 +3,17 @@ use std::fs;
 use super::*;
 
 const FULL: &str = r#"{"ociVersionMin":"1.0.0","ociVersionMax":"1.2.0","mountOptions":["ro","rro"],
-    "linux":{"namespaces":["user","time","of-the-future"],"mountExtensions":{"idmap":{"enabled":true}}}}"#;
+    "linux":{"namespaces":["user","time","of-the-future"],"mountExtensions":{"idmap":{"enabled":true}},"memoryPolicy":{"modes":["MPOL_BIND"],"flags":[]}}}"#;
 
 #[test]
 fn what_a_document_leaves_out_is_not_claimed() {
     let full = Features::parse(FULL.as_bytes()).unwrap();
     assert!(full.mount_option("rro") && full.user_namespaces() && !full.mount_option("noexec"));
+    assert!(full.priorities() && full.memory_policy);
     // As runc 1.1 answers: it knows user namespaces, but not how to map the owners of files.
     let old = Features::parse(br#"{"mountOptions":["rro"],"linux":{"namespaces":["user"]}}"#).unwrap();
     assert!(old.mount_option("rro") && old.user_namespaces() && !old.idmapped_mounts);
+    assert!(!old.priorities() && !old.memory_policy);
     let off = br#"{"linux":{"namespaces":["user"],"mountExtensions":{"idmap":{"enabled":false}}}}"#;
     assert!(!Features::parse(off).unwrap().idmapped_mounts);
     assert_eq!(Features::parse(b"{}").unwrap(), Features::default());

@@ -57,6 +57,16 @@ async fn plugins_change_what_is_created() {
                     class: nri::IoPrioClass::IoprioClassBe.into(),
                     priority: 7,
                 }),
+                scheduler: (handler == "builtin").then_some(nri::LinuxScheduler {
+                    policy: nri::LinuxSchedulerPolicy::SchedBatch.into(),
+                    nice: 5,
+                    ..Default::default()
+                }),
+                memory_policy: (handler == "builtin").then(|| nri::LinuxMemoryPolicy {
+                    mode: nri::MpolMode::MpolBind.into(),
+                    nodes: "0".into(),
+                    ..Default::default()
+                }),
                 sysctl: [("net.ipv4.ip_default_ttl".to_owned(), "77".to_owned())].into(),
                 ..Default::default()
             }),
@@ -97,6 +107,10 @@ async fn plugins_change_what_is_created() {
         if handler == "builtin" {
             let priority = house.daemon.cri.shell(&id, "ionice -p 1").await.unwrap();
             assert_eq!(priority.trim(), "best-effort: prio 7");
+            // Nice value and policy (proc_pid_stat(5)) of the first process, and where the memory of a command comes from.
+            let line = "cut -d' ' -f19,41 /proc/1/stat; grep -q ' bind:0 ' /proc/self/numa_maps && echo bound";
+            let scheduled = house.daemon.cri.shell(&id, line).await.unwrap();
+            assert_eq!(scheduled, "5 3\nbound\n");
         }
         assert_eq!(limit_of(&house.daemon, &id).await, 150 << 20);
         // The second has seen what the first wanted; afterwards all see all of it.
@@ -114,9 +128,13 @@ async fn what_can_not_be_is_refused_by_name() {
     let house = House::open().await;
     let wishes: Vec<(&str, nri::LinuxContainerAdjustment)> = vec![
         (
-            "scheduler",
+            "scheduler.nice",
             nri::LinuxContainerAdjustment {
-                scheduler: Some(nri::LinuxScheduler::default()),
+                scheduler: Some(nri::LinuxScheduler {
+                    policy: nri::LinuxSchedulerPolicy::SchedFifo.into(),
+                    nice: 1,
+                    ..Default::default()
+                }),
                 ..Default::default()
             },
         ),
@@ -128,9 +146,12 @@ async fn what_can_not_be_is_refused_by_name() {
             },
         ),
         (
-            "memory_policy",
+            "memoryPolicy.nodes",
             nri::LinuxContainerAdjustment {
-                memory_policy: Some(nri::LinuxMemoryPolicy::default()),
+                memory_policy: Some(nri::LinuxMemoryPolicy {
+                    nodes: "1-0".into(),
+                    ..Default::default()
+                }),
                 ..Default::default()
             },
         ),
