@@ -94,6 +94,10 @@ bench-reads: build ## Time lists and statuses with 1,000 containers under churn,
 	cargo build --locked --release -p wharf-e2e --bins
 	@scripts/bench.sh target/wharf reads $(ARGS)
 
+.PHONY: bench-lazy
+bench-lazy: build ## Time to the first log line of a 1 GB image that is not complete yet, beside a full pull
+	cargo test --locked --release -p wharf-e2e --test promises -- --ignored --nocapture --exact lazy::time_to_the_first_log_line
+
 .PHONY: bench-network
 bench-network: ## Time attaching pods to the built-in network beside CNI's bridge plugin, one by one and 200 at once (PROFILE=dev)
 	cargo test --locked --workspace --exclude wharf-e2e --lib --profile $(or $(PROFILE),release) \
