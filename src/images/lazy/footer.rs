@@ -50,3 +50,66 @@ pub(super) fn table(bytes: &[u8]) -> Result<Vec<u8>, String> {
     archive.truncate(end);
     Ok(archive.split_off(BLOCK))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::images::testing::tar;
+
+    /// A footer for a table at `offset`.
+    pub fn footer(offset: u64) -> Vec<u8> {
+        let mut bytes = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 26, 0, b'S', b'G', 22, 0];
+        bytes.extend(format!("{offset:016x}STARGZ").as_bytes());
+        bytes.extend([1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
+        bytes
+    }
+
+    #[test]
+    fn the_footer_of_the_specification_is_read() {
+        let bytes = footer(0x1234_5678);
+        assert_eq!(bytes.len() as u64, LENGTH);
+        assert_eq!(offset(&bytes), Some(0x1234_5678));
+        let mut empty = Vec::new();
+        flate2::bufread::GzDecoder::new(bytes.as_slice())
+            .read_to_end(&mut empty)
+            .unwrap();
+        assert!(empty.is_empty());
+    }
+
+    #[test]
+    fn an_archive_with_the_table_gives_it_and_another_does_not() {
+        let gzip = |archive: &[u8]| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(archive).unwrap();
+            encoder.finish().unwrap()
+        };
+        let json = br#"{"version":1,"entries":[]}"#;
+        let good = tar(&[("stargz.index.json", json)]);
+        assert_eq!(table(&gzip(&good)).unwrap(), json);
+        assert!(table(&gzip(&tar(&[("other.json", json)]))).is_err());
+        assert!(table(&gzip(&good[..520])).is_err());
+        assert!(table(b"no gzip").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_give_an_offset_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = offset(&bytes);
+        }
+
+        #[test]
+        fn a_changed_byte_of_the_frame_is_noticed(at in 0_usize..38, new in any::<u8>()) {
+            let good = footer(77);
+            let mut bytes = good.clone();
+            bytes[at] = new;
+            // Time and system are free, digits give another number.
+            if !(4..10).contains(&at) && !(16..32).contains(&at) && bytes != good {
+                prop_assert_eq!(offset(&bytes), None);
+            }
+        }
+    }
+}

@@ -10,6 +10,8 @@
 
 mod container;
 mod footer;
+#[cfg(fuzzing)]
+pub(super) mod fuzzing;
 mod layer;
 mod server;
 mod table;

@@ -266,3 +266,34 @@ pub(super) fn sized(value: &[u8], room: u32) -> Result<Vec<u8>, i32> {
         _ => Ok(value.to_vec()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn devices_are_packed_as_the_kernel_does() {
+        assert_eq!(device((1, 3)), 0x103);
+        assert_eq!(device((8, 0x12345)), 0x1234_0845);
+    }
+
+    #[test]
+    fn a_list_ends_where_its_room_does() {
+        let mut list = Listing::new(64);
+        assert!(list.add(1, 1, libc::S_IFDIR, b"."));
+        assert!(list.add(2, 2, libc::S_IFREG, b"a-name"));
+        assert!(!list.add(3, 3, libc::S_IFREG, b"b"));
+        assert_eq!(list.bytes.len(), 64);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_request_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            if let Some(request) = Request::parse(&bytes) {
+                let _ = (request.name(0), request.name(8), request.range(), request.room(), init(&request));
+            }
+        }
+    }
+}
