@@ -1,35 +1,35 @@
-//! A registry that sends one byte a second: a proxy before the real one that lets manifests through as they come.
+//! A registry that sends one byte a second: a proxy before the real one that lets through as they come manifests, and the parts
+//! of a blob that are asked for by their first and last byte.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use crate::Result;
-use crate::registry::ADDRESS;
 
 /// Bodies up to this size come at once: manifests, configurations, errors.
 const SMALL: usize = 4 << 10;
 
-/// Serves `address` until the process is ended. `told` hears `ready`, then `trickles` for each body that comes slowly, and
+/// Serves what `upstream` has at `address` until the process is ended. `told` hears `ready`, then `trickles` for each body that comes slowly, and
 /// `gone` when its reader has left.
 ///
 /// # Errors
 /// When it can't listen.
-pub fn serve(address: &str, told: fn(&str)) -> Result {
+pub fn serve(address: &str, upstream: &str, told: fn(&str)) -> Result {
     let listener = TcpListener::bind(address)?;
     told("ready");
     for client in listener.incoming() {
-        let client = client?;
+        let (client, upstream) = (client?, upstream.to_owned());
         std::thread::spawn(move || {
             // A client that leaves is an error here, and none of the server.
-            let _ = answer(client, told);
+            let _ = answer(client, &upstream, told);
         });
     }
     Ok(())
 }
 
 /// Answers one request and closes the connection.
-fn answer(mut client: TcpStream, told: fn(&str)) -> std::io::Result<()> {
+fn answer(mut client: TcpStream, upstream: &str, told: fn(&str)) -> std::io::Result<()> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -42,10 +42,15 @@ fn answer(mut client: TcpStream, told: fn(&str)) -> std::io::Result<()> {
         !line.is_empty() && !line.starts_with("connection:") && !line.starts_with("host:")
     });
     let request: Vec<&str> = kept.collect();
-    let mut upstream = TcpStream::connect(ADDRESS)?;
+    let is_part = head.lines().any(|line| {
+        let line = line.to_ascii_lowercase();
+        line.starts_with("range:") && !line.trim_end().ends_with('-')
+    });
+    let host = upstream;
+    let mut upstream = TcpStream::connect(host)?;
     write!(
         upstream,
-        "{}\r\nHost: {ADDRESS}\r\nConnection: close\r\n\r\n",
+        "{}\r\nHost: {host}\r\nConnection: close\r\n\r\n",
         request.join("\r\n")
     )?;
     let mut response = Vec::new();
@@ -56,7 +61,7 @@ fn answer(mut client: TcpStream, told: fn(&str)) -> std::io::Result<()> {
         .map_or(response.len(), |at| at + 4);
     let (head, body) = response.split_at(body);
     client.write_all(head)?;
-    if body.len() <= SMALL {
+    if is_part || body.len() <= SMALL {
         return client.write_all(body);
     }
     told("trickles");

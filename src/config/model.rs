@@ -227,6 +227,9 @@ pub struct Pull {
     /// `"64GiB"`.
     #[serde(deserialize_with = "bytes")]
     pub max_layer_size: u64,
+    /// Let containers start before their image is complete, where its layers have a table of contents (eStargz); what they read
+    /// is fetched on demand meanwhile.
+    pub lazy: bool,
     /// Trees of `hosts.toml` files and certificates, by registry; the first that knows one counts. Absolute.
     pub hosts_dirs: Vec<PathBuf>,
     /// `registries.conf`, version 2, with its `.d` directory. Absolute; absent is fine.
@@ -357,6 +360,7 @@ impl Default for Pull {
             stall_timeout_secs: 60,
             keep_partial_secs: 300,
             max_layer_size: 64 << 30,
+            lazy: false,
             hosts_dirs: [
                 "/etc/wharf/certs.d",
                 "/etc/containerd/certs.d",

@@ -12,7 +12,7 @@ use super::{
     bundle::{self, Bundle},
     cpus, ending,
     image_volumes::{self, View},
-    restore,
+    lazy, restore,
 };
 use crate::{
     images::rootfs::Owners,
@@ -61,6 +61,14 @@ pub async fn create(
         .unwrap_or_default();
     let (image, dumped) = restore::find(tools, container, named.clone(), part).await?;
     asked::may_run(tools, &image, &named, &config).await?;
+    // What was dumped is put into a root filesystem by the daemon, which must not wait for itself.
+    let image = match &dumped {
+        None => image,
+        Some(_) => tools.images.whole(image).await.map_err(|source| Error::Rootfs {
+            id: container.id.clone(),
+            source,
+        })?,
+    };
     let log_path = asked::log_path(container, &on_record, &config)?;
     let stop_signal = asked::stop_signal(&config, &image)?;
 
@@ -100,6 +108,7 @@ pub async fn create(
             id: container.id.clone(),
             source,
         })?;
+    let rootfs = lazy::hand_over(tools, container, &image, rootfs, owners.as_ref(), labels.as_ref()).await?;
     if let Some(dumped) = &dumped {
         dumped.apply(container, &rootfs, &log_path, builtin).await?;
     }

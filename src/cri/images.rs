@@ -60,6 +60,7 @@ impl Face {
         let mut info = HashMap::new();
         if request.verbose {
             let mut details = serde_json::json!({
+                "complete": image.is_complete(),
                 "layers": image.layers.iter().map(|layer| &layer.diff_id).collect::<Vec<_>>(),
                 "imageSpec": {
                     "os": image.config.os,

@@ -2,6 +2,7 @@
 
 use super::{manifest, platform::Host, registry::Document};
 
+pub use super::lazy::fuzzing::contents;
 pub use super::registry::fuzzing::{conf, headers, hosts};
 
 /// A manifest or an index, as a registry sends it.

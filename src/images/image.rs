@@ -1,11 +1,11 @@
 //! What an image is once it is here, and the part of its configuration that containers need.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Deserializer};
 use wharf_proto::record;
 
-use super::layers::Pin;
+use super::{layers::Pin, lazy::LazyImage};
 
 /// An image on this node.
 #[derive(Debug)]
@@ -31,12 +31,21 @@ pub struct Image {
     pub checkpoint: bool,
     /// When it was pulled first; Unix time, nanoseconds.
     pub pulled_at: i64,
+    /// Its layers are not all here yet; then there are no pins.
+    pub(super) lazy: Option<Arc<LazyImage>>,
     /// Keep the layers on disk while anyone holds this image; in the order of `layers`.
     pub(super) pins: Vec<Pin>,
 }
 
 impl Image {
-    /// Where the files of its layers are, the uppermost first; there as long as somebody holds the image.
+    /// Whether all of it is on this node.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.lazy.is_none()
+    }
+
+    /// Where the files of its layers are, the uppermost first; there as long as somebody holds the image. None of one that
+    /// is not complete.
     #[must_use]
     pub fn layer_directories(&self) -> Vec<PathBuf> {
         self.pins.iter().rev().map(Pin::path).collect()

@@ -4,7 +4,7 @@
 //! comes and goes by one rename.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -19,6 +19,7 @@ use wharf_proto::record;
 use super::{
     Error, Image, ImageConfig, Layer, Reference, Result,
     layers::{Layers, Pin},
+    lazy::{self, LazyImage},
     manifest::{self, Parsed},
     names::{name, named, names, settle_tags},
     papers,
@@ -44,6 +45,8 @@ pub(super) struct Index {
     /// Told with `entries` held, so that changes are in their order.
     changes: UnboundedSender<Change>,
     heard: Mutex<Option<UnboundedReceiver<Change>>>,
+    /// Ids of images of which not all is here: what is known of them lies elsewhere, and is not shown after a restart.
+    pub(super) incomplete: RwLock<BTreeSet<String>>,
 }
 
 /// An image and what is written of it.
@@ -92,6 +95,7 @@ impl Index {
     pub fn open(root: &Path, layers: Layers) -> Result<Self> {
         let directory = root.join("records");
         store::create_dir(&directory)?;
+        store::create_dir(&lazy::directory(root))?;
         let mut entries = BTreeMap::new();
         for name in store::list_dirs(&directory)? {
             let path = directory.join(&name);
@@ -115,6 +119,7 @@ impl Index {
             entries: Mutex::default(),
             changes,
             heard: Mutex::new(Some(heard)),
+            incomplete: RwLock::default(),
         };
         settle_tags(&mut entries);
         index.publish(&entries);
@@ -156,6 +161,11 @@ impl Index {
 
     /// Makes `arrival` visible. Durable on return, if its layers are. Blocking.
     pub fn add(&self, arrival: Arrival) -> Result<()> {
+        self.add_with(arrival, None)
+    }
+
+    /// As [`Index::add`]; with `lazy` of an image that is not all here.
+    pub(super) fn add_with(&self, arrival: Arrival, lazy: Option<Arc<LazyImage>>) -> Result<()> {
         // Written before the lock is taken: others may add images meanwhile.
         let temporary = self.layers.temporary()?;
         write_synced(&temporary.path().join("config"), &arrival.config)?;
@@ -167,6 +177,9 @@ impl Index {
         }
         let config = parse_config(&arrival.config, &arrival.id)?;
         let mut entries = self.lock();
+        if lazy.is_none() {
+            self.complete_locked(&mut entries, &arrival.id, &arrival.pins)?;
+        }
         if entries.contains_key(&arrival.id) {
             // It was here, or another reference brought it meanwhile.
             papers::add(&self.directory(&arrival.id), arrival.evidence)?;
@@ -194,13 +207,12 @@ impl Index {
         }
         store::write_record(&temporary.path().join("record"), &record)?;
         sync(&temporary.path().join("record"))?;
-        temporary.keep_as(&self.directory(&arrival.id))?;
-        sync(&self.root.join("records"))?;
+        self.place(temporary, &arrival.id, lazy.is_some())?;
         let checkpoint = arrival
             .documents
             .iter()
             .any(|(_, bytes)| manifest::is_checkpoint(bytes));
-        let image = Arc::new(image(&record, config, arrival.pins, checkpoint));
+        let image = Arc::new(image(&record, config, arrival.pins, checkpoint, lazy));
         let tags: Vec<String> = record.tags.iter().map(|tag| tag.name.clone()).collect();
         let first = names(&record).into_iter().next().unwrap_or_default();
         entries.insert(arrival.id.clone(), Entry { record, image });
@@ -298,11 +310,12 @@ impl Index {
     pub fn remove(&self, id: &str) -> Result<()> {
         let mut entries = self.lock();
         if entries.contains_key(id) {
-            self.layers.discard(&self.directory(id))?;
+            let directory = self.directory(id);
+            self.layers.discard(&directory)?;
             self.forget(&mut entries, id);
             drop(entries);
             // Else a power loss could bring back what its caller knows to be gone.
-            sync(&self.root.join("records"))?;
+            sync(directory.parent().unwrap_or(&self.root))?;
         }
         Ok(())
     }
@@ -316,6 +329,10 @@ impl Index {
     }
 
     fn forget(&self, entries: &mut BTreeMap<String, Entry>, id: &str) {
+        self.incomplete
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
         if let Some(entry) = entries.remove(id) {
             let name = names(&entry.record).into_iter().next().unwrap_or_default();
             self.tell(id, &name, "remove");
@@ -387,7 +404,7 @@ impl Index {
         Ok(())
     }
 
-    fn publish(&self, entries: &BTreeMap<String, Entry>) {
+    pub(super) fn publish(&self, entries: &BTreeMap<String, Entry>) {
         let list = Arc::new(entries.values().map(|entry| entry.image.clone()).collect());
         let old = std::mem::replace(
             &mut *self.published.write().unwrap_or_else(PoisonError::into_inner),
@@ -397,11 +414,27 @@ impl Index {
         drop(old);
     }
 
-    fn directory(&self, id: &str) -> PathBuf {
-        self.root.join("records").join(file_name(id))
+    pub(super) fn directory(&self, id: &str) -> PathBuf {
+        let incomplete = self.incomplete.read().unwrap_or_else(PoisonError::into_inner);
+        match incomplete.contains(id) {
+            true => self.incomplete_directory(id),
+            false => self.root.join("records").join(file_name(id)),
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+    pub(super) fn incomplete_directory(&self, id: &str) -> PathBuf {
+        lazy::directory(&self.root).join(file_name(id))
+    }
+
+    pub(super) fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -468,7 +501,7 @@ fn complete(path: &Path, record: &record::Image, layers: &Layers) -> Result<std:
     };
     let pins: std::result::Result<Vec<_>, _> = record.layers.iter().map(pin).collect();
     let checkpoint = has_checkpoint(directory)?;
-    Ok(pins.map(|pins| Arc::new(image(record, config, pins, checkpoint))))
+    Ok(pins.map(|pins| Arc::new(image(record, config, pins, checkpoint, None))))
 }
 
 /// Whether a manifest in an image's directory says that it is a checkpoint.
@@ -490,11 +523,24 @@ impl Entry {
     /// The same image, as `record` has it by now.
     pub fn again(&self, record: &record::Image) -> Image {
         let known = &self.image;
-        image(record, known.config.clone(), known.pins.clone(), known.checkpoint)
+        let (pins, lazy) = (known.pins.clone(), known.lazy.clone());
+        image(record, known.config.clone(), pins, known.checkpoint, lazy)
+    }
+
+    /// The same image with all its layers.
+    pub fn completed(&self, pins: Vec<Pin>) -> Image {
+        let known = &self.image;
+        image(&self.record, known.config.clone(), pins, known.checkpoint, None)
     }
 }
 
-fn image(record: &record::Image, config: ImageConfig, pins: Vec<Pin>, checkpoint: bool) -> Image {
+fn image(
+    record: &record::Image,
+    config: ImageConfig,
+    pins: Vec<Pin>,
+    checkpoint: bool,
+    lazy: Option<Arc<LazyImage>>,
+) -> Image {
     Image {
         id: record.id.clone(),
         tags: record.tags.iter().map(|tag| tag.name.clone()).collect(),
@@ -506,6 +552,7 @@ fn image(record: &record::Image, config: ImageConfig, pins: Vec<Pin>, checkpoint
         pinned: record.pinned,
         checkpoint,
         pulled_at: record.pulled_at,
+        lazy,
         pins,
     }
 }
@@ -523,13 +570,13 @@ pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     sync(path)
 }
 
-fn sync(path: &Path) -> Result<()> {
+pub(super) fn sync(path: &Path) -> Result<()> {
     fs::File::open(path)
         .and_then(|file| file.sync_all())
         .map_err(Error::io("sync", path))
 }
 
-fn file_name(digest: &str) -> &str {
+pub(super) fn file_name(digest: &str) -> &str {
     digest.strip_prefix("sha256:").unwrap_or(digest)
 }
 

@@ -73,6 +73,7 @@ impl Images {
     ) -> Result<()> {
         let image = self.find(spec).ok_or_else(|| Error::NoImage(spec.to_owned()))?;
         let target = Reference::parse(if name.is_empty() { spec } else { name })?;
+        let image = self.whole(image).await?;
         push::push(&self.room, &image, &target, auth.as_ref(), listener).await
     }
 
@@ -91,7 +92,8 @@ impl Images {
     ///
     /// # Errors
     /// When the order makes no sense, or the changes can't be read or said in a layer.
-    pub async fn commit(&self, changed: Changed, order: Order) -> Result<String> {
+    pub async fn commit(&self, mut changed: Changed, order: Order) -> Result<String> {
+        changed.image = self.whole(changed.image).await?;
         let room = self.room.clone();
         blocking(move || make::commit(&room, &changed, &order)).await
     }
@@ -100,7 +102,8 @@ impl Images {
     ///
     /// # Errors
     /// When it can't be mounted.
-    pub async fn export(&self, changed: Changed) -> Result<Outflow> {
+    pub async fn export(&self, mut changed: Changed) -> Result<Outflow> {
+        changed.image = self.whole(changed.image).await?;
         blocking(move || make::export(&changed)).await
     }
 
@@ -109,7 +112,10 @@ impl Images {
     /// # Errors
     /// When there is no such image, or one can't be given back.
     pub async fn save(&self, specs: &[String], format: Format) -> Result<Outflow> {
-        let wanted = save::wanted(specs, |spec| self.find(spec))?;
+        let mut wanted = save::wanted(specs, |spec| self.find(spec))?;
+        for one in &mut wanted {
+            one.image = self.whole(one.image.clone()).await?;
+        }
         let room = self.room.clone();
         blocking(move || {
             save::check(&wanted)?;

@@ -147,6 +147,11 @@ impl Layers {
         })
     }
 
+    /// Whether the layer with `diff_id` is here.
+    pub fn has(&self, diff_id: &str) -> bool {
+        self.0.lock().by_diff.contains_key(diff_id)
+    }
+
     /// Holds the layer with the directory `name`, if it is here.
     pub fn pin_name(&self, name: &str) -> Option<Pin> {
         self.0.lock().by_name.get_mut(name)?.pins += 1;

@@ -75,6 +75,8 @@ pub(super) struct Manifest {
 pub(super) struct Descriptor {
     pub digest: String,
     pub size: u64,
+    /// Digest of a layer's table of contents, with which it can be used before it is here.
+    pub toc: Option<String>,
 }
 
 impl Manifest {
@@ -163,6 +165,7 @@ pub(super) fn parse(document: &Document, host: &Host) -> Result<Parsed> {
             Ok(size) if size <= MAX_LAYER => Ok(Descriptor {
                 digest: entry.digest.clone(),
                 size,
+                toc: entry.toc(),
             }),
             _ => Err(bad(format!("a size of {} bytes is out of bounds", entry.size))),
         }
@@ -331,6 +334,15 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// Digest of the table of contents of an eStargz layer (stargz-snapshotter, docs/estargz.md).
+    fn toc(&self) -> Option<String> {
+        let toc = self
+            .annotations
+            .as_ref()?
+            .get("containerd.io/snapshot/stargz/toc.digest")?;
+        is_digest(toc).then(|| toc.clone())
+    }
+
     /// The name that it was given.
     fn title(&self) -> &str {
         let annotations = self.annotations.as_ref();

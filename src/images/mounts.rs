@@ -13,6 +13,7 @@ use std::{
 use super::{
     Error, Image, Result,
     layers::{Layers, Pin},
+    lazy::{self, LazyImage},
     pull::blocking,
     room::Room,
     rootfs,
@@ -21,19 +22,40 @@ use crate::store;
 
 const FILE: &str = "layers";
 
+/// Stands in that file for a layer that has not come whole.
+const LAZY: &str = "lazy";
+
 /// Who has mounted what.
 #[derive(Default)]
-pub(super) struct Mounts(Mutex<HashMap<PathBuf, Vec<Pin>>>);
+pub(super) struct Mounts(Mutex<HashMap<PathBuf, Mounted>>);
+
+/// Layers, bottom first.
+enum Mounted {
+    Whole(Vec<Pin>),
+    /// Not all of them were here.
+    Lazy(Arc<LazyImage>),
+    /// The same, by a daemon before this one; those that were.
+    Left {
+        _pins: Vec<Pin>,
+    },
+}
 
 impl Mounts {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Vec<Pin>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Mounted>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The layers that a container's root filesystem is made of, top first.
     pub(super) fn layers(&self, container: &Path) -> Option<Vec<PathBuf>> {
         let mounts = self.lock();
-        Some(mounts.get(container)?.iter().rev().map(Pin::path).collect())
+        match mounts.get(container)? {
+            Mounted::Whole(pins) => Some(pins.iter().rev().map(Pin::path).collect()),
+            Mounted::Lazy(image) => {
+                let lowers = image.layers.iter().rev();
+                lowers.map(|lower| lower.pin().map(Pin::path)).collect()
+            }
+            Mounted::Left { .. } => None,
+        }
     }
 }
 
@@ -45,6 +67,19 @@ pub(super) async fn mount(
     owners: Option<rootfs::Owners>,
     label: Option<String>,
 ) -> Result<PathBuf> {
+    if let Some(lazy) = &image.lazy
+        // Their owners can't be mapped, or the daemon would copy out of them itself.
+        && owners.is_none()
+        && lazy.pins().is_none()
+        && image.config.volumes.is_empty()
+        && let Some(lowers) = lazy::mount(room, lazy, &image.layers, container).await?
+    {
+        let mounted = mount_lazily(room, image, lazy, container, lowers, label).await;
+        if mounted.is_err() {
+            lazy::forget(room, container).await?;
+        }
+        return mounted;
+    }
     let directory = container.to_owned();
     hold(room, image, container, move |layers| {
         Ok(rootfs::mount_labelled(
@@ -55,6 +90,51 @@ pub(super) async fn mount(
         )?)
     })
     .await
+}
+
+async fn mount_lazily(
+    room: &Arc<Room>,
+    image: &Image,
+    lazy: &Arc<LazyImage>,
+    container: &Path,
+    mut lowers: Vec<PathBuf>,
+    label: Option<String>,
+) -> Result<PathBuf> {
+    let mut text = format!("{}\n", image.id);
+    for lower in &lazy.layers {
+        text.push_str(match lower {
+            lazy::Lower::Whole(pin) => pin.name(),
+            lazy::Lower::Lazy(_) => LAZY,
+        });
+        text.push('\n');
+    }
+    lowers.reverse();
+    room.mounts
+        .lock()
+        .insert(container.to_owned(), Mounted::Lazy(lazy.clone()));
+    let directory = container.to_owned();
+    let mounted = blocking(move || {
+        let file = directory.join(FILE);
+        store::write_file(&file, text.as_bytes(), 0o600)?;
+        let mounted = rootfs::mount_labelled(&lowers, &directory, None, label.as_deref()).inspect_err(|_| {
+            let _ = fs::remove_file(&file);
+        })?;
+        // overlayfs has its own hold of it.
+        lazy::detach(&directory)?;
+        Ok(mounted)
+    })
+    .await;
+    if mounted.is_err() {
+        room.mounts.lock().remove(container);
+    }
+    mounted
+}
+
+/// `container`, which a daemon before this one had mounted, has `image`.
+pub(super) fn served(room: &Room, container: &Path, image: &Arc<LazyImage>) {
+    let lazy = Mounted::Lazy(image.clone());
+    let before = room.mounts.lock().insert(container.to_owned(), lazy);
+    drop(before);
 }
 
 /// See [`super::Images::mount_view`].
@@ -90,14 +170,20 @@ async fn hold(
     directory: &Path,
     mount: impl FnOnce(&[PathBuf]) -> Result<PathBuf> + Send + 'static,
 ) -> Result<PathBuf> {
-    let pins = image.pins.clone();
+    let pins = match &image.lazy {
+        None => image.pins.clone(),
+        Some(lazy) => match lazy.pins() {
+            Some(pins) => pins,
+            None => lazy::whole(room, image).await?.pins.clone(),
+        },
+    };
     let mut text = format!("{}\n", image.id);
     for pin in &pins {
         text.push_str(pin.name());
         text.push('\n');
     }
     let top_first: Vec<PathBuf> = pins.iter().rev().map(Pin::path).collect();
-    room.mounts.lock().insert(directory.to_owned(), pins);
+    room.mounts.lock().insert(directory.to_owned(), Mounted::Whole(pins));
     let file = directory.join(FILE);
     let mounted = blocking(move || {
         store::write_file(&file, text.as_bytes(), 0o600)?;
@@ -124,9 +210,16 @@ pub(super) async fn unmount(room: &Arc<Room>, container: &Path) -> Result<()> {
         }
     })
     .await?;
-    let pins = room.mounts.lock().remove(container);
-    drop(pins);
-    Ok(())
+    let mounted = room.mounts.lock().remove(container);
+    match mounted {
+        // One look at the disk less.
+        Some(Mounted::Whole(_)) => Ok(()),
+        None if !room.lazy.is_enabled() => Ok(()),
+        mounted => {
+            drop(mounted);
+            lazy::forget(room, container).await
+        }
+    }
 }
 
 /// Takes over what `containers` had mounted before this process began. Blocking.
@@ -138,8 +231,22 @@ pub(super) fn adopt(mounts: &Mounts, layers: &Layers, containers: &[PathBuf]) ->
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(Error::io("read", file)(error)),
         };
-        let pins = text.lines().skip(1).filter_map(|name| layers.pin_name(name)).collect();
-        mounts.lock().entry(container.clone()).or_insert(pins);
+        let mut pins: Vec<Pin> = text.lines().skip(1).filter_map(|name| layers.pin_name(name)).collect();
+        let lazy = text.lines().skip(1).any(|name| name == LAZY);
+        if lazy {
+            // What has come whole meanwhile is read from there, whatever has become of the image.
+            pins.extend(
+                lazy::planned(container)
+                    .iter()
+                    .filter_map(|diff_id| layers.pin(diff_id)),
+            );
+        }
+        let mounted = if lazy {
+            Mounted::Left { _pins: pins }
+        } else {
+            Mounted::Whole(pins)
+        };
+        mounts.lock().entry(container.clone()).or_insert(mounted);
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use super::{
     extract::extract,
     index::{Arrival, parse_config},
     layers::Pin,
+    lazy::{self, Lower},
     manifest::{self, Manifest, Parsed},
     paused::Progressing,
     platform::Host,
@@ -137,9 +138,19 @@ async fn run(
     progress.resolved(reference.to_string(), chosen, &layers);
     reach(room, "pull.config").await?;
 
+    let checkpoint = documents
+        .iter()
+        .any(|document| manifest::is_checkpoint(&document.bytes));
+    let found = if checkpoint {
+        Vec::new()
+    } else {
+        lazy::find(room, &session, &manifest, &layers, reference).await
+    };
     let progressing = Progressing::new(&room.paused);
     let brought = async {
-        let pins: Vec<Pin> = stream::iter(layers.clone())
+        let coming = |at: usize| found.get(at).cloned().flatten();
+        let here = layers.iter().enumerate().filter(|(at, _)| coming(*at).is_none());
+        let pins: Vec<Pin> = stream::iter(here.map(|(_, layer)| layer.clone()).collect::<Vec<_>>())
             .map(|layer| {
                 let fetched = fetch(
                     room.clone(),
@@ -159,7 +170,7 @@ async fn run(
             .try_collect()
             .await?;
         reach(room, "pull.layers").await?;
-        let arrival = Arrival {
+        let mut arrival = Arrival {
             id: id.clone(),
             size: manifest.size(),
             layers: layers.clone(),
@@ -169,13 +180,28 @@ async fn run(
                 .into_iter()
                 .map(|document| (document.digest, document.bytes))
                 .collect(),
-            names: vec![(reference.clone(), top)],
+            names: vec![(reference.clone(), top.clone())],
             artifact: None,
             evidence,
             pinned: false,
             action: "pull",
         };
-        admit(room, arrival).await
+        if !found.iter().any(Option::is_some) {
+            return admit(room, arrival).await;
+        }
+        let mut pins = std::mem::take(&mut arrival.pins).into_iter();
+        let lowers = (0..layers.len()).filter_map(|at| match coming(at) {
+            Some(layer) => {
+                progress.layer(&layer.layer.digest, LayerState::LayerDone, 0, layer.layer.size);
+                Some(Lower::Lazy(layer))
+            }
+            None => pins.next().map(Lower::Whole),
+        });
+        let (image, token) = lazy::begin(reference, &top, auth, lowers.collect());
+        let (owner, shown) = (room.clone(), image.clone());
+        blocking(move || owner.index.add_with(arrival, Some(shown))).await?;
+        lazy::complete(room, &image, token, session.clone(), Some(id.clone()));
+        Ok(())
     }
     .await;
     match &brought {
@@ -217,7 +243,7 @@ async fn resolve(session: &Session, reference: &Reference) -> Result<(Vec<Docume
 }
 
 /// The layer, from disk, from a transfer under way, or from a transfer of our own.
-async fn fetch(
+pub(super) async fn fetch(
     room: Arc<Room>,
     session: Session,
     registry: &str,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,7 +15,7 @@ use tokio::{
 use wharf_proto::{api, cri};
 
 use super::{
-    Error, ErrorKind, FsUsage, Image, Reference, Result, flight, index, layers, mounts, paused, progress, pull,
+    Error, ErrorKind, FsUsage, Image, Reference, Result, flight, index, layers, lazy, mounts, paused, progress, pull,
     registry, rootfs, trust,
 };
 use crate::config::Config;
@@ -48,6 +49,7 @@ pub(super) struct Room {
     pub(super) layers: layers::Layers,
     pub(super) index: index::Index,
     pub(super) mounts: mounts::Mounts,
+    pub(super) lazy: lazy::Lazy,
     pub(super) pulls: flight::Flights<pull::PullKey, pull::PullResult, Arc<progress::Progress>>,
     pub(super) paused: paused::Paused,
     pub(super) transfers: flight::Flights<(String, String), pull::LayerResult, Arc<progress::Meter>>,
@@ -77,6 +79,7 @@ impl Images {
         let trust = trust::Trust::new(cfg);
         let paused = paused::Paused::new(Duration::from_secs(cfg.pull.keep_partial_secs));
         let expiring = paused.clone();
+        let (lazy, coming) = lazy::Lazy::new(cfg.pull.lazy);
         let room = pull::blocking(move || {
             let layers = layers::Layers::open(&root, max_layer)?;
             Ok(Room {
@@ -87,6 +90,7 @@ impl Images {
                 index: index::Index::open(&root, layers.clone())?,
                 layers,
                 mounts: mounts::Mounts::default(),
+                lazy,
                 paused,
                 pulls: flight::Flights::new(),
                 transfers: flight::Flights::new(),
@@ -97,8 +101,13 @@ impl Images {
         let mut janitor = JoinSet::new();
         janitor.spawn(sweep(room.layers.clone()));
         janitor.spawn(expiring.expire());
+        janitor.spawn(coming);
+        let room = Arc::new(room);
+        let index = room.clone();
+        let unfinished = pull::blocking(move || index.index.unfinished()).await?;
+        lazy::again(&room, unfinished);
         Ok(Self {
-            room: Arc::new(room),
+            room,
             _janitor: Arc::new(janitor),
         })
     }
@@ -329,6 +338,40 @@ impl Images {
         mounts::mount(&self.room, image, container_dir, owners, label).await
     }
 
+    /// `image` with all of it on this node; waits until it is.
+    ///
+    /// # Errors
+    /// When it can't be completed, or was removed.
+    pub async fn whole(&self, image: Arc<Image>) -> Result<Arc<Image>> {
+        if image.is_complete() {
+            return Ok(image);
+        }
+        lazy::whole(&self.room, &image).await
+    }
+
+    /// What a later daemon needs to go on showing the files of the container in `container_dir`, whose image was not complete
+    /// when it was mounted: a descriptor and a note, which has credentials. None for others.
+    ///
+    /// # Errors
+    /// When no more files can be open.
+    pub fn lazy_handle(&self, container_dir: &Path) -> Result<Option<(OwnedFd, Vec<u8>)>> {
+        lazy::handle(&self.room, container_dir)
+    }
+
+    /// Whether [`Images::resume_lazy`] is wanted for the container in `container_dir`. Blocking.
+    #[must_use]
+    pub fn was_lazy(container_dir: &Path) -> bool {
+        lazy::was_served(container_dir)
+    }
+
+    /// Goes on showing files to the container in `container_dir`, with what [`Images::lazy_handle`] gave to an earlier daemon.
+    ///
+    /// # Errors
+    /// When what was written of it can't be read, or the kernel refuses.
+    pub async fn resume_lazy(&self, container_dir: &Path, device: OwnedFd, note: &[u8]) -> Result<()> {
+        lazy::resume(&self.room, container_dir, device, note).await
+    }
+
     /// What the container in `container_dir` has changed of its root filesystem; `None` when none is mounted.
     #[must_use]
     pub fn changes(&self, container_dir: &Path) -> Option<super::rootfs::changes::Changes> {
@@ -387,7 +430,7 @@ impl Images {
         let (used_bytes, inodes_used) = self.room.layers.usage();
         Ok(FsUsage {
             mountpoint: self.room.mountpoint.clone(),
-            used_bytes,
+            used_bytes: used_bytes + self.room.lazy.kept(),
             inodes_used,
         })
     }

@@ -237,6 +237,7 @@ impl Node {
                 Ok((client, hello, events)) => {
                     match monitor::client::serves(&hello, &socket) {
                         Ok(()) => {
+                            containers::take_back(&self.inner.tools, &client, containers).await;
                             pod.set_monitor(Arc::new(client), &hello);
                             self.reconcile(containers, &hello).await;
                         }

@@ -30,7 +30,8 @@ fn main() -> ExitCode {
         ["fuse", dir] => fuse(Path::new(dir)).map(|()| 0),
         ["disk", dir, store, log] => disk([dir, store, log].map(Path::new)).map(|()| 0),
         ["nri-plugin", log] => nri_plugin(Path::new(log)).map(|()| 0),
-        ["trickle", address] => trickle(address).map(|()| 0),
+        ["trickle", address] => trickle(address, wharf_e2e::registry::ADDRESS).map(|()| 0),
+        ["trickle", address, upstream] => trickle(address, upstream).map(|()| 0),
         ["cgroup", name, rest @ ..] => {
             let slice = rest.iter().find(|arg| arg.ends_with(".slice"));
             lab(name, rest.contains(&"--no-cgroup2"), slice.copied(), &[])
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
         ["critest-images", dir] => critest_images(Path::new(dir)).map(|()| 0),
         _ => Err(
             "usage: lab cgroup NAME [--no-cgroup2] [SLICE] | lab run [--no-cgroup2] NAME COMMAND... | \
-                  lab whoami ADDRESS | lab fuse DIR | lab trickle ADDRESS | lab disk DIR FILE LOG | \
+                  lab whoami ADDRESS | lab fuse DIR | lab trickle ADDRESS [UPSTREAM] | lab disk DIR FILE LOG | \
                   lab nri-plugin LOG | \
                   lab critest-images DIR"
                 .into(),
@@ -81,8 +82,8 @@ fn nri_plugin(log: &Path) -> Result {
         .map_err(|error| error.to_string().into())
 }
 
-fn trickle(address: &str) -> Result {
-    wharf_e2e::trickle::serve(address, |what| println!("{what}")).map_err(|error| error.to_string().into())
+fn trickle(address: &str, upstream: &str) -> Result {
+    wharf_e2e::trickle::serve(address, upstream, |what| println!("{what}")).map_err(|error| error.to_string().into())
 }
 
 /// Prints the digest of the image that critest pulls by digest, which can't be the public one's.

@@ -32,6 +32,7 @@ mod history;
 mod ids;
 mod images;
 mod inout;
+mod lazy;
 mod life;
 mod limits;
 mod logs;

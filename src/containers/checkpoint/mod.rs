@@ -199,10 +199,12 @@ fn refused(container: &Container) -> impl FnOnce(crate::monitor::Error) -> Error
 /// Writes what the container has changed of its root file system and what is in its own volumes to `dir`, and returns the
 /// rest.
 async fn changes(tools: &Tools, container: &Container, dir: &Path, patience: &Patience) -> Result<archive::Changed> {
-    let changes = tools
-        .images
-        .changes(&container.dir)
-        .ok_or_else(|| Error::State(format!("container {} has no root file system any more", container.id)))?;
+    let changes = tools.images.changes(&container.dir).ok_or_else(|| {
+        Error::State(format!(
+            "container {} has no root file system any more, or its image is not complete yet",
+            container.id
+        ))
+    })?;
     let (dir, own, patience) = (dir.to_owned(), container.dir.clone(), patience.clone());
     let failed = container.io("write the changes of the root file system");
     let volumes_failed = container.io("write what is in its volumes");

@@ -44,6 +44,8 @@ pub(in crate::images) struct BlobStream {
     connections: u32,
     pace: Pace,
     crawls: u32,
+    /// Of the blob only what lies before `size` is wanted.
+    cut: bool,
 }
 
 impl BlobStream {
@@ -68,6 +70,17 @@ impl BlobStream {
             connections: 0,
             pace,
             crawls: 0,
+            cut: false,
+        }
+    }
+
+    /// The blob's bytes from `from` to before `end`, by one connection at a time.
+    pub(super) fn part(session: Session, digest: &str, from: u64, end: u64) -> Self {
+        Self {
+            until: end,
+            ahead: None,
+            cut: true,
+            ..Self::new(session, digest, end, from)
         }
     }
 
@@ -187,7 +200,7 @@ impl BlobStream {
     async fn connect(&mut self) -> Result<bool> {
         self.connections += 1;
         let what = format!("blob {}", self.digest);
-        let whole = self.until == self.size;
+        let whole = self.until == self.size && !self.cut;
         let headers = if whole {
             rest(self.received)
         } else {
@@ -207,6 +220,12 @@ impl BlobStream {
                 });
             }
             (begins, ends)
+        } else if self.cut {
+            return Err(Error::Registry {
+                what,
+                host: endpoint.host,
+                reason: "it ignores ranges".into(),
+            });
         } else {
             (0, self.size)
         };

@@ -212,6 +212,25 @@ impl Session {
         BlobStream::new(self.clone(), digest, size, from)
     }
 
+    /// The blob's bytes from `from` to before `end`, not hashed.
+    ///
+    /// # Errors
+    /// When no endpoint has them, or none knows ranges.
+    pub async fn part(&self, digest: &str, from: u64, end: u64) -> Result<Vec<u8>> {
+        let mut stream = BlobStream::part(self.clone(), digest, from, end);
+        let mut bytes = Vec::with_capacity(usize::try_from(end.saturating_sub(from)).unwrap_or_default());
+        while let Some(piece) = stream.next().await? {
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes)
+    }
+
+    /// The hosts that are asked for blobs, for messages.
+    pub fn hosts(&self) -> String {
+        let hosts: Vec<&str> = self.0.endpoints.iter().map(|endpoint| endpoint.host.as_str()).collect();
+        hosts.join(", ")
+    }
+
     /// GETs `path` below the repository, with authentication and retries; the status is 200 or 206.
     pub(super) async fn get(
         &self,

@@ -3,6 +3,7 @@
 mod archives;
 mod auth;
 mod hostile;
+mod lazy;
 mod life;
 mod parts;
 mod push;

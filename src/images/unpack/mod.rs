@@ -24,7 +24,7 @@ use nix::sys::stat::Mode;
 
 pub use fault::{Error, Result};
 pub use header::{BLOCK, FormatError};
-pub use name::{NameError, components};
+pub use name::{Meaning, NameError, components, meaning};
 pub use reader::{Entry, Kind, ReadError, TarReader};
 
 use super::recipe::{Kept, Recorder};

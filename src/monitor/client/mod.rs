@@ -1,5 +1,6 @@
 //! The daemon's side of the monitor: start one, find one again, ask it, hear its events.
 
+mod keeping;
 pub mod passing;
 mod program;
 mod pulse;

@@ -4,6 +4,7 @@ mod attaches;
 mod checkpoints;
 mod ends;
 mod jobs;
+mod kept;
 mod notices;
 mod requests;
 
@@ -38,6 +39,7 @@ use super::{
 use crate::failpoint;
 use ends::Unnamed;
 use jobs::Job;
+use kept::Kept;
 
 use crate::memory;
 
@@ -92,6 +94,7 @@ pub struct Monitor {
     attaches: Vec<Attach>,
     jobs: Vec<Job>,
     unnamed: Vec<Unnamed>,
+    kept: Vec<Kept>,
     /// Pid 1 of the shared PID namespace; 0 without one.
     pod_init: i32,
     /// That pid 1 has ended: no process can be made in the namespace any more, so the pod is over.
@@ -138,6 +141,7 @@ impl Monitor {
             attaches: Vec::new(),
             jobs: Vec::new(),
             unnamed: Vec::new(),
+            kept: Vec::new(),
             pod_init,
             headless: false,
             greeting: None,
@@ -209,6 +213,7 @@ impl Monitor {
             self.attaches.shrink_to_fit();
             self.execs.shrink_to_fit();
             self.jobs.shrink_to_fit();
+            self.kept.shrink_to_fit();
             for container in &mut self.containers {
                 container.shrink();
             }

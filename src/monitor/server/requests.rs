@@ -45,6 +45,8 @@ impl Monitor {
             Some(Op::LogCounters(of)) => self.log_counters(&of.container_id),
             Some(Op::Checkpoint(checkpoint)) => self.checkpoint(origin, &checkpoint),
             Some(Op::Freeze(freeze)) => self.freeze(origin, &freeze.container_id),
+            Some(Op::Keep(keep)) => self.keep(keep, descriptors),
+            Some(Op::GiveBack(wanted)) => self.give_back(&wanted.container_id, &descriptors),
             Some(Op::Thaw(thaw)) => Ok(Some(self.thaw_by_name(&thaw.container_id))),
             None => Err(error(
                 ErrorKind::UnknownOperation,
@@ -352,6 +354,7 @@ impl Monitor {
 
     fn delete(&mut self, origin: Origin, id: &str) -> Outcome {
         self.fail_point("monitor.delete");
+        self.kept.retain(|kept| kept.container_id != id);
         let Ok(container) = self.find(id) else {
             return Ok(Some(Answer::Done(Done {})));
         };

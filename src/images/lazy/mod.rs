@@ -1,0 +1,371 @@
+//! Containers that start before their image is complete.
+//!
+//! A layer with a table of contents that the manifest vouches for (eStargz) need not be here to be mounted: the daemon shows it
+//! as a file system of its own, over FUSE, and fetches what is read. Meanwhile the layer is pulled whole as any other; then
+//! new containers use it from disk, and what earlier ones read comes from there. An image that is not complete is never
+//! written down as one: what is kept of it on disk (`incomplete/`) only says what to pull again after a restart.
+//!
+//! Each container has a file system of its own (`server`), so that its pod's monitor can hold the device for a daemon that
+//! comes after this one. `layer` is the content, `table` and `footer` are the format, `wire` is the kernel's.
+
+mod container;
+mod footer;
+#[cfg(fuzzing)]
+pub(super) mod fuzzing;
+mod layer;
+mod server;
+mod table;
+mod wire;
+mod workers;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Weak, atomic::AtomicU64, atomic::Ordering},
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, future::BoxFuture, stream};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use wharf_proto::cri;
+
+use super::{
+    Error, ErrorKind, Image, Layer, Reference, Result, incomplete::Unfinished, layers::Pin, manifest::Manifest,
+    progress::Progress, pull, registry::Session, room::Room,
+};
+pub(super) use container::{detach, forget, handle, mount, planned, resume, was_served};
+pub(super) use layer::LazyLayer;
+use layer::Means;
+
+/// Smaller layers are here as soon as their tables would be.
+const SMALLEST: u64 = 512 << 10;
+/// Whoever waits for the image has the node and the registry for so long before the rest of it is pulled.
+const HEAD_START: Duration = Duration::from_secs(1);
+/// Wait before a pull that goes on in the background is tried again, doubled each time up to the second figure.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Work that goes on when whoever asked has an answer.
+pub(super) type Task = BoxFuture<'static, ()>;
+
+/// What the room has for images that are not complete.
+pub(super) struct Lazy {
+    enabled: bool,
+    means: Means,
+    tasks: mpsc::UnboundedSender<Task>,
+    served: container::All,
+}
+
+impl Lazy {
+    /// Images may be used before they are complete if `enabled`. The future does the work that goes on in the background.
+    pub fn new(enabled: bool) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (tasks, mut coming) = mpsc::unbounded_channel::<Task>();
+        let lazy = Self {
+            enabled,
+            means: Means {
+                workers: workers::Workers::default(),
+                kept: Arc::new(AtomicU64::new(0)),
+            },
+            tasks,
+            served: container::All::default(),
+        };
+        let work = async move {
+            let mut running = JoinSet::new();
+            loop {
+                tokio::select! {
+                    task = coming.recv() => match task {
+                        Some(task) => drop(running.spawn(task)),
+                        None => return,
+                    },
+                    Some(_) = running.join_next() => {}
+                }
+            }
+        };
+        (lazy, work)
+    }
+
+    /// Whether images may be used before they are complete.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// Bytes on disk that are kept of layers that are not whole.
+    pub fn kept(&self) -> u64 {
+        self.means.kept.load(Ordering::Relaxed)
+    }
+
+    /// Runs `task` until it ends or the room closes.
+    pub fn spawn(&self, task: Task) {
+        // Fails only when the room closes.
+        let _ = self.tasks.send(task);
+    }
+}
+
+/// What an image, or a container, uses of layers that may not be here.
+pub(super) struct LazyImage {
+    /// The name by which it came, with a digest.
+    pub reference: Reference,
+    /// With what it is asked for. In memory only.
+    pub auth: Option<cri::AuthConfig>,
+    /// Bottom first.
+    pub layers: Vec<Lower>,
+    /// How the pull of the rest has ended: why it failed, if it did.
+    ended: watch::Sender<Option<std::result::Result<(), Arc<Error>>>>,
+    /// Ends that pull with the last who uses this.
+    _pull: DropGuard,
+}
+
+/// One layer of it.
+#[derive(Clone)]
+pub(super) enum Lower {
+    /// It was here.
+    Whole(Pin),
+    /// It comes.
+    Lazy(Arc<LazyLayer>),
+}
+
+impl Lower {
+    /// Its files on disk, once they are there.
+    pub fn pin(&self) -> Option<&Pin> {
+        match self {
+            Self::Whole(pin) => Some(pin),
+            Self::Lazy(layer) => layer.whole(),
+        }
+    }
+}
+
+impl std::fmt::Debug for LazyImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (incomplete)", self.reference)
+    }
+}
+
+impl LazyImage {
+    /// Of `layers`; the pull of the rest is to end with the token.
+    fn new(reference: Reference, auth: Option<cri::AuthConfig>, layers: Vec<Lower>) -> (Arc<Self>, CancellationToken) {
+        let token = CancellationToken::new();
+        let image = Arc::new(Self {
+            reference,
+            auth,
+            layers,
+            ended: watch::Sender::new(None),
+            _pull: token.clone().drop_guard(),
+        });
+        (image, token)
+    }
+
+    /// All layers, if they have come.
+    pub fn pins(&self) -> Option<Vec<Pin>> {
+        self.layers.iter().map(|lower| lower.pin().cloned()).collect()
+    }
+
+    /// The layers that come.
+    pub fn coming(&self) -> impl Iterator<Item = &Arc<LazyLayer>> {
+        self.layers.iter().filter_map(|lower| match lower {
+            Lower::Whole(_) => None,
+            Lower::Lazy(layer) => Some(layer),
+        })
+    }
+}
+
+/// The layers of an image that can be used before they are whole, in the order of all; none where it is not worth it.
+pub(super) async fn find(
+    room: &Arc<Room>,
+    session: &Session,
+    manifest: &Manifest,
+    layers: &[Layer],
+    reference: &Reference,
+) -> Vec<Option<Arc<LazyLayer>>> {
+    if !room.lazy.enabled {
+        return Vec::new();
+    }
+    let tocs = manifest.layers.iter().map(|descriptor| descriptor.toc.clone());
+    let each: Vec<(Layer, Option<String>)> = layers.iter().cloned().zip(tocs).collect();
+    let tables = each.into_iter().map(|(layer, toc)| {
+        let (room, session, name) = (room.clone(), session.clone(), reference.to_string());
+        async move {
+            let toc = toc.filter(|_| layer.size >= SMALLEST && !room.layers.has(&layer.diff_id))?;
+            let (means, scratch) = (&room.lazy.means, room.root.join("tmp"));
+            match LazyLayer::find(&session, &layer, &toc, &name, means, &scratch).await {
+                Ok(found) => Some(found),
+                Err(error) => {
+                    tracing::info!(image = name, layer = layer.digest, %error, "a layer is pulled before it is used");
+                    None
+                }
+            }
+        }
+    });
+    stream::iter(tables).buffered(room.parallel_layers).collect().await
+}
+
+/// Begins the pull of what of `image` is not here; `id` is that of the image that is then complete, if one is to be.
+pub(super) fn complete(
+    room: &Arc<Room>,
+    image: &Arc<LazyImage>,
+    token: CancellationToken,
+    session: Session,
+    id: Option<String>,
+) {
+    let coming: Vec<Arc<LazyLayer>> = image.coming().cloned().collect();
+    let (owner, waiting, name) = (Arc::downgrade(room), Arc::downgrade(image), image.reference.clone());
+    let work = async move {
+        let ended = token
+            .run_until_cancelled(bring(&owner, &session, &name, &coming))
+            .await
+            .unwrap_or(Err(Error::ShuttingDown("images")));
+        let (Some(room), Some(image)) = (owner.upgrade(), waiting.upgrade()) else {
+            return;
+        };
+        let ended = match (ended, &id) {
+            (Ok(()), Some(id)) => show(&room, &image, id).await,
+            (ended, _) => ended,
+        };
+        match (&ended, &id) {
+            (Ok(()), _) => tracing::info!(image = %name, "an image that is in use has become complete"),
+            (Err(error), id) => {
+                tracing::error!(image = %name, %error, "an image that is in use can't be completed");
+                // Nobody shall start what can't be had; who runs goes on with what can.
+                if let Some(id) = id {
+                    let (owner, id) = (room.clone(), id.clone());
+                    if let Err(error) = pull::blocking(move || owner.index.give_up(&id)).await {
+                        tracing::warn!(%error, "an image that is not complete stays listed");
+                    }
+                }
+            }
+        }
+        image.ended.send_replace(Some(ended.map_err(Arc::new)));
+    };
+    room.lazy.spawn(Box::pin(work));
+}
+
+/// Pulls `layers`, for as long as it takes.
+async fn bring(room: &Weak<Room>, session: &Session, name: &Reference, layers: &[Arc<LazyLayer>]) -> Result<()> {
+    let closed = || Error::ShuttingDown("images");
+    // What its maker says is wanted first.
+    for layer in layers {
+        for group in 0..layer.table.first {
+            if layer.ensure(group).await.is_err() {
+                break;
+            }
+        }
+    }
+    tokio::time::sleep(HEAD_START).await;
+    let each = layers.to_vec().into_iter().map(|layer| {
+        let (room, session, name) = (room.clone(), session.clone(), name.clone());
+        async move {
+            let mut wait = BACK_OFF.0;
+            loop {
+                let owner = room.upgrade().ok_or_else(closed)?;
+                let (wanted, progress) = (layer.layer.clone(), Arc::new(Progress::default()));
+                match pull::fetch(owner, session.clone(), &name.registry, wanted, progress).await {
+                    Ok(pin) => {
+                        layer.complete(pin).await;
+                        return Ok(());
+                    }
+                    Err(error) if error.kind() == ErrorKind::RegistryUnavailable => {
+                        tracing::warn!(image = %name, layer = layer.layer.digest, %error, "the rest of an image that is in use is asked for again");
+                        tokio::time::sleep(wait).await;
+                        wait = (wait * 2).min(BACK_OFF.1);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    });
+    let at_once = room.upgrade().map_or(1, |room| room.parallel_layers);
+    let mut all = stream::iter(each).buffered(at_once);
+    while let Some(done) = all.next().await {
+        done?;
+    }
+    Ok(())
+}
+
+/// Makes the image `id` one like others.
+async fn show(room: &Arc<Room>, image: &LazyImage, id: &str) -> Result<()> {
+    let pins: Vec<Pin> = image.layers.iter().filter_map(|lower| lower.pin().cloned()).collect();
+    let (room, id) = (room.clone(), id.to_owned());
+    pull::blocking(move || {
+        // As with any image: its layers are durable before a record says that they are there.
+        pull::sync_file_system(&room.root)?;
+        room.index.complete(&id, pins)
+    })
+    .await
+}
+
+/// `image` with all that belongs to it on disk; waits for it.
+///
+/// # Errors
+/// When it can't be completed, or is removed meanwhile.
+pub(super) async fn whole(room: &Room, image: &Image) -> Result<Arc<Image>> {
+    let missing = || Error::NoImage(image.id.clone());
+    let Some(lazy) = &image.lazy else {
+        return room.index.get(&image.id).ok_or_else(missing);
+    };
+    tracing::info!(image = %lazy.reference, "waits until the image is complete");
+    let mut ended = lazy.ended.subscribe();
+    let ended = ended.wait_for(Option::is_some).await;
+    match ended.ok().and_then(|ended| ended.clone()) {
+        Some(Ok(())) => {}
+        Some(Err(error)) => return Err(Error::Shared(error)),
+        None => return Err(Error::ShuttingDown("images")),
+    }
+    let now = room.index.get(&image.id).filter(|image| image.lazy.is_none());
+    now.ok_or_else(missing)
+}
+
+/// An image that is used before it is complete, of the layers that are here and those that come.
+pub(super) fn begin(
+    reference: &Reference,
+    top: &str,
+    auth: Option<&cri::AuthConfig>,
+    layers: Vec<Lower>,
+) -> (Arc<LazyImage>, CancellationToken) {
+    let by_digest = Reference {
+        digest: Some(top.to_owned()),
+        ..reference.clone()
+    };
+    LazyImage::new(by_digest, auth.cloned(), layers)
+}
+
+/// Pulls again what a daemon before this one had not completed: by which name, and what it was called.
+pub(super) fn again(room: &Arc<Room>, unfinished: Vec<Unfinished>) {
+    for (id, reference, tags) in unfinished {
+        let owner = Arc::downgrade(room);
+        room.lazy.spawn(Box::pin(async move {
+            let mut wait = BACK_OFF.0;
+            while let Some(room) = owner.upgrade() {
+                let (pull, _) = pull::start(room.clone(), reference.clone(), None);
+                let pulled = pull.await;
+                match pulled {
+                    Ok(_) => {
+                        let named = pull::blocking(move || room.index.name_again(&id, &tags)).await;
+                        if let Err(error) = named {
+                            tracing::warn!(image = %reference, %error, "an image has lost its names");
+                        }
+                        return;
+                    }
+                    Err(error) if error.kind() == ErrorKind::RegistryUnavailable => {
+                        drop(room);
+                        tokio::time::sleep(wait).await;
+                        wait = (wait * 2).min(BACK_OFF.1);
+                    }
+                    Err(error) => {
+                        tracing::warn!(image = %reference, %error, "an image that was not complete can't be pulled again without being asked for");
+                        let dropped = pull::blocking(move || room.index.give_up(&id)).await;
+                        if let Err(error) = dropped {
+                            tracing::warn!(%error, "what is known of it stays until the next start");
+                        }
+                        return;
+                    }
+                }
+            }
+        }));
+    }
+}
+
+/// Where what is known of an image that is not complete lies.
+pub(super) fn directory(root: &std::path::Path) -> PathBuf {
+    root.join("incomplete")
+}

@@ -1,0 +1,335 @@
+//! The file system of one container: a directory for each of its layers that has not come whole, served over /dev/fuse.
+//!
+//! It has no state but its layers: files are opened without the daemon, numbers of files are places in the layers' tables, and
+//! what is not answered can be asked again. So another daemon, which gets the device from the pod's monitor, goes on where this
+//! one was killed.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    sync::Arc,
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::oneshot,
+    task::JoinSet,
+};
+
+use super::{
+    layer::LazyLayer,
+    table::{Kind, Node},
+    wire::{self, Request, op},
+};
+
+/// The directory of the layers.
+const ROOT: u64 = 1;
+/// Reads that wait for content, of one container.
+const MOST: usize = 512;
+
+/// What a container is served.
+pub(super) struct Server {
+    root: Node,
+    /// By name: `0`, `1`, ...
+    layers: Vec<Arc<LazyLayer>>,
+}
+
+/// Opens the device and mounts a file system at `dir`, which [`unmount`] takes away from there. Blocking.
+///
+/// # Errors
+/// When the kernel has no FUSE, or refuses.
+pub(super) fn attach(dir: &Path) -> io::Result<OwnedFd> {
+    let device = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .open("/dev/fuse")?;
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
+        device.as_raw_fd()
+    );
+    mount(
+        Some("wharf"),
+        dir,
+        Some("fuse"),
+        MsFlags::MS_RDONLY | MsFlags::MS_NOATIME,
+        Some(options.as_str()),
+    )?;
+    Ok(device.into())
+}
+
+/// Takes the file system away from `dir`; who uses it goes on. Nothing there is fine. Blocking.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn detach(dir: &Path) -> io::Result<()> {
+    loop {
+        match umount2(dir, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// What becomes of a request.
+enum Reply {
+    Now(Result<Vec<u8>, i32>),
+    Read {
+        layer: Arc<LazyLayer>,
+        node: u32,
+        offset: u64,
+        size: u32,
+    },
+    None,
+    End,
+}
+
+impl Server {
+    pub fn new(layers: Vec<Arc<LazyLayer>>) -> Self {
+        let names = (0..).map(|number: u32| number.to_string().into_bytes());
+        let root = Node {
+            kind: Kind::Directory {
+                names: names.zip(0..layers.len() as u32).collect(),
+                opaque: false,
+            },
+            mode: 0o755,
+            owner: (0, 0),
+            time: (0, 0),
+            links: 1,
+            xattrs: Vec::new(),
+            parent: 0,
+            name: Vec::new(),
+        };
+        Self { root, layers }
+    }
+
+    /// Answers `device` until the file system is gone. `able` hears whether the kernel can do what is needed, if it says so:
+    /// one that another daemon has begun to serve does not say it again.
+    pub async fn serve(self, device: OwnedFd, mut able: Option<oneshot::Sender<bool>>) -> io::Result<()> {
+        let device = Arc::new(watch(device)?);
+        let mut reads = JoinSet::new();
+        let mut buffer = vec![0; wire::BUFFER];
+        loop {
+            if reads.len() >= MOST {
+                reads.join_next().await;
+            }
+            let length = tokio::select! {
+                Some(_) = reads.join_next(), if !reads.is_empty() => continue,
+                read = next(&device, &mut buffer) => match read {
+                    Ok(Some(length)) => length,
+                    // It has been unmounted everywhere.
+                    Ok(None) => return Ok(()),
+                    Err(error) => return Err(error),
+                },
+            };
+            let Some(request) = Request::parse(buffer.get(..length).unwrap_or_default()) else {
+                continue;
+            };
+            let unique = request.unique;
+            match self.reply(&request, &mut able) {
+                Reply::Now(result) => send(&device, unique, result.as_deref().map_err(|errno| *errno)),
+                Reply::Read {
+                    layer,
+                    node,
+                    offset,
+                    size,
+                } => {
+                    let device = device.clone();
+                    reads.spawn(async move {
+                        let result = layer.read(node, offset, size).await;
+                        send(&device, unique, result.as_deref().map_err(|errno| *errno));
+                    });
+                }
+                Reply::None => {}
+                Reply::End => return Ok(()),
+            }
+        }
+    }
+
+    fn reply(&self, request: &Request, able: &mut Option<oneshot::Sender<bool>>) -> Reply {
+        match request.operation {
+            op::FORGET | op::BATCH_FORGET | op::INTERRUPT => return Reply::None,
+            op::DESTROY => return Reply::End,
+            op::INIT => {
+                let Some((body, can)) = wire::init(request) else {
+                    return Reply::Now(Err(libc::EPROTO));
+                };
+                if let Some(able) = able.take() {
+                    let _ = able.send(can);
+                }
+                return Reply::Now(Ok(body));
+            }
+            op::STATFS => return Reply::Now(Ok(statfs())),
+            // All is open, for good: the kernel does not ask again.
+            op::OPEN | op::OPENDIR => return Reply::Now(Err(libc::ENOSYS)),
+            _ => {}
+        }
+        let Some((layer, number, node)) = self.find(request.node) else {
+            return Reply::Now(Err(libc::ESTALE));
+        };
+        if request.operation == op::READ {
+            let (Some(layer), Some((offset, size))) = (layer, request.range()) else {
+                return Reply::Now(Err(libc::EINVAL));
+            };
+            return Reply::Read {
+                layer: layer.clone(),
+                node: number,
+                offset,
+                size,
+            };
+        }
+        Reply::Now(match request.operation {
+            op::LOOKUP => self.lookup(request, node),
+            op::GETATTR => Ok(wire::attributes_of(request.node, node)),
+            op::READLINK => match &node.kind {
+                Kind::Symlink(target) => Ok(target.clone()),
+                _ => Err(libc::EINVAL),
+            },
+            op::READDIR => self.list(request, node),
+            op::GETXATTR => xattr(node, request.name(8))
+                .ok_or(libc::ENODATA)
+                .and_then(|value| wire::sized(value, request.room())),
+            op::LISTXATTR => {
+                let mut names = Vec::new();
+                for (name, _) in &node.xattrs {
+                    names.extend_from_slice(name);
+                    names.push(0);
+                }
+                if is_opaque(node) {
+                    names.extend_from_slice(OPAQUE);
+                    names.push(0);
+                }
+                wire::sized(&names, request.room())
+            }
+            _ => Err(libc::ENOSYS),
+        })
+    }
+
+    /// A node by the kernel's number: whose, its place there, and it.
+    fn find(&self, number: u64) -> Option<(Option<&Arc<LazyLayer>>, u32, &Node)> {
+        if number == ROOT {
+            return Some((None, 0, &self.root));
+        }
+        let layer = self.layers.get(usize::try_from(number >> 32).ok()?.checked_sub(1)?)?;
+        let place = number as u32;
+        Some((Some(layer), place, layer.table.nodes.get(place as usize)?))
+    }
+
+    /// The kernel's number of what `node`, which has the number `of`, calls by a name that leads to `place`.
+    fn number(&self, of: u64, place: u32) -> u64 {
+        match of {
+            ROOT => (u64::from(place) + 1) << 32,
+            _ => (of >> 32) << 32 | u64::from(place),
+        }
+    }
+
+    fn lookup(&self, request: &Request, node: &Node) -> Result<Vec<u8>, i32> {
+        if !matches!(node.kind, Kind::Directory { .. }) {
+            return Err(libc::ENOTDIR);
+        }
+        let Some(place) = node.child(request.name(0)) else {
+            return Ok(wire::entry(None));
+        };
+        let number = self.number(request.node, place);
+        let (_, _, found) = self.find(number).ok_or(libc::ESTALE)?;
+        Ok(wire::entry(Some((number, found))))
+    }
+
+    fn list(&self, request: &Request, node: &Node) -> Result<Vec<u8>, i32> {
+        let Kind::Directory { names, .. } = &node.kind else {
+            return Err(libc::ENOTDIR);
+        };
+        let (offset, room) = request.range().ok_or(libc::EINVAL)?;
+        let mut list = wire::Listing::new(room);
+        let own = [(b".".as_slice(), request.node), (b"..".as_slice(), ROOT)];
+        let own = own.into_iter().map(|(name, number)| (name, number, libc::S_IFDIR));
+        let others = names.iter().filter_map(|(name, place)| {
+            let number = self.number(request.node, *place);
+            let (_, _, node) = self.find(number)?;
+            Some((name.as_slice(), number, wire::format(&node.kind)))
+        });
+        let skip = usize::try_from(offset).map_err(|_| libc::EINVAL)?;
+        for (at, (name, number, format)) in own.chain(others).enumerate().skip(skip) {
+            if !list.add(number, at as u64 + 1, format, name) {
+                break;
+            }
+        }
+        Ok(list.bytes)
+    }
+}
+
+const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+
+fn is_opaque(node: &Node) -> bool {
+    matches!(node.kind, Kind::Directory { opaque: true, .. })
+}
+
+fn xattr<'a>(node: &'a Node, name: &[u8]) -> Option<&'a [u8]> {
+    if name == OPAQUE {
+        return is_opaque(node).then_some(b"y");
+    }
+    let known = node.xattrs.iter().find(|(known, _)| known == name);
+    known.map(|(_, value)| value.as_slice())
+}
+
+/// Nothing is free, names may have 255 bytes.
+fn statfs() -> Vec<u8> {
+    let mut body = vec![0; 40];
+    for value in [4096_u32, 255, 4096, 0] {
+        body.extend(value.to_ne_bytes());
+    }
+    body.resize(80, 0);
+    body
+}
+
+/// That the file system is gone is told as an error only.
+fn awaited() -> Interest {
+    Interest::READABLE | Interest::ERROR
+}
+
+fn watch(device: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by what is made, which gives it to nobody, so that it stays open and the same.
+    Ok(unsafe { AsyncFd::register_with_interest(device, awaited()) }?)
+}
+
+/// The length of the next request; `None` when the file system is gone.
+async fn next(device: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    loop {
+        let mut ready = device.ready(awaited()).await?;
+        match nix::unistd::read(device.get_ref().as_fd(), buffer) {
+            Ok(length) => return Ok(Some(length)),
+            Err(Errno::ENODEV) => return Ok(None),
+            Err(Errno::EAGAIN) => ready.clear_ready(),
+            // Taken back before it was read.
+            Err(Errno::EINTR | Errno::ENOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Answers; who asked may have gone.
+fn send(device: &AsyncFd<OwnedFd>, unique: u64, result: Result<&[u8], i32>) {
+    let bytes = wire::answer(unique, result);
+    if let Err(errno) = nix::unistd::write(device.get_ref().as_fd(), &bytes)
+        && !matches!(errno, Errno::ENOENT | Errno::ENODEV)
+    {
+        tracing::warn!(%errno, "the kernel does not take an answer about a file of an image");
+    }
+}
+
+/// Has the kernel ask again what a daemon that is gone has not answered.
+///
+/// # Errors
+/// When the kernel can't, or the file system is gone.
+pub(super) fn ask_again(device: &OwnedFd) -> io::Result<()> {
+    nix::unistd::write(device.as_fd(), &wire::resend())?;
+    Ok(())
+}
