@@ -7,6 +7,7 @@ packages=(
   runc crun                # handlers beside the built-in one
   containernetworking-plugins
   docker-registry skopeo umoci busybox-static   # fixture images and who serves them
+  gnupg gpgv               # signatures of images
   criu                     # checkpoints
   containerd openssl       # images to take over, and who signs some
   e2fsprogs                # the file system that a test takes the power from

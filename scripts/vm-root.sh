@@ -11,6 +11,7 @@ packages=(
   runc crun criu containernetworking-plugins
   docker-registry busybox-static
   nftables iptables iproute2 util-linux procps jq ca-certificates
+  e2fsprogs xfsprogs
 )
 
 stamp=$(cat "$0" <(echo "$suite") | sha256sum)

@@ -36,6 +36,10 @@ pub struct Containers {
     pub hooks_dirs: Vec<PathBuf>,
     /// Device nodes as Docker writes them: `host[:container[:permissions]]`.
     pub devices: Vec<String>,
+    /// Most bytes that a container may write to its root filesystem and the volumes that its image declares; 0 is no limit.
+    /// Needs a file system with project quotas. A number, or text such as `"10GiB"`.
+    #[serde(deserialize_with = "size")]
+    pub disk_limit: u64,
 }
 
 /// What becomes of volumes that an image declares.
@@ -86,6 +90,7 @@ impl Default for Containers {
                 "/etc/containers/oci/hooks.d".into(),
             ],
             devices: Vec::new(),
+            disk_limit: 0,
         }
     }
 }

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::{BUILTIN_RUNTIME as BUILTIN, Config, model::bytes};
 
 /// Annotations of pods that ask for something of the node, and which a handler must allow: the names that CRI-O gave
-/// them. Some take `/NAME` of a container behind them.
-pub const KNOWN_ANNOTATIONS: [&str; 11] = [
+/// them, and [`DISK_LIMIT`]. Some take `/NAME` of a container behind them.
+pub const KNOWN_ANNOTATIONS: [&str; 12] = [
     "cpu-load-balancing.crio.io",
     "cpu-quota.crio.io",
     "irq-load-balancing.crio.io",
@@ -23,6 +23,7 @@ pub const KNOWN_ANNOTATIONS: [&str; 11] = [
     SECCOMP_NOTIFIER[1],
     SHM_SIZE[0],
     SHM_SIZE[1],
+    DISK_LIMIT,
 ];
 
 /// An OCI runtime.
@@ -78,6 +79,9 @@ pub const SECCOMP_NOTIFIER: [&str; 2] = [
 
 /// The annotation that says how large a pod's /dev/shm is, and its older name.
 pub const SHM_SIZE: [&str; 2] = ["shm-size.crio.io", "io.kubernetes.cri-o.ShmSize"];
+
+/// The annotation that says how much a container may write.
+pub const DISK_LIMIT: &str = "disk-limit.wharf.run";
 
 /// The annotation that names the platform whose command runs the pod.
 pub const PLATFORM: &str = "platform-runtime-path.crio.io";

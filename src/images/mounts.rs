@@ -37,6 +37,15 @@ impl Mounts {
     }
 }
 
+/// A container's root filesystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// Where it is mounted.
+    pub rootfs: PathBuf,
+    /// The project whose its writable layer is; 0 without.
+    pub project: u32,
+}
+
 /// See [`super::Images::mount_rootfs`].
 pub(super) async fn mount(
     room: &Arc<Room>,
@@ -44,15 +53,14 @@ pub(super) async fn mount(
     container: &Path,
     owners: Option<rootfs::Owners>,
     label: Option<String>,
-) -> Result<PathBuf> {
-    let directory = container.to_owned();
+    limit: u64,
+) -> Result<Mounted> {
+    let (directory, owner) = (container.to_owned(), room.clone());
     hold(room, image, container, move |layers| {
-        Ok(rootfs::mount_labelled(
-            layers,
-            &directory,
-            owners.as_ref(),
-            label.as_deref(),
-        )?)
+        Ok(owner.projects.assign(&directory, limit, |project| {
+            let rootfs = rootfs::mount_labelled(layers, &directory, owners.as_ref(), label.as_deref(), project)?;
+            Ok(Mounted { rootfs, project })
+        })?)
     })
     .await
 }
@@ -84,12 +92,12 @@ pub(super) async fn mount_view(
 }
 
 /// Notes that `directory` uses the image's layers, and mounts them (top first).
-async fn hold(
+async fn hold<T: Send + 'static>(
     room: &Arc<Room>,
     image: &Image,
     directory: &Path,
-    mount: impl FnOnce(&[PathBuf]) -> Result<PathBuf> + Send + 'static,
-) -> Result<PathBuf> {
+    mount: impl FnOnce(&[PathBuf]) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let pins = image.pins.clone();
     let mut text = format!("{}\n", image.id);
     for pin in &pins {
