@@ -112,7 +112,7 @@ impl Images {
         let wanted = save::wanted(specs, |spec| self.find(spec))?;
         let room = self.room.clone();
         blocking(move || {
-            save::check(&wanted)?;
+            save::check(&wanted, format)?;
             Ok(outflow(move |out| save::save(&room, &wanted, format, out)))
         })
         .await
