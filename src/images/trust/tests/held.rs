@@ -70,7 +70,7 @@ async fn a_policy_holds_for_what_is_here_and_is_read_again_when_it_changes() {
     for (text, reason) in [
         (wants("matchRepository"), "for the name"),
         (
-            r#"{"default":[{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k"}]}"#.to_owned(),
+            r#"{"default":[{"type":"signedBy","keyType":"X509Certificates","keyPath":"/k"}]}"#.to_owned(),
             "not supported",
         ),
         ("{".to_owned(), "policy.json"),
