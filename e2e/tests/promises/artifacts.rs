@@ -178,7 +178,7 @@ async fn an_artifact_is_pushed_as_it_came_and_told_to_what_it_refers() {
         .output()
         .await
         .unwrap();
-    assert!(String::from_utf8_lossy(&output.stderr).contains("only images can be saved"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("an OCI layout has artifacts too"));
     daemon.finish().await;
 }
 
