@@ -8,6 +8,7 @@ packages=(
   containernetworking-plugins
   docker-registry skopeo umoci busybox-static   # fixture images and who serves them
   tzdata                                       # time zones
+  gnupg gpgv               # signatures of images
   criu                     # checkpoints
   containerd openssl       # images to take over, and who signs some
   e2fsprogs                # the file system that a test takes the power from

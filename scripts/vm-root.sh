@@ -13,6 +13,7 @@ packages=(
   runc crun criu containernetworking-plugins
   docker-registry busybox-static tzdata
   nftables iptables iproute2 util-linux procps jq ca-certificates
+  e2fsprogs xfsprogs
 )
 
 policy=$(dirname "$0")/vm-selinux.cil

@@ -24,7 +24,7 @@ payload=$run/payload
 mkdir -p "$payload/bin/deps"
 if [ $# = 0 ]; then
   default=1
-  set -- life:: exits::reasons exec:: update:: systemd:: checkpoint:: policy::apparmor policy::profiles --test-threads=2
+  set -- life:: exits::reasons exec:: update:: systemd:: checkpoint:: policy::apparmor policy::profiles quotas:: --test-threads=2
 fi
 # With systemd's driver: what asks for cgroups by plain paths is left out.
 without=(--skip rule_31 --skip a_pods_limits_are_set_on_its_own_cgroup)
@@ -37,7 +37,7 @@ for program in wharf lab; do
 done
 objcopy --strip-debug "$binary" "$payload/bin/deps/promises"
 {
-  printf 'export WHARF_HANDLERS=%q\n' "${WHARF_HANDLERS:-builtin runc crun}"
+  printf 'export WHARF_QUOTAS=1 WHARF_HANDLERS=%q\n' "${WHARF_HANDLERS:-builtin runc crun}"
   for one in ${VM_STEPS:-cgroupfs systemd node}; do
     case $one in
       cgroupfs) printf 'step "end-to-end tests, cgroupfs driver" /payload/bin/deps/promises' && printf ' %q' "$@" ;;

@@ -122,15 +122,22 @@ impl Daemon {
             None => None,
             Some(source) => {
                 std::fs::create_dir(at("state"))?;
-                let (disk, file) = match source {
-                    Source::Image(file) => (None, file.clone()),
+                let state = at("state");
+                match source {
+                    Source::Image(file) => {
+                        disk::mount_at(&lab, file, &state).await?;
+                        None
+                    }
+                    Source::Quotas(file, kind) => {
+                        disk::mount_with_quotas(&lab, file, kind, &state).await?;
+                        None
+                    }
                     Source::Logged => {
                         let (disk, file) = Disk::start(&lab, dir.path()).await?;
-                        (Some(disk), file)
+                        disk::mount_at(&lab, &file, &state).await?;
+                        Some(disk)
                     }
-                };
-                disk::mount_at(&lab, &file, &at("state")).await?;
-                disk
+                }
             }
         };
         let config = at("wharf.toml");

@@ -32,6 +32,8 @@ pub enum Source {
     Logged,
     /// On the disk that is in this file.
     Image(PathBuf),
+    /// On the disk that is in this file, with project quotas; the kind of its file system.
+    Quotas(PathBuf, &'static str),
 }
 
 /// Serves the disk in `dir`; what it holds is kept in `store` and every write in `log`. Until the process is killed.
@@ -239,6 +241,14 @@ impl Disk {
     pub fn now(&self) -> Result<u64> {
         Ok(std::fs::metadata(&self.log)?.len())
     }
+}
+
+/// Mounts the disk in `file`, which has a file system of this kind, at `dir` with project quotas.
+pub(crate) async fn mount_with_quotas(lab: &Lab, file: &Path, kind: &str, dir: &Path) -> Result {
+    let (file, dir) = (file.to_string_lossy(), dir.to_string_lossy());
+    lab.output("mount", &["-t", kind, "-o", "loop,prjquota", &file, &dir])
+        .await?;
+    Ok(())
 }
 
 /// Mounts the disk in `file` at `dir`. The loop device goes with the mount. Nothing is written for as long as a test

@@ -42,6 +42,10 @@ pub struct Containers {
     pub allowed_devices: Vec<PathBuf>,
     /// Sockets that seccomp profiles may name as their listener, or directories with such sockets. Absolute; none unless set.
     pub seccomp_listeners: Vec<PathBuf>,
+    /// Most bytes that a container may write to its root filesystem and the volumes that its image declares; 0 is no limit.
+    /// Needs a file system with project quotas. A number, or text such as `"10GiB"`.
+    #[serde(deserialize_with = "size")]
+    pub disk_limit: u64,
 }
 
 /// What becomes of volumes that an image declares.
@@ -95,6 +99,7 @@ impl Default for Containers {
             timezone: String::new(),
             allowed_devices: vec!["/dev/fuse".into(), "/dev/net/tun".into()],
             seccomp_listeners: Vec::new(),
+            disk_limit: 0,
         }
     }
 }

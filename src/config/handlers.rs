@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::{BUILTIN_RUNTIME as BUILTIN, Config, model::bytes};
 
 /// Annotations of pods that ask for something of the node, and which a handler must allow: the names that CRI-O gave
-/// them. Some take `/NAME` of a container behind them.
-pub const KNOWN_ANNOTATIONS: [&str; 13] = [
+/// them, and [`DISK_LIMIT`]. Some take `/NAME` of a container behind them.
+pub const KNOWN_ANNOTATIONS: [&str; 14] = [
     "cpu-load-balancing.crio.io",
     "cpu-quota.crio.io",
     "irq-load-balancing.crio.io",
@@ -25,6 +25,7 @@ pub const KNOWN_ANNOTATIONS: [&str; 13] = [
     SHM_SIZE[1],
     DEVICES[0],
     DEVICES[1],
+    DISK_LIMIT,
 ];
 
 /// An OCI runtime.
@@ -84,6 +85,9 @@ pub const SHM_SIZE: [&str; 2] = ["shm-size.crio.io", "io.kubernetes.cri-o.ShmSiz
 /// The annotation that gives all containers of a pod devices of the node, and its older name: as Docker writes them, with
 /// commas between them.
 pub const DEVICES: [&str; 2] = ["devices.crio.io", "io.kubernetes.cri-o.Devices"];
+
+/// The annotation that says how much a container may write.
+pub const DISK_LIMIT: &str = "disk-limit.wharf.run";
 
 /// The annotation that names the platform whose command runs the pod.
 pub const PLATFORM: &str = "platform-runtime-path.crio.io";

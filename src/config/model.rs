@@ -95,6 +95,8 @@ pub struct Config {
     pub passwd_entries: bool,
     /// What all containers get.
     pub containers: Containers,
+    /// First and last project id (quotactl(2)) for what single containers write, where the file system counts it; at least 1.
+    pub project_ids: [u32; 2],
     /// Devices that vendors describe (Container Device Interface).
     pub cdi: Cdi,
     /// Plugins that watch and adjust containers.
@@ -306,6 +308,7 @@ pub(super) fn defaults() -> Config {
         selinux_categories: 1024,
         device_ownership_from_security_context: false,
         passwd_entries: true,
+        project_ids: [0x7000_0000, 0x700f_ffff],
         containers: Containers::default(),
         cdi: Cdi::default(),
         nri: Nri::default(),
@@ -324,6 +327,13 @@ impl Config {
         }
         self.runtimes.entry(BUILTIN_RUNTIME.into()).or_default();
         self.inherit();
+    }
+
+    /// Project ids for what containers write.
+    #[must_use]
+    pub fn project_ids(&self) -> std::ops::RangeInclusive<u32> {
+        let [first, last] = self.project_ids;
+        first..=last
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Trust {
     pub default: Option<Verdict>,
     /// A `policy.json` as CRI-O, podman and skopeo read it; absent is fine, empty is none. Absolute.
     pub policy_json: PathBuf,
+    /// Files that say where signatures by GPG lie, as podman and skopeo read them; absent is fine. Absolute.
+    pub registries_d: PathBuf,
     /// Programs that are asked about each image, as containerd calls them; absent is fine, empty is none. Absolute.
     pub verifiers_dir: PathBuf,
     /// Seconds that one of them may take; 1 to 600.
@@ -67,10 +69,17 @@ pub enum ScopePolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Keyless {
+    /// sigstore's `trusted_root.json`, which names authorities and logs of both kinds, in place of the next three. Absolute.
+    pub trusted_root: Option<PathBuf>,
     /// PEM file with the authorities' certificates. Absolute.
-    pub roots: PathBuf,
+    pub roots: Option<PathBuf>,
     /// PEM files with the public keys of the logs one of which must have promised to have the signature. Absolute.
+    #[serde(default)]
     pub log_keys: Vec<PathBuf>,
+    /// PEM files with the public keys of the logs of certificates one of which must have promised to have the certificate; none is
+    /// asked where none is named. Absolute.
+    #[serde(default)]
+    pub ct_keys: Vec<PathBuf>,
     /// Who has vouched for the name: a URL; `*` stands for any text.
     pub issuer: String,
     /// An e-mail address or URL; `*` stands for any text.
@@ -82,6 +91,7 @@ impl Default for Trust {
         Self {
             default: None,
             policy_json: "/etc/containers/policy.json".into(),
+            registries_d: "/etc/containers/registries.d".into(),
             verifiers_dir: "/opt/containerd/image-verifier/bin".into(),
             verifier_timeout_secs: 10,
             scopes: BTreeMap::new(),
@@ -93,6 +103,7 @@ pub(super) fn check(trust: &Trust) -> Check {
     for (key, path) in [
         ("policy_json", &trust.policy_json),
         ("verifiers_dir", &trust.verifiers_dir),
+        ("registries_d", &trust.registries_d),
     ] {
         if !path.as_os_str().is_empty() {
             absolute(&["trust", key], path)?;
@@ -119,15 +130,30 @@ pub(super) fn check(trust: &Trust) -> Check {
         }
         scope.keys.iter().try_for_each(|path| absolute(&at("keys"), path))?;
         for keyless in &scope.keyless {
-            absolute(&at("keyless"), &keyless.roots)?;
-            keyless
-                .log_keys
+            let files = keyless
+                .trusted_root
                 .iter()
-                .try_for_each(|path| absolute(&at("keyless"), path))?;
-            if keyless.log_keys.is_empty() || keyless.issuer.is_empty() || keyless.identity.is_empty() {
+                .chain(&keyless.roots)
+                .chain(&keyless.log_keys)
+                .chain(&keyless.ct_keys);
+            files.clone().try_for_each(|path| absolute(&at("keyless"), path))?;
+            let alone = keyless.trusted_root.is_some();
+            if alone && files.count() > 1 {
                 return fault(
                     &at("keyless"),
-                    "needs log_keys, issuer and identity: without a log nobody knows when a signature was made",
+                    "takes trusted_root or roots, log_keys and ct_keys, not both",
+                );
+            }
+            if !alone && (keyless.roots.is_none() || keyless.log_keys.is_empty()) {
+                return fault(
+                    &at("keyless"),
+                    "needs trusted_root, or roots and log_keys: without a log nobody knows when a signature was made",
+                );
+            }
+            if keyless.issuer.is_empty() || keyless.identity.is_empty() {
+                return fault(
+                    &at("keyless"),
+                    "needs issuer and identity: else it would be anybody's signature",
                 );
             }
         }

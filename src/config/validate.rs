@@ -141,6 +141,16 @@ fn containers(config: &Config) -> Check {
     for path in &settings.hooks_dirs {
         absolute(&["containers", "hooks_dirs"], path)?;
     }
+    if let [0, _] = config.project_ids {
+        return fault(
+            &["project_ids"],
+            "must not have 0, which is what files without a project have",
+        );
+    }
+    if config.project_ids[0] > config.project_ids[1] {
+        return fault(&["project_ids"], "has the last id before the first");
+    }
+    range(&["containers", "disk_limit"], settings.disk_limit, 0, i64::MAX as u64)?;
     range(&["containers", "shm_size"], settings.shm_size, 4096, i64::MAX as u64)?;
     for (key, entries) in [("env", &settings.env), ("sysctls", &settings.sysctls)] {
         for entry in entries {

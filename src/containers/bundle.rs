@@ -36,6 +36,8 @@ pub(super) struct Bundle {
     /// The pod's users, if it has its own.
     pub owners: Option<Owners>,
     pub rootfs: PathBuf,
+    /// The project whose all is that it writes; 0 without.
+    pub project: u32,
     /// SELinux.
     pub labels: Option<Labels>,
     pub cgroup_path: String,
@@ -170,6 +172,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         views,
         owners,
         rootfs,
+        project,
         labels,
         cgroup_path,
         dumped,
@@ -202,6 +205,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
             rootfs,
             &owner.dir.join("volumes"),
             owners.as_ref(),
+            *project,
         )?;
         if let Some(dumped) = dumped {
             dumped.fill(owner, &facts.volumes)?;

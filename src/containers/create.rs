@@ -10,12 +10,15 @@ use wharf_proto::{
 use super::{
     Container, Error, Result, Tools, access, asked,
     bundle::{self, Bundle},
-    cpus, ending,
+    cpus, disk_limit, ending,
     image_volumes::{self, View},
     lazy, restore,
 };
 use crate::{
-    images::rootfs::Owners,
+    images::{
+        self, Mounted,
+        rootfs::{self, Owners},
+    },
     sandbox::{self, Labels},
     store,
 };
@@ -94,19 +97,27 @@ pub async fn create(
             .blocking(move || access::grant(&owner, &state_dir, gid))
             .await?;
     }
+    let disk_limit = disk_limit::of(daemon, &pod, &on_record, &config)?;
     container.stage.enter("root filesystem");
-    let rootfs = tools
+    let Mounted { rootfs, project } = tools
         .images
         .mount_rootfs(
             &image,
             &container.dir,
             owners.clone(),
             labels.as_ref().map(|labels| labels.files.clone()),
+            disk_limit,
         )
         .await
-        .map_err(|source| Error::Rootfs {
-            id: container.id.clone(),
-            source,
+        .map_err(|source| match source {
+            // Nothing is wrong with the node but what it was asked for.
+            images::Error::RootFs(error @ (rootfs::Error::NoQuota { .. } | rootfs::Error::NoProject { .. })) => {
+                Error::State(format!("container {}: {error}", container.id))
+            }
+            source => Error::Rootfs {
+                id: container.id.clone(),
+                source,
+            },
         })?;
     let rootfs = lazy::hand_over(tools, container, &image, rootfs, owners.as_ref(), labels.as_ref()).await?;
     if let Some(dumped) = &dumped {
@@ -139,6 +150,7 @@ pub async fn create(
         views,
         owners,
         rootfs,
+        project,
         labels,
         cgroup_path: cgroup.in_spec.clone(),
         dumped,
@@ -180,6 +192,8 @@ pub async fn create(
                 .map(|action| action.name().to_owned())
                 .unwrap_or_default();
             record.mounted_images = mounted_images;
+            record.project = project;
+            record.disk_limit = disk_limit;
             record.state = ContainerState::ContainerCreated.into();
         })
         .await?;
@@ -192,8 +206,7 @@ pub async fn create(
 /// When a step fails; call again.
 pub async fn undo(tools: &Tools, container: &Arc<Container>) -> Result<()> {
     ending::release(tools, container).await?;
-    let dir = container.dir.clone();
-    container.blocking(move || Ok(store::remove_dir(&dir)?)).await
+    ending::remove_files(container).await
 }
 
 /// The images that are mounted as volumes, by place in the config's mounts, as the record has them.

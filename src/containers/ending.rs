@@ -12,7 +12,7 @@ use wharf_proto::{
 };
 
 use super::{Container, Error, Result, Tools, cpus, image_volumes, is_gone, pause, signals, start, stuck};
-use crate::{cgroups, monitor, runtime, store};
+use crate::{cgroups, images::rootfs, monitor, runtime, store};
 
 /// How long a process may take to vanish after SIGKILL before it is reported (it hangs in the kernel).
 const KILL_LIMIT: Duration = Duration::from_secs(60);
@@ -307,7 +307,24 @@ pub async fn remove(tools: &Tools, container: &Arc<Container>) -> Result<()> {
     drop(container.checkpointing.lock().await);
     release(tools, container).await?;
     container.fail_point("remove.released").await?;
-    let dir = container.dir.clone();
-    container.blocking(move || Ok(store::remove_dir(&dir)?)).await?;
+    remove_files(container).await?;
     container.fail_point("remove.gone").await
+}
+
+/// Removes the container's directory, and the limit of what may be in it.
+pub(super) async fn remove_files(container: &Arc<Container>) -> Result<()> {
+    let (dir, id, project) = (
+        container.dir.clone(),
+        container.id.clone(),
+        container.record.get().project,
+    );
+    container
+        .blocking(move || {
+            // The next one with the same project sets its own.
+            if let Err(error) = rootfs::lift_limit(&dir, project) {
+                tracing::warn!(container = id, %error, "the disk limit stays on record with the file system");
+            }
+            Ok(store::remove_dir(&dir)?)
+        })
+        .await
 }

@@ -13,6 +13,7 @@ pub mod cdi;
 mod checkpoint;
 pub mod cpus;
 mod create;
+mod disk_limit;
 mod ending;
 mod exec;
 pub mod fuzzing;

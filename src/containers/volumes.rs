@@ -25,7 +25,7 @@ pub struct Volume {
 const RESERVED: [&str; 3] = ["/dev", "/proc", "/sys"];
 
 /// Makes the volumes of an image in `directory`, which must not exist or be empty. `rootfs` is mounted and nothing has
-/// run in it. Those that a mount of the config covers are left out. Blocking.
+/// run in it. Those that a mount of the config covers are left out. What is in them counts for `project`. Blocking.
 ///
 /// # Errors
 /// A declaration that can't be met, or what the kernel refuses.
@@ -36,8 +36,18 @@ pub(super) fn make(
     rootfs: &Path,
     directory: &Path,
     owners: Option<&Owners>,
+    project: u32,
 ) -> Result<Vec<Volume>> {
     let targets = targets(declared, mounts)?;
+    if project != 0 && !targets.is_empty() {
+        let failed = |source| Error::Io {
+            attempt: "make the directory of volumes".into(),
+            id: id.to_owned(),
+            source,
+        };
+        fs::create_dir_all(directory).map_err(failed)?;
+        rootfs::join_project(directory, project).map_err(|error| failed(io::Error::other(error)))?;
+    }
     let mut volumes = Vec::with_capacity(targets.len());
     for (number, target) in targets.into_iter().enumerate() {
         let source = directory.join(number.to_string());

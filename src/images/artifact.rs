@@ -20,7 +20,7 @@ use super::{
     Error, Layer, Reference, Result,
     extract::{Channel, Feed, Input, Source, Unpacked, unpack},
     index::Arrival,
-    layers::Pin,
+    layers::{Layers, Pin},
     manifest::{Artifact, Descriptor},
     progress::{Meter, Progress},
     pull::{admit, blocking},
@@ -33,6 +33,8 @@ use super::{
 
 /// Pieces of a file that wait to be written.
 const WAITING: usize = 16;
+/// Bytes of a file that are read at once.
+const PIECE: usize = 128 << 10;
 
 /// What a pull has resolved to.
 pub(super) struct Resolved {
@@ -137,29 +139,70 @@ async fn fetch(
     };
     // A transfer that failed has cut the unpacker off; what it says of that is of no interest.
     sent?;
+    let (unpacked, layers) = (unpacked?, room.layers.clone());
+    let (name, digest) = (name.to_owned(), blob.digest.clone());
+    let pin = blocking(move || keep(&layers, &name, &digest, unpacked, &sum)).await?;
+    layer.diff_id = pin.diff_id();
+    meter.state(LayerState::LayerDone);
+    Ok((layer, pin))
+}
+
+/// The file `name` as a layer, with the bytes that `content` has. Blocking.
+///
+/// # Errors
+/// When they are not what `blob` promises, or can't be written.
+pub(super) fn take(room: &Room, name: &str, blob: &Descriptor, content: impl io::Read) -> Result<(Layer, Pin)> {
+    if let Some(known) = known(room, name, &blob.digest) {
+        return Ok(known);
+    }
+    let sum = Arc::new(OnceLock::new());
+    let feed = Wrapped::new(name, blob.size, Reading(content), sum.clone());
+    let unpacked = unpack(&mut Source::new(feed), &blob.digest, &room.layers)?;
+    let pin = keep(&room.layers, name, &blob.digest, unpacked, &sum)?;
+    let mut layer = layer(blob);
+    layer.diff_id = pin.diff_id();
+    Ok((layer, pin))
+}
+
+/// Makes the file `name` part of the store, if its digest is the right one. Blocking.
+fn keep(layers: &Layers, name: &str, digest: &str, unpacked: Unpacked, sum: &OnceLock<String>) -> Result<Pin> {
     let Unpacked {
         directory,
         size,
         diff_id,
-    } = unpacked?;
+    } = unpacked;
     let got = sum.get().cloned().unwrap_or_default();
-    if got != blob.digest {
-        let _ = spawn_blocking(move || drop(directory)).await;
+    if got != digest {
         return Err(Error::Mismatch {
             what: format!("file {name:?} of an artifact"),
-            expected: blob.digest.clone(),
+            expected: digest.to_owned(),
             got,
         });
     }
-    layer.diff_id.clone_from(&diff_id);
-    let layers = room.layers.clone();
-    let pin = blocking(move || match layers.pin(&diff_id) {
+    match layers.pin(&diff_id) {
         Some(pin) => Ok(pin),
         None => layers.add(directory, &diff_id, size),
-    })
-    .await?;
-    meter.state(LayerState::LayerDone);
-    Ok((layer, pin))
+    }
+}
+
+/// Bytes that are read, in pieces.
+struct Reading<R>(R);
+
+impl<R: io::Read> Feed for Reading<R> {
+    fn pull(&mut self) -> io::Result<Option<Bytes>> {
+        let mut piece = vec![0; PIECE];
+        loop {
+            match self.0.read(&mut piece) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+                Ok(0) => return Ok(None),
+                Ok(read) => {
+                    piece.truncate(read);
+                    return Ok(Some(piece.into()));
+                }
+            }
+        }
+    }
 }
 
 /// Sends the blob to the unpacker, until that has had enough.
@@ -191,9 +234,9 @@ fn known(room: &Room, name: &str, digest: &str) -> Option<(Layer, Pin)> {
 }
 
 /// An archive of one file around the file's bytes.
-struct Wrapped {
+struct Wrapped<F> {
     head: Option<Bytes>,
-    content: Channel,
+    content: F,
     size: u64,
     left: u64,
     digest: Option<Sha256>,
@@ -201,8 +244,8 @@ struct Wrapped {
     sum: Arc<OnceLock<String>>,
 }
 
-impl Wrapped {
-    fn new(name: &str, size: u64, content: Channel, sum: Arc<OnceLock<String>>) -> Self {
+impl<F> Wrapped<F> {
+    fn new(name: &str, size: u64, content: F, sum: Arc<OnceLock<String>>) -> Self {
         let entry = unpack_entry(name, size);
         Self {
             head: Some(tarball::header(&entry).into()),
@@ -225,7 +268,7 @@ fn unpack_entry(name: &str, size: u64) -> super::unpack::Entry {
     }
 }
 
-impl Feed for Wrapped {
+impl<F: Feed> Feed for Wrapped<F> {
     fn pull(&mut self) -> io::Result<Option<Bytes>> {
         if let Some(head) = self.head.take() {
             return Ok(Some(head));

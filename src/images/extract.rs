@@ -238,6 +238,11 @@ impl<F: Feed> Source<F> {
         }
     }
 
+    /// Where the bytes come from, and what has come and was not read yet.
+    pub(super) fn feed(&mut self) -> (&mut F, &Bytes) {
+        (&mut self.feed, &self.current)
+    }
+
     fn pull(&mut self) -> io::Result<Option<Bytes>> {
         if self.ended {
             return Ok(None);

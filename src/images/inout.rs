@@ -118,7 +118,7 @@ impl Images {
         }
         let room = self.room.clone();
         blocking(move || {
-            save::check(&wanted)?;
+            save::check(&wanted, format)?;
             Ok(outflow(move |out| save::save(&room, &wanted, format, out)))
         })
         .await

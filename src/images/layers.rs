@@ -24,6 +24,9 @@ use super::{
 };
 use crate::store;
 
+/// What a layer has beside its files and what gives its archive back: its directory, the root of its files, its record.
+const OWN_INODES: u64 = 3;
+
 /// All layers. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Layers(Arc<Shared>);
@@ -296,7 +299,7 @@ impl Layers {
         entries.fold((0, 0), |(bytes, inodes), Entry { size, .. }| {
             (
                 bytes + size.stats.bytes + size.kept.bytes,
-                inodes + size.stats.inodes + size.kept.inodes,
+                inodes + size.stats.inodes + size.kept.inodes + OWN_INODES,
             )
         })
     }
@@ -353,6 +356,15 @@ impl Pin {
     /// Name of the layer's directory, good for [`Layers::pin_name`] after a restart.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The layer's diff ID.
+    pub fn diff_id(&self) -> String {
+        let state = self.shared.lock();
+        // A layer that is held stays on record, unless it is set aside: then its name says it, too.
+        let hex = self.name.split('-').next().unwrap_or_default();
+        let known = state.by_name.get(&self.name).map(|entry| entry.diff_id.clone());
+        known.unwrap_or_else(|| format!("sha256:{hex}"))
     }
 
     /// The layer's files.

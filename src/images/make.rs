@@ -18,7 +18,7 @@ use super::{
     room::Room,
     save::sent,
     tarball::Tarball,
-    tree::{self, View},
+    tree::{self, Marks, View},
     trust::Evidence,
 };
 
@@ -173,7 +173,10 @@ pub(super) fn export(changed: &Changed) -> Result<Outflow> {
     let ids = changed.owners.as_ref().map(|owners| (owners.uids, owners.gids));
     Ok(outflow(move |out| {
         let mut tar = Tarball::new(out);
-        let view = View { ids, changes: false };
+        let view = View {
+            ids,
+            marks: Marks::None,
+        };
         let written = tree::write(root, &mut tar, view).and_then(|()| tar.finish());
         drop((mount, pins));
         written.map(drop).map_err(sent)
@@ -188,7 +191,10 @@ fn differences(changed: &Changed) -> Result<Outflow> {
     let ids = changed.owners.as_ref().map(|owners| (owners.uids, owners.gids));
     Ok(outflow(move |out| {
         let mut tar = Tarball::new(out);
-        let view = View { ids, changes: true };
+        let view = View {
+            ids,
+            marks: Marks::Layer,
+        };
         let written = tree::write(root, &mut tar, view).and_then(|()| tar.finish());
         written.map(drop).map_err(sent)
     }))

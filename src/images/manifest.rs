@@ -30,6 +30,8 @@ const CONFIGS: [&str; 2] = [
 const MAX_LAYERS: usize = 500;
 /// Longest name of an artifact's file.
 const MAX_TITLE: usize = 1024;
+/// Addresses beside the registry at which one layer is looked for.
+const MAX_URLS: usize = 4;
 /// Largest layer, compressed.
 const MAX_LAYER: u64 = 1 << 40;
 
@@ -75,6 +77,8 @@ pub(super) struct Manifest {
 pub(super) struct Descriptor {
     pub digest: String,
     pub size: u64,
+    /// Where else than in the registry a layer is that may not be passed on; few, by HTTPS.
+    pub urls: Vec<String>,
     /// Digest of a layer's table of contents, with which it can be used before it is here.
     pub toc: Option<String>,
 }
@@ -83,6 +87,12 @@ impl Manifest {
     /// Bytes of the blobs.
     pub fn size(&self) -> u64 {
         self.layers.iter().map(|layer| layer.size).sum::<u64>() + self.config.size
+    }
+
+    /// Where else than in the registry the layer `digest` may be.
+    pub fn elsewhere(&self, digest: &str) -> &[String] {
+        let layer = self.layers.iter().find(|layer| layer.digest == digest);
+        layer.map_or(&[], |layer| &layer.urls)
     }
 
     /// The layers with their diff IDs, which the configuration gives.
@@ -165,6 +175,7 @@ pub(super) fn parse(document: &Document, host: &Host) -> Result<Parsed> {
             Ok(size) if size <= MAX_LAYER => Ok(Descriptor {
                 digest: entry.digest.clone(),
                 size,
+                urls: entry.elsewhere(),
                 toc: entry.toc(),
             }),
             _ => Err(bad(format!("a size of {} bytes is out of bounds", entry.size))),
@@ -331,9 +342,21 @@ pub(super) struct Entry {
     pub platform: Option<super::platform::Platform>,
     #[serde(default)]
     pub annotations: Option<std::collections::BTreeMap<String, String>>,
+    #[serde(default)]
+    pub urls: Option<Vec<String>>,
 }
 
 impl Entry {
+    /// Where a layer is that registries need not have (`nondistributable`, Docker's `foreign`): addresses in its descriptor. Of other
+    /// things they do not count.
+    fn elsewhere(&self) -> Vec<String> {
+        if !self.media_type.contains(".nondistributable.") && !self.media_type.contains(".foreign.") {
+            return Vec::new();
+        }
+        let urls = self.urls.iter().flatten().filter(|url| url.starts_with("https://"));
+        urls.take(MAX_URLS).cloned().collect()
+    }
+
     /// Digest of the table of contents of an eStargz layer (stargz-snapshotter, docs/estargz.md).
     fn toc(&self) -> Option<String> {
         let toc = self
@@ -365,6 +388,30 @@ mod tests {
             media_type: media_type.into(),
         };
         parse(&document, &Host::new("amd64", ""))
+    }
+
+    #[test]
+    fn only_a_layer_that_may_not_be_passed_on_is_looked_for_elsewhere() {
+        let urls = |kind: &str| {
+            let json = format!(
+                r#"{{"schemaVersion":2,"config":{{"digest":"DIGEST","size":7}},"layers":[{{"mediaType":"{kind}","digest":"DIGEST",
+                "size":1,"urls":["http://plain.example/","https://a.example/x","https://b/","https://c/","https://d/","https://e/"]}}]}}"#
+            );
+            match parsed(&json, MANIFESTS[1]).unwrap() {
+                Parsed::Manifest(manifest) => manifest.layers[0].urls.clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        for kind in [
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+        ] {
+            assert_eq!(
+                urls(kind),
+                ["https://a.example/x", "https://b/", "https://c/", "https://d/"]
+            );
+        }
+        assert!(urls("application/vnd.docker.image.rootfs.diff.tar.gzip").is_empty());
     }
 
     #[test]

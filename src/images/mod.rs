@@ -55,6 +55,7 @@ pub use index::Change;
 pub use inout::Inflow;
 pub use load::Loaded;
 pub use make::{Changed, Order};
+pub use mounts::Mounted;
 pub use outlet::Outflow;
 pub use reference::Reference;
 pub use room::{DiskSize, Images};

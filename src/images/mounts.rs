@@ -27,10 +27,10 @@ const LAZY: &str = "lazy";
 
 /// Who has mounted what.
 #[derive(Default)]
-pub(super) struct Mounts(Mutex<HashMap<PathBuf, Mounted>>);
+pub(super) struct Mounts(Mutex<HashMap<PathBuf, Held>>);
 
 /// Layers, bottom first.
-enum Mounted {
+enum Held {
     Whole(Vec<Pin>),
     /// Not all of them were here.
     Lazy(Arc<LazyImage>),
@@ -41,7 +41,7 @@ enum Mounted {
 }
 
 impl Mounts {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Mounted>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Held>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -49,14 +49,23 @@ impl Mounts {
     pub(super) fn layers(&self, container: &Path) -> Option<Vec<PathBuf>> {
         let mounts = self.lock();
         match mounts.get(container)? {
-            Mounted::Whole(pins) => Some(pins.iter().rev().map(Pin::path).collect()),
-            Mounted::Lazy(image) => {
+            Held::Whole(pins) => Some(pins.iter().rev().map(Pin::path).collect()),
+            Held::Lazy(image) => {
                 let lowers = image.layers.iter().rev();
                 lowers.map(|lower| lower.pin().map(Pin::path)).collect()
             }
-            Mounted::Left { .. } => None,
+            Held::Left { .. } => None,
         }
     }
+}
+
+/// A container's root filesystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// Where it is mounted.
+    pub rootfs: PathBuf,
+    /// The project whose its writable layer is; 0 without.
+    pub project: u32,
 }
 
 /// See [`super::Images::mount_rootfs`].
@@ -66,7 +75,8 @@ pub(super) async fn mount(
     container: &Path,
     owners: Option<rootfs::Owners>,
     label: Option<String>,
-) -> Result<PathBuf> {
+    limit: u64,
+) -> Result<Mounted> {
     if let Some(lazy) = &image.lazy
         // Their owners can't be mapped, or the daemon would copy out of them itself.
         && owners.is_none()
@@ -74,20 +84,18 @@ pub(super) async fn mount(
         && image.config.volumes.is_empty()
         && let Some(lowers) = lazy::mount(room, lazy, &image.layers, container).await?
     {
-        let mounted = mount_lazily(room, image, lazy, container, lowers, label).await;
+        let mounted = mount_lazily(room, image, lazy, container, lowers, label, limit).await;
         if mounted.is_err() {
             lazy::forget(room, container).await?;
         }
         return mounted;
     }
-    let directory = container.to_owned();
+    let (directory, owner) = (container.to_owned(), room.clone());
     hold(room, image, container, move |layers| {
-        Ok(rootfs::mount_labelled(
-            layers,
-            &directory,
-            owners.as_ref(),
-            label.as_deref(),
-        )?)
+        Ok(owner.projects.assign(&directory, limit, |project| {
+            let rootfs = rootfs::mount_labelled(layers, &directory, owners.as_ref(), label.as_deref(), project)?;
+            Ok(Mounted { rootfs, project })
+        })?)
     })
     .await
 }
@@ -99,7 +107,8 @@ async fn mount_lazily(
     container: &Path,
     mut lowers: Vec<PathBuf>,
     label: Option<String>,
-) -> Result<PathBuf> {
+    limit: u64,
+) -> Result<Mounted> {
     let mut text = format!("{}\n", image.id);
     for lower in &lazy.layers {
         text.push_str(match lower {
@@ -111,14 +120,20 @@ async fn mount_lazily(
     lowers.reverse();
     room.mounts
         .lock()
-        .insert(container.to_owned(), Mounted::Lazy(lazy.clone()));
-    let directory = container.to_owned();
+        .insert(container.to_owned(), Held::Lazy(lazy.clone()));
+    let (directory, owner) = (container.to_owned(), room.clone());
     let mounted = blocking(move || {
         let file = directory.join(FILE);
         store::write_file(&file, text.as_bytes(), 0o600)?;
-        let mounted = rootfs::mount_labelled(&lowers, &directory, None, label.as_deref()).inspect_err(|_| {
-            let _ = fs::remove_file(&file);
-        })?;
+        let mounted = owner
+            .projects
+            .assign(&directory, limit, |project| {
+                let rootfs = rootfs::mount_labelled(&lowers, &directory, None, label.as_deref(), project)?;
+                Ok(Mounted { rootfs, project })
+            })
+            .inspect_err(|_| {
+                let _ = fs::remove_file(&file);
+            })?;
         // overlayfs has its own hold of it.
         lazy::detach(&directory)?;
         Ok(mounted)
@@ -132,7 +147,7 @@ async fn mount_lazily(
 
 /// `container`, which a daemon before this one had mounted, has `image`.
 pub(super) fn served(room: &Room, container: &Path, image: &Arc<LazyImage>) {
-    let lazy = Mounted::Lazy(image.clone());
+    let lazy = Held::Lazy(image.clone());
     let before = room.mounts.lock().insert(container.to_owned(), lazy);
     drop(before);
 }
@@ -164,12 +179,12 @@ pub(super) async fn mount_view(
 }
 
 /// Notes that `directory` uses the image's layers, and mounts them (top first).
-async fn hold(
+async fn hold<T: Send + 'static>(
     room: &Arc<Room>,
     image: &Image,
     directory: &Path,
-    mount: impl FnOnce(&[PathBuf]) -> Result<PathBuf> + Send + 'static,
-) -> Result<PathBuf> {
+    mount: impl FnOnce(&[PathBuf]) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let pins = match &image.lazy {
         None => image.pins.clone(),
         Some(lazy) => match lazy.pins() {
@@ -183,7 +198,7 @@ async fn hold(
         text.push('\n');
     }
     let top_first: Vec<PathBuf> = pins.iter().rev().map(Pin::path).collect();
-    room.mounts.lock().insert(directory.to_owned(), Mounted::Whole(pins));
+    room.mounts.lock().insert(directory.to_owned(), Held::Whole(pins));
     let file = directory.join(FILE);
     let mounted = blocking(move || {
         store::write_file(&file, text.as_bytes(), 0o600)?;
@@ -213,7 +228,7 @@ pub(super) async fn unmount(room: &Arc<Room>, container: &Path) -> Result<()> {
     let mounted = room.mounts.lock().remove(container);
     match mounted {
         // One look at the disk less.
-        Some(Mounted::Whole(_)) => Ok(()),
+        Some(Held::Whole(_)) => Ok(()),
         None if !room.lazy.is_enabled() => Ok(()),
         mounted => {
             drop(mounted);
@@ -242,9 +257,9 @@ pub(super) fn adopt(mounts: &Mounts, layers: &Layers, containers: &[PathBuf]) ->
             );
         }
         let mounted = if lazy {
-            Mounted::Left { _pins: pins }
+            Held::Left { _pins: pins }
         } else {
-            Mounted::Whole(pins)
+            Held::Whole(pins)
         };
         mounts.lock().entry(container.clone()).or_insert(mounted);
     }

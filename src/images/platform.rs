@@ -156,6 +156,7 @@ mod tests {
                         variant: parts.next().unwrap_or_default(),
                     }),
                     annotations: None,
+                    urls: None,
                 }
             })
             .collect();

@@ -154,7 +154,7 @@ async fn run(
             .map(|layer| {
                 let fetched = fetch(
                     room.clone(),
-                    session.clone(),
+                    session.beside(manifest.elsewhere(&layer.digest)),
                     &reference.registry,
                     layer,
                     progress.clone(),

@@ -49,6 +49,7 @@ pub(super) struct Room {
     pub(super) layers: layers::Layers,
     pub(super) index: index::Index,
     pub(super) mounts: mounts::Mounts,
+    pub(super) projects: rootfs::Projects,
     pub(super) lazy: lazy::Lazy,
     pub(super) pulls: flight::Flights<pull::PullKey, pull::PullResult, Arc<progress::Progress>>,
     pub(super) paused: paused::Paused,
@@ -79,6 +80,7 @@ impl Images {
         let trust = trust::Trust::new(cfg);
         let paused = paused::Paused::new(Duration::from_secs(cfg.pull.keep_partial_secs));
         let expiring = paused.clone();
+        let projects = rootfs::Projects::new(cfg.project_ids());
         let (lazy, coming) = lazy::Lazy::new(cfg.pull.lazy);
         let room = pull::blocking(move || {
             let layers = layers::Layers::open(&root, max_layer)?;
@@ -90,6 +92,7 @@ impl Images {
                 index: index::Index::open(&root, layers.clone())?,
                 layers,
                 mounts: mounts::Mounts::default(),
+                projects,
                 lazy,
                 paused,
                 pulls: flight::Flights::new(),
@@ -322,20 +325,21 @@ impl Images {
         .await
     }
 
-    /// Mounts a writable root filesystem of `image` at `container_dir/rootfs` and returns that path. The layers are kept
+    /// Mounts a writable root filesystem of `image` at `container_dir/rootfs`. The layers are kept
     /// until [`Images::unmount_rootfs`]. With `owners` its files belong to the users of their namespace, with `label` they
-    /// have that SELinux label.
+    /// have that SELinux label. No more than `limit` bytes can be written to it; 0 is no limit.
     ///
     /// # Errors
-    /// When the kernel refuses the mount.
+    /// When the kernel refuses the mount, or its file system can't limit.
     pub async fn mount_rootfs(
         &self,
         image: &Image,
         container_dir: &Path,
         owners: Option<super::rootfs::Owners>,
         label: Option<String>,
-    ) -> Result<PathBuf> {
-        mounts::mount(&self.room, image, container_dir, owners, label).await
+        limit: u64,
+    ) -> Result<mounts::Mounted> {
+        mounts::mount(&self.room, image, container_dir, owners, label, limit).await
     }
 
     /// `image` with all of it on this node; waits until it is.

@@ -4,7 +4,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     io::{self, Read},
+    path::Path,
     sync::Arc,
 };
 
@@ -15,6 +17,9 @@ use super::{
     Error, Image, Layer, Reference, Result, manifest, outlet::Outlet, recipe::Archive, registry::digest_of, room::Room,
     tarball::Tarball,
 };
+
+/// Bytes of an artifact's file that are read at once.
+const PIECE: usize = 128 << 10;
 
 /// How an archive is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,15 +62,16 @@ pub(super) fn wanted(specs: &[String], find: impl Fn(&str) -> Option<Arc<Image>>
     Ok(all)
 }
 
-/// What can be checked before the first byte: that all layers can be given back.
+/// What can be checked before the first byte: that all layers can be given back, and said in this format.
 ///
 /// # Errors
 /// When one can't.
-pub(super) fn check(wanted: &[Wanted]) -> Result<()> {
-    if let Some(Wanted { image, .. }) = wanted.iter().find(|wanted| wanted.image.artifact.is_some()) {
+pub(super) fn check(wanted: &[Wanted], format: Format) -> Result<()> {
+    let artifact = wanted.iter().find(|wanted| wanted.image.artifact.is_some());
+    if let Some(Wanted { image, .. }) = artifact.filter(|_| format == Format::Docker) {
         return Err(Error::BadContent {
             what: format!("artifact {}", image.id),
-            reason: "only images can be saved; an artifact can be pushed, or mounted as a volume".into(),
+            reason: "docker's form of an archive has only images; an OCI layout has artifacts too".into(),
         });
     }
     for pin in wanted.iter().flat_map(|wanted| &wanted.image.pins) {
@@ -124,12 +130,23 @@ fn layout(room: &Room, wanted: &[Wanted], tar: &mut Tarball<&mut Outlet>) -> Res
     let mut blobs = BTreeMap::new();
     for Wanted { image, names } in wanted {
         let config = room.index.config(&image.id)?;
-        let manifest = as_is(room, image)?.map_or_else(|| described(image, config.len() as u64), Ok)?;
-        let descriptor = json!({
-            "mediaType": manifest::OCI_MANIFEST, "digest": digest_of(&manifest), "size": manifest.len(),
-            "platform": { "os": "linux", "architecture": image.config.architecture },
-        });
-        blobs.insert(digest_of(&manifest), manifest);
+        let descriptor = if let Some(artifact) = &image.artifact {
+            let (digest, own) = artifact_config(room, image, &config)?;
+            let descriptor = json!({
+                "mediaType": manifest::media_type(&config), "digest": image.id, "size": config.len(),
+                "artifactType": artifact.kind,
+            });
+            blobs.insert(digest, own);
+            descriptor
+        } else {
+            let manifest = as_is(room, image)?.map_or_else(|| described(image, config.len() as u64), Ok)?;
+            let descriptor = json!({
+                "mediaType": manifest::OCI_MANIFEST, "digest": digest_of(&manifest), "size": manifest.len(),
+                "platform": { "os": "linux", "architecture": image.config.architecture },
+            });
+            blobs.insert(digest_of(&manifest), manifest);
+            descriptor
+        };
         blobs.insert(image.id.clone(), config);
         if names.is_empty() {
             list.push(descriptor.clone());
@@ -149,16 +166,52 @@ fn layout(room: &Room, wanted: &[Wanted], tar: &mut Tarball<&mut Outlet>) -> Res
     for (digest, bytes) in &blobs {
         document(tar, &format!("blobs/sha256/{}", hex(digest)), bytes)?;
     }
-    let mut written = BTreeSet::new();
+    // An artifact's file may be the same as its configuration.
+    let mut written: BTreeSet<&String> = blobs.keys().collect();
     for image in wanted.iter().map(|wanted| &wanted.image) {
-        for (layer, pin) in image.layers.iter().zip(&image.pins) {
-            if written.insert(&layer.diff_id) {
+        for (at, (layer, pin)) in image.layers.iter().zip(&image.pins).enumerate() {
+            if let Some(name) = image.artifact.as_ref().and_then(|artifact| artifact.files.get(at)) {
+                if written.insert(&layer.digest) {
+                    artifact_file(tar, layer, &pin.path().join(name))?;
+                }
+            } else if written.insert(&layer.diff_id) {
                 let path = format!("blobs/sha256/{}", hex(&layer.diff_id));
                 layer_file(tar, &path, layer, pin.archive()?)?;
             }
         }
     }
     Ok(())
+}
+
+/// The configuration of an artifact with this manifest, and its digest.
+fn artifact_config(room: &Room, image: &Image, manifest: &[u8]) -> Result<(String, Vec<u8>)> {
+    #[derive(serde::Deserialize)]
+    struct Described {
+        config: manifest::Entry,
+    }
+    let bad = |reason: String| Error::BadContent {
+        what: format!("artifact {}", image.id),
+        reason,
+    };
+    let described: Described =
+        serde_json::from_slice(manifest).map_err(|error| bad(format!("its manifest can't be read: {error}")))?;
+    let digest = described.config.digest;
+    let document = room.index.document(&image.id, &digest)?;
+    let document = document.ok_or_else(|| bad("its configuration is not here; pull it again".into()))?;
+    Ok((digest, document.bytes.to_vec()))
+}
+
+/// Writes a file of an artifact, which must have its digest.
+fn artifact_file(tar: &mut Tarball<&mut Outlet>, layer: &Layer, path: &Path) -> Result<()> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let mut checked = Checked::new(io::BufReader::with_capacity(PIECE, file), &layer.digest);
+    tar.file(
+        &format!("blobs/sha256/{}", hex(&layer.digest)),
+        layer.size,
+        &mut checked,
+    )
+    .map_err(sent)?;
+    checked.check().map_err(sent)
 }
 
 /// The manifest that the image came by, if it is an OCI one of the same uncompressed layers.

@@ -36,43 +36,67 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_CLOEXEC);
 
 /// How files are shown.
-#[derive(Debug, Clone, Default)]
-pub(super) struct View {
+#[derive(Default)]
+pub(super) struct View<'a> {
     /// The users and groups of the namespace whose numbers are to be shown.
     pub ids: Option<(IdMapping, IdMapping)>,
-    /// The directory is an overlay's upper one: whiteouts become those of the image specification.
-    pub changes: bool,
+    /// What becomes of overlayfs' marks.
+    pub marks: Marks<'a>,
 }
 
-/// Writes what is below `root`; for changes `root` itself, too.
+/// What becomes of overlayfs' marks.
+#[derive(Default)]
+pub(super) enum Marks<'a> {
+    /// There are none: it is no overlay's upper directory.
+    #[default]
+    None,
+    /// They are those of the image specification, and the root itself is shown.
+    Layer,
+    /// Others are told.
+    Told(&'a mut dyn Deletions),
+}
+
+/// Who is told what an overlay's upper directory hides. Paths have no leading slash, and one at the end of directories.
+pub(super) trait Deletions {
+    /// Whether what is at `path`, and all below it, is left out.
+    fn leaves_out(&self, path: &[u8]) -> bool;
+    /// What lower layers have at `path` is deleted.
+    fn deleted(&mut self, path: &[u8]);
+    /// The directory `path` hides all that lower layers have in it, and has `names` itself.
+    ///
+    /// # Errors
+    /// When lower layers can't be read.
+    fn hides(&mut self, path: &[u8], names: &[Vec<u8>]) -> io::Result<()>;
+}
+
+/// Writes what is below `root`; for a layer `root` itself, too.
 ///
 /// # Errors
-/// When something can't be read, is too deep or, in changes, can't be said in a layer; the text names it.
-pub(super) fn write<W: Write>(root: OwnedFd, tar: &mut Tarball<W>, view: View) -> io::Result<()> {
+/// When something can't be read, is too deep or, of an overlay, can't be said; the text names it.
+pub(super) fn write<W: Write>(root: OwnedFd, tar: &mut Tarball<W>, view: View<'_>) -> io::Result<()> {
     let mut walk = Walk {
         tar,
         view,
         links: HashMap::new(),
     };
-    if walk.view.changes {
+    if matches!(walk.view.marks, Marks::Layer) {
         let stat = fstat(&root)?;
         walk.tar.add(
             &walk.entry(Kind::Directory, b"./", &stat, walk.xattrs(&root, b".")?),
             io::empty(),
         )?;
-        walk.opaque(&root, b"")?;
     }
     walk.directory(root, b"", 0)
 }
 
-struct Walk<'a, W> {
+struct Walk<'a, 'v, W> {
     tar: &'a mut Tarball<W>,
-    view: View,
+    view: View<'v>,
     /// First names of files that have several.
     links: HashMap<(libc::dev_t, libc::ino_t), Vec<u8>>,
 }
 
-impl<W: Write> Walk<'_, W> {
+impl<W: Write> Walk<'_, '_, W> {
     fn directory(&mut self, directory: OwnedFd, path: &[u8], depth: usize) -> io::Result<()> {
         let mut listing = Dir::from_fd(directory.try_clone()?)?;
         let mut names = Vec::new();
@@ -84,8 +108,14 @@ impl<W: Write> Walk<'_, W> {
         }
         drop(listing);
         names.sort();
+        self.opaque(&directory, path, &names)?;
         for name in names {
             let full = [path, &name].concat();
+            if let Marks::Told(deletions) = &self.view.marks
+                && deletions.leaves_out(&full)
+            {
+                continue;
+            }
             let told = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", shown(&full)));
             match self.one(&directory, &name, &full, depth) {
                 // Gone, or another thing since it was listed.
@@ -101,17 +131,23 @@ impl<W: Write> Walk<'_, W> {
     fn one(&mut self, directory: &OwnedFd, name: &[u8], path: &[u8], depth: usize) -> io::Result<()> {
         let stat = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         let kind = stat.st_mode & libc::S_IFMT;
-        if self.view.changes {
-            if kind == libc::S_IFCHR && stat.st_rdev == 0 {
+        let whiteout = kind == libc::S_IFCHR && stat.st_rdev == 0;
+        match &mut self.view.marks {
+            Marks::Told(deletions) if whiteout => {
+                deletions.deleted(path);
+                return Ok(());
+            }
+            Marks::Layer if whiteout => {
                 let parent = &path[..path.len() - name.len()];
                 return self.mark(&[parent, b".wh.", name].concat(), &stat);
             }
-            if name.starts_with(b".wh.") {
+            Marks::Layer if name.starts_with(b".wh.") => {
                 return Err(io::Error::other(format!(
                     "{}: a layer can't hold a file of this name",
                     shown(path)
                 )));
             }
+            Marks::None | Marks::Layer | Marks::Told(_) => {}
         }
         let device = (major(stat.st_rdev), minor(stat.st_rdev));
         let numbers = || -> io::Result<(u32, u32)> {
@@ -128,7 +164,6 @@ impl<W: Write> Walk<'_, W> {
                 let xattrs = self.xattrs(directory, name)?;
                 self.tar
                     .add(&self.entry(Kind::Directory, &below, &stat, xattrs), io::empty())?;
-                self.opaque(&child, &below)?;
                 return self.directory(child, &below, depth + 1);
             }
             libc::S_IFREG => Kind::File,
@@ -182,17 +217,20 @@ impl<W: Write> Walk<'_, W> {
         }
     }
 
-    /// The mark that hides lower layers in a directory whose upper part is opaque.
-    fn opaque(&mut self, directory: &OwnedFd, path: &[u8]) -> io::Result<()> {
-        if !self.view.changes {
+    /// Tells that a directory, which has `names`, hides what lower layers have in it, if it does.
+    fn opaque(&mut self, directory: &OwnedFd, path: &[u8], names: &[Vec<u8>]) -> io::Result<()> {
+        if matches!(self.view.marks, Marks::None) {
             return Ok(());
         }
         for (key, value) in xattrs_at(directory, b".")? {
             match key.as_slice() {
-                b"trusted.overlay.opaque" if value == b"y" => {
-                    let stat = fstat(directory)?;
-                    self.mark(&[path, b".wh..wh..opq"].concat(), &stat)?;
-                }
+                b"trusted.overlay.opaque" if value == b"y" => match &mut self.view.marks {
+                    Marks::Told(deletions) => deletions.hides(path, names)?,
+                    _ => {
+                        let stat = fstat(directory)?;
+                        self.mark(&[path, b".wh..wh..opq"].concat(), &stat)?;
+                    }
+                },
                 b"trusted.overlay.redirect" => {
                     let reason = "the kernel keeps it as a renamed directory, which a layer can't say";
                     return Err(io::Error::other(format!("{}: {reason}", shown(path))));
@@ -234,7 +272,7 @@ impl<W: Write> Walk<'_, W> {
     /// What of a file's attributes belongs to it rather than to the overlay or the node.
     fn xattrs(&self, directory: &OwnedFd, name: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut all = xattrs_at(directory, name)?;
-        if self.view.changes && all.iter().any(|(key, _)| key == b"trusted.overlay.metacopy") {
+        if !matches!(self.view.marks, Marks::None) && all.iter().any(|(key, _)| key == b"trusted.overlay.metacopy") {
             return Err(io::Error::other("its content is in a lower layer only"));
         }
         all.retain(|(key, _)| !key.starts_with(b"trusted.overlay.") && key != b"security.selinux");

@@ -23,6 +23,7 @@ pub fn findings(config: &Config) -> Vec<Finding> {
     all.push(kernel::seccomp());
     all.extend(kernel::cgroups(config.cgroups.driver));
     all.extend(storage::overlay(&config.state_dir));
+    all.push(storage::quotas(config));
     all.push(storage::space(&config.state_dir));
     all.extend(network::findings(config));
     all.extend(process::runtimes(config));

@@ -8,6 +8,7 @@ use wharf_e2e::{
     registry::WRITABLE,
 };
 
+use crate::archives::{refused, skopeo_copy, wharf};
 use crate::volumes::image_mount;
 
 const KIND: &str = "application/vnd.example.model.v1";
@@ -177,7 +178,7 @@ async fn an_artifact_is_pushed_as_it_came_and_told_to_what_it_refers() {
         .output()
         .await
         .unwrap();
-    assert!(String::from_utf8_lossy(&output.stderr).contains("only images can be saved"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("an OCI layout has artifacts too"));
     daemon.finish().await;
 }
 
@@ -207,5 +208,68 @@ async fn hostile_artifacts_are_refused_and_leave_nothing() {
     let error = daemon.cri.pull(&format!("{WRITABLE}/lie:v1")).await.unwrap_err();
     assert!(error.message().contains("not what was promised"), "{error:?}");
     assert!(daemon.cri.image(&id).await.unwrap().is_none());
+    daemon.finish().await;
+}
+
+/// What a shell line writes, run here.
+fn made(line: &str) -> Vec<u8> {
+    let output = std::process::Command::new("sh").args(["-c", line]).output().unwrap();
+    assert!(
+        output.status.success() && !output.stdout.is_empty(),
+        "{line}: {output:?}"
+    );
+    output.stdout
+}
+
+#[tokio::test]
+async fn an_artifact_goes_out_as_a_layout_and_comes_back_also_by_way_of_other_tools() {
+    let (daemon, storage) = writable().await;
+    let (chart, note) = (made("tar -C /etc -cz hostname"), made("echo hello | gzip -c"));
+    let plain = made("tar -C /etc -c hostname");
+    let files: [(&str, &[u8]); 4] = [
+        ("chart.tgz", &chart),
+        ("plain.tar", &plain),
+        ("deep/note.gz", &note),
+        ("noise", &[9; 300_000]),
+    ];
+    let id = publish(&storage, "goods", &files, None);
+    let name = format!("{WRITABLE}/goods:v1");
+    assert_eq!(daemon.cri.pull(&name).await.unwrap(), id);
+    let at = |name: &str| daemon.dir().join(name).to_string_lossy().into_owned();
+    let (layout, archive, copied) = (at("layout"), at("goods.tar"), at("copied"));
+    std::fs::create_dir(&layout).unwrap();
+    wharf(&daemon, &["save", "-o", &layout, &name]).await;
+    wharf(&daemon, &["save", "--format", "oci", "-o", &archive, &name]).await;
+    let text = refused(&daemon, &["save", "-o", &at("x"), &name]).await;
+    assert!(text.contains("OCI layout"), "{text}");
+    skopeo_copy(&daemon, &format!("oci:{layout}:v1"), &format!("oci:{copied}:{name}")).await;
+    let sandbox = daemon.pod("goods");
+    let pod = daemon.cri.run_pod(&sandbox, "").await.unwrap();
+    let busybox = daemon.busybox().await;
+    for (number, source) in [&layout, &archive, &copied].into_iter().enumerate() {
+        daemon.cri.remove_image(&id).await.unwrap();
+        assert_eq!(
+            wharf(&daemon, &["load", "-q", "-i", source]).await.trim(),
+            id,
+            "{source}"
+        );
+        let mut config = container(&format!("main-{number}"), &busybox, "sleep 1000");
+        config.mounts = vec![image_mount(&name, "/goods", "")];
+        let main = daemon.started(&pod, &sandbox, &config).await;
+        for (title, content) in files {
+            let sum = daemon
+                .cri
+                .shell(&main, &format!("sha256sum /goods/{title}"))
+                .await
+                .unwrap();
+            assert!(
+                sum.starts_with(digest(content).trim_start_matches("sha256:")),
+                "{source} {title}: {sum}"
+            );
+        }
+        daemon.cri.stop(&main, 0).await.unwrap();
+        daemon.cri.remove(&main).await.unwrap();
+    }
+    daemon.gone(&pod).await;
     daemon.finish().await;
 }

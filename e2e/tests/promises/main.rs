@@ -53,6 +53,7 @@ mod policy;
 mod power_loss;
 mod profiles;
 mod pull_memory;
+mod quotas;
 mod races;
 mod reads;
 mod reboot;

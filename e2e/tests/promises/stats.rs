@@ -12,7 +12,7 @@ use crate::on_each_handler;
 
 pub const MIB: u64 = 1 << 20;
 
-async fn stats(daemon: &Daemon, id: &str) -> Answer<pb::ContainerStats> {
+pub async fn stats(daemon: &Daemon, id: &str) -> Answer<pb::ContainerStats> {
     let request = pb::ContainerStatsRequest {
         container_id: id.to_owned(),
     };

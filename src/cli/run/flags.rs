@@ -74,6 +74,9 @@ pub struct Arguments {
     /// CPU limit, for example 1.5
     #[arg(long, value_name = "NUMBER", value_parser = cpus)]
     pub cpus: Option<i64>,
+    /// size=SIZE: the most that it may write to its root filesystem and its image's volumes, for example size=1g
+    #[arg(long, value_name = "size=SIZE", value_parser = storage)]
+    pub storage_opt: Option<u64>,
     /// Mount the root filesystem read-only
     #[arg(long)]
     pub read_only: bool,
@@ -305,6 +308,16 @@ pub fn memory(text: &str) -> Result<i64, String> {
     bytes.ok_or_else(|| format!("\"{text}\" is no size such as 64m or 1g"))
 }
 
+/// Reads `size=SIZE`, Docker's one option that is about a container.
+fn storage(text: &str) -> Result<u64, String> {
+    let (name, size) = text.split_once('=').unwrap_or((text, ""));
+    if name.trim() != "size" {
+        return Err(format!("\"{name}\" is no option of storage; there is size=SIZE"));
+    }
+    let bytes = parse_size(size).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| format!("\"{size}\" is no size such as 512m or 10g"))
+}
+
 /// CPUs as a quota in a period of 100 ms.
 pub fn cpus(text: &str) -> Result<i64, String> {
     let cpus = text.parse::<f64>().ok().filter(|cpus| (0.01..=4096.0).contains(cpus));
@@ -337,6 +350,14 @@ mod tests {
     fn environment_files_have_comments() {
         let lines: Vec<_> = env_lines("A=1\n\n# note\n  B=2 \n").collect();
         assert_eq!(lines, [(1, "A=1"), (4, "B=2 ")]);
+    }
+
+    #[test]
+    fn storage_has_a_size_and_nothing_else() {
+        assert_eq!(storage("size=1g"), Ok(1 << 30));
+        for wrong in ["size", "size=", "size=0", "size=x", "dm.basesize=1g", "1g", ""] {
+            assert!(storage(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::flags::{self, Arguments};
 use super::network::{self, Network};
 use crate::cli::error::{Error, Result};
 use crate::cli::resolve::RUN_LABEL;
+use crate::config::DISK_LIMIT;
 use crate::node::{KEEP_LOG, REMOVE};
 
 /// Where logs go unless `--log-dir` says otherwise.
@@ -116,6 +117,9 @@ fn container(
     let mut annotations = HashMap::new();
     if arguments.log_dir.is_some() {
         annotations.insert(KEEP_LOG.to_owned(), "true".to_owned());
+    }
+    if let Some(bytes) = arguments.storage_opt {
+        annotations.insert(DISK_LIMIT.to_owned(), bytes.to_string());
     }
     Ok(cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata {

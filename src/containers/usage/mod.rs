@@ -125,7 +125,7 @@ pub async fn metrics(
     container.meter.metrics.now(tasks, until, read).await
 }
 
-/// Disk that the container has written, and all else in its directory. A layer of few files is measured anew at each call; a big one as often as its
+/// Disk that the container has written, and all else in its directory. Where the file system counts, that is one question. Else a layer of few files is measured anew at each call; a big one as often as its
 /// size allows, in the background, and the figure before is told meanwhile, with its time.
 pub async fn writable_layer(
     container: &Container,
@@ -136,9 +136,13 @@ pub async fn writable_layer(
         Some(_) => until.min(Instant::now() + WALK_PATIENCE),
         None => until,
     };
-    let (dir, id) = (container.dir.clone(), container.id.clone());
+    let (dir, id, project) = (
+        container.dir.clone(),
+        container.id.clone(),
+        container.record.get().project,
+    );
     let walk = || {
-        blocking(move || match rootfs::container_disk(&dir) {
+        blocking(move || match rootfs::container_disk(&dir, project) {
             Ok(usage) => Some(usage),
             // It is being removed.
             Err(error) => {

@@ -62,5 +62,6 @@ fn image(contents: &Contents, item: Item) -> Result<Found> {
         promised: None,
         documents: Vec::new(),
         names: names.iter().map(|name| Reference::parse(name)).collect::<Result<_>>()?,
+        artifact: None,
     })
 }

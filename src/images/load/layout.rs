@@ -86,7 +86,16 @@ fn image(contents: &Contents, listed: &Listed, host: &Host) -> Result<Found> {
         documents.push((digest, document.bytes));
         match parsed {
             Parsed::Index { chosen } => digest = chosen,
-            Parsed::Artifact(_) => return Err(refused("it has an artifact; only images can be loaded")),
+            Parsed::Artifact(artifact) => {
+                return Ok(Found {
+                    config: documents.last().map(|(_, bytes)| bytes.clone()).unwrap_or_default(),
+                    layers: Vec::new(),
+                    promised: None,
+                    documents,
+                    names: name(listed)?.into_iter().collect(),
+                    artifact: Some(artifact),
+                });
+            }
             Parsed::Manifest(manifest) => {
                 return Ok(Found {
                     config: blob(contents, &manifest.config.digest)?,
@@ -100,6 +109,7 @@ fn image(contents: &Contents, listed: &Listed, host: &Host) -> Result<Found> {
                     ),
                     documents,
                     names: name(listed)?.into_iter().collect(),
+                    artifact: None,
                 });
             }
         }

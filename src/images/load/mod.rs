@@ -7,18 +7,20 @@
 mod docker;
 mod layout;
 mod scan;
+mod spool;
 
 use std::{collections::HashMap, io::Read, sync::Arc};
 
 use bytes::Bytes;
 
 use super::{
-    Error, Layer, Reference, Result,
+    Error, Layer, Reference, Result, artifact,
     extract::{Channel, Source, decoder},
     index::{Arrival, parse_config},
     layers::Pin,
+    manifest,
     pull::sync_file_system,
-    registry::digest_of,
+    registry::{MAX_DOCUMENT, digest_of},
     room::Room,
     trust::Evidence,
 };
@@ -53,6 +55,8 @@ struct Found {
     /// Index and manifest with their digests, as they are in the archive; may be empty.
     documents: Vec<(String, Bytes)>,
     names: Vec<Reference>,
+    /// It is no image but files; the configuration is the manifest, then.
+    artifact: Option<manifest::Artifact>,
 }
 
 /// Takes all images out of the archive that comes through `source`. Blocking.
@@ -121,6 +125,9 @@ fn arrival(
     image: Found,
     origin: Origin,
 ) -> Result<Arrival> {
+    if let Some(artifact) = image.artifact {
+        return files(room, contents, artifact, image.config, image.documents, image.names);
+    }
     let id = digest_of(&image.config);
     let config = parse_config(&image.config, &id)?;
     let bad = |reason: String| Error::BadContent {
@@ -180,7 +187,7 @@ fn arrival(
     }
     let mut documents = image.documents;
     if documents.is_empty() {
-        let manifest = super::manifest::compose(&id, image.config.len() as u64, &layers);
+        let manifest = manifest::compose(&id, image.config.len() as u64, &layers);
         documents.push((digest_of(&manifest), manifest.into()));
     }
     let top = documents.first().map(|(digest, _)| digest.clone()).unwrap_or_default();
@@ -195,6 +202,64 @@ fn arrival(
         names: image.names.into_iter().map(|name| (name, top.clone())).collect(),
         pinned: true,
         artifact: None,
+        evidence: Evidence::default(),
+        action: "load",
+    })
+}
+
+/// Makes an artifact ready to become visible, whose manifest is `bytes`.
+fn files(
+    room: &Room,
+    contents: &Contents,
+    artifact: manifest::Artifact,
+    bytes: Bytes,
+    mut documents: Vec<(String, Bytes)>,
+    names: Vec<Reference>,
+) -> Result<Arrival> {
+    let checked = |what: &str, blob: &manifest::Descriptor| {
+        let raw = contents.raw(&scan::blob_path(&blob.digest), &room.layers)?;
+        if (&raw.digest, raw.size) == (&blob.digest, blob.size) {
+            return Ok(raw.content);
+        }
+        Err(Error::Mismatch {
+            what: format!("{what} of an artifact in the archive"),
+            expected: format!("{} of {} bytes", blob.digest, blob.size),
+            got: format!("{} of {} bytes", raw.digest, raw.size),
+        })
+    };
+    let mut config = Vec::new();
+    checked("the configuration", &artifact.config)?
+        .take(MAX_DOCUMENT as u64)
+        .read_to_end(&mut config)
+        .map_err(|error| refused(format!("the configuration of an artifact can't be read: {error}")))?;
+    if config.len() as u64 != artifact.config.size {
+        return Err(refused(format!(
+            "{} bytes are too many for a configuration",
+            artifact.config.size
+        )));
+    }
+    let (mut layers, mut pins) = (Vec::new(), Vec::new());
+    for (name, blob) in &artifact.files {
+        let (layer, pin) = artifact::take(room, name, blob, checked(&format!("file {name:?}"), blob)?)?;
+        layers.push(layer);
+        pins.push(pin);
+    }
+    let top = documents.first().map(|(digest, _)| digest.clone()).unwrap_or_default();
+    // A push needs it, and nothing else has it.
+    documents.push((artifact.config.digest.clone(), config.into()));
+    Ok(Arrival {
+        id: digest_of(&bytes),
+        size: artifact.size(),
+        layers,
+        pins,
+        config: bytes,
+        documents,
+        names: names.into_iter().map(|name| (name, top.clone())).collect(),
+        pinned: true,
+        artifact: Some(super::Artifact {
+            kind: artifact.kind,
+            files: artifact.files.into_iter().map(|(name, _)| name).collect(),
+        }),
         evidence: Evidence::default(),
         action: "load",
     })

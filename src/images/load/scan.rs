@@ -12,12 +12,16 @@ use super::{
         Error, Result,
         extract::{self, Feed, Source, Unpacked},
         layers::{Layers, Pin},
+        manifest::{self, Parsed},
+        platform::Host,
+        recipe,
         reference::is_hex,
-        registry::{MAX_DOCUMENT, digest_of},
+        registry::{Document, MAX_DOCUMENT, digest_of},
         room::Room,
-        unpack::{self, Entry, Kind, TarReader},
+        unpack::{self, Kind, TarReader},
     },
     refused,
+    spool::{Spool, Stored, Tee},
 };
 
 /// Files and links that are remembered.
@@ -36,9 +40,9 @@ pub(super) struct Contents {
 
 enum Item {
     Document(Bytes),
-    Layer(Box<Layered>),
-    /// It may have been meant as a layer.
-    Useless(String),
+    Layer(Layered),
+    /// It may have been meant as a layer, or as an artifact's file.
+    Useless(String, Option<Stored>),
     /// Another name in the archive; or why there can't be one.
     Link(std::result::Result<String, &'static str>),
 }
@@ -51,6 +55,8 @@ pub(super) struct Layered {
     pub size: u64,
     pub diff_id: String,
     held: Option<Held>,
+    /// The blob, where it may be an artifact's file.
+    raw: Option<Stored>,
 }
 
 enum Held {
@@ -112,7 +118,55 @@ impl Contents {
             Some(Item::Layer(layer)) => Ok(layer),
             Some(Item::Link(_)) => Err(refused(format!("layer {path:?} is a link"))),
             Some(Item::Document(_)) => Err(refused(format!("layer {path:?} is no archive"))),
-            Some(Item::Useless(reason)) => Err(refused(format!("layer {path:?}: {reason}"))),
+            Some(Item::Useless(reason, _)) => Err(refused(format!("layer {path:?}: {reason}"))),
+            None => Err(refused(format!("it has no file {path:?}"))),
+        }
+    }
+}
+
+/// A file of the archive as it lay there.
+pub(super) struct Raw {
+    pub digest: String,
+    pub size: u64,
+    pub content: Box<dyn Read>,
+}
+
+impl Contents {
+    /// The file at `path`, links not followed.
+    pub fn raw(&self, path: &str, layers: &Layers) -> Result<Raw> {
+        let stored = |stored: &Stored| -> Result<Raw> {
+            Ok(Raw {
+                digest: stored.digest.clone(),
+                size: stored.size,
+                content: Box::new(stored.open()?),
+            })
+        };
+        match self.items.get(path) {
+            Some(Item::Document(bytes)) => Ok(Raw {
+                digest: digest_of(bytes),
+                size: bytes.len() as u64,
+                content: Box::new(io::Cursor::new(bytes.clone())),
+            }),
+            Some(Item::Useless(_, Some(kept)) | Item::Layer(Layered { raw: Some(kept), .. })) => stored(kept),
+            Some(Item::Layer(layer)) if layer.digest == layer.diff_id => {
+                let archive = match &layer.held {
+                    Some(Held::Known(pin)) => pin.archive()?,
+                    Some(Held::New(new)) => recipe::Archive::open(new.directory.path())?,
+                    None => layers
+                        .pin(&layer.diff_id)
+                        .ok_or_else(|| refused(format!("file {path:?} has gone meanwhile")))?
+                        .archive()?,
+                };
+                Ok(Raw {
+                    digest: layer.digest.clone(),
+                    size: layer.size,
+                    content: Box::new(archive),
+                })
+            }
+            Some(Item::Link(_)) => Err(refused(format!("file {path:?} is a link"))),
+            Some(Item::Layer(_) | Item::Useless(..)) => Err(refused(format!(
+                "file {path:?} was no artifact's by what came before it"
+            ))),
             None => Err(refused(format!("it has no file {path:?}"))),
         }
     }
@@ -126,6 +180,8 @@ pub(super) fn scan(archive: impl Read, room: &Room) -> Result<Contents> {
             .index
             .list()
             .iter()
+            // An artifact's blob is a file, around which an archive was put.
+            .filter(|image| image.artifact.is_none())
             .flat_map(|image| image.layers.iter())
             .map(|layer| (layer.digest.clone(), layer.diff_id.clone()))
             .collect(),
@@ -151,7 +207,7 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    fn entry<R: Read>(&mut self, entry: &Entry, reader: &mut TarReader<R>) -> Result<()> {
+    fn entry<R: Read>(&mut self, entry: &unpack::Entry, reader: &mut TarReader<R>) -> Result<()> {
         let path = normal(&entry.name)?;
         let item = match entry.kind {
             Kind::Directory => return Ok(()),
@@ -177,23 +233,36 @@ impl Scan<'_> {
     }
 
     fn file<R: Read>(&mut self, path: &str, size: u64, reader: &mut TarReader<R>) -> Result<Option<Item>> {
-        let mut source = Source::new(EntryFeed(reader));
+        let mut source = Source::new(Tee {
+            feed: EntryFeed(reader),
+            spool: None,
+        });
         let unreadable = |error: io::Error| refused(format!("read {path:?}: {error}"));
         let head = source.peek(unpack::BLOCK).map_err(unreadable)?;
-        let is_layer = match head {
-            [] => return Ok(Some(Item::Useless("it is empty".into()))),
-            [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => true,
-            _ => head.try_into().is_ok_and(unpack::is_archive),
-        };
+        let compressed = matches!(
+            head,
+            [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]
+        );
+        let is_layer = compressed || head.try_into().is_ok_and(unpack::is_archive);
+        let empty = head.is_empty();
+        let first = head.iter().copied().find(|byte| !byte.is_ascii_whitespace());
+        let is_document = !is_layer && matches!(first, Some(b'{' | b'[')) && size <= MAX_DOCUMENT as u64;
+        if path.starts_with("blobs/") && !is_document && (!is_layer || compressed && self.may_be_file(path)) {
+            let mut spool = Spool::create(&self.room.layers)?;
+            let (tee, come) = source.feed();
+            spool.write(come).map_err(unreadable)?;
+            tee.spool = Some(spool);
+        }
         if is_layer {
             return self.layer(path, &mut source).map(Some);
         }
-        let first = head.iter().find(|byte| !byte.is_ascii_whitespace());
-        if !matches!(first, Some(b'{' | b'[')) {
-            return Ok(Some(Item::Useless("it is no archive".into())));
-        }
-        if size > MAX_DOCUMENT as u64 {
-            return Ok(Some(Item::Useless(format!("{size} bytes are too many for a document"))));
+        if !is_document {
+            let reason = match first {
+                _ if empty => "it is empty".to_owned(),
+                Some(b'{' | b'[') => format!("{size} bytes are too many for a document"),
+                _ => "it is no archive".to_owned(),
+            };
+            return Ok(Some(Item::Useless(reason, stored(path, &mut source)?)));
         }
         self.documents += size as usize;
         if self.documents > MAX_DOCUMENTS {
@@ -204,22 +273,56 @@ impl Scan<'_> {
         Ok(Some(Item::Document(bytes.into())))
     }
 
-    fn layer<F: Feed>(&self, path: &str, source: &mut Source<F>) -> Result<Item> {
+    /// Whether the blob at `path` may be an artifact's file, as far as the archive has said what is in it.
+    fn may_be_file(&self, path: &str) -> bool {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            manifests: Vec<manifest::Entry>,
+        }
+        let Some(index) = self.contents.document("index.json") else {
+            return true;
+        };
+        // What can't be read is refused when all is there.
+        let Ok(index) = serde_json::from_slice::<Index>(index) else {
+            return false;
+        };
+        index.manifests.iter().any(|listed| {
+            let Some(bytes) = self.contents.document(&blob_path(&listed.digest)) else {
+                return true;
+            };
+            let document = Document {
+                bytes: bytes.clone(),
+                digest: listed.digest.clone(),
+                media_type: listed.media_type.clone(),
+            };
+            match manifest::parse(&document, &Host::current()) {
+                Ok(Parsed::Artifact(artifact)) => {
+                    artifact.files.iter().any(|(_, blob)| blob_path(&blob.digest) == path)
+                }
+                Ok(Parsed::Index { .. }) => true,
+                Ok(Parsed::Manifest(_)) | Err(_) => false,
+            }
+        })
+    }
+
+    fn layer<F: Feed>(&self, path: &str, source: &mut Source<Tee<F>>) -> Result<Item> {
         if let Some((promised, diff_id, pin)) = self.known(path) {
             if !source.skip(u64::MAX) {
                 return Err(refused("it was cut off"));
             }
             let (digest, size) = source.sum();
+            let raw = stored(path, source)?;
             return Ok(if digest == promised {
                 let held = Some(Held::Known(pin));
-                Item::Layer(Box::new(Layered {
+                Item::Layer(Layered {
                     digest,
                     size,
                     diff_id,
                     held,
-                }))
+                    raw,
+                })
             } else {
-                Item::Useless(format!("its digest is {digest}"))
+                Item::Useless(format!("its digest is {digest}"), raw)
             });
         }
         let unpacked = match extract::unpack(source, path, &self.room.layers) {
@@ -229,17 +332,18 @@ impl Scan<'_> {
                 error @ (Error::BadContent { .. }
                 | Error::Unpack(unpack::Error::Read { .. } | unpack::Error::Refused { .. })),
             ) => {
-                return Ok(Item::Useless(error.to_string()));
+                return Ok(Item::Useless(error.to_string(), stored(path, source)?));
             }
             Err(error) => return Err(error),
         };
         let (digest, size) = source.sum();
-        Ok(Item::Layer(Box::new(Layered {
+        Ok(Item::Layer(Layered {
             digest,
             size,
             diff_id: unpacked.diff_id.clone(),
             held: Some(Held::New(unpacked)),
-        })))
+            raw: stored(path, source)?,
+        }))
     }
 
     /// A layer that is here already, if `path` says which one it is: its blob's digest, diff ID and files.
@@ -254,6 +358,17 @@ impl Scan<'_> {
         let pin = self.room.layers.pin(diff_id)?;
         Some((digest, diff_id.clone(), pin))
     }
+}
+
+/// What was kept of the file at `path`, read to its end.
+fn stored<F: Feed>(path: &str, source: &mut Source<Tee<F>>) -> Result<Option<Stored>> {
+    if source.feed().0.spool.is_none() {
+        return Ok(None);
+    }
+    if !source.skip(u64::MAX) {
+        return Err(refused(format!("{path:?} can't be kept, or was cut off")));
+    }
+    Ok(source.feed().0.spool.take().map(Spool::finish))
 }
 
 /// The data of an archive's current entry.

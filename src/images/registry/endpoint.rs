@@ -30,7 +30,30 @@ pub(in crate::images) struct Endpoint {
     pub digests: bool,
     /// Images may be sent to it.
     pub push: bool,
+    /// It is no registry: `base` is the address of one blob, which a manifest has given. Nothing secret is shown there.
+    pub blob_only: bool,
     pub settings: Arc<Settings>,
+}
+
+impl Endpoint {
+    /// The address of one blob. `None` if it is none by HTTPS.
+    pub(super) fn of_blob(url: &str) -> Option<Self> {
+        let uri: http::Uri = url.parse().ok()?;
+        if uri.scheme_str() != Some("https") {
+            return None;
+        }
+        Some(Self {
+            host: super::transport::host_of(&uri),
+            base: url.to_owned(),
+            query: String::new(),
+            mirror: true,
+            tags: false,
+            digests: true,
+            push: false,
+            blob_only: true,
+            settings: Arc::default(),
+        })
+    }
 }
 
 /// What the node says about registries.
@@ -126,6 +149,7 @@ impl Sources<'_> {
                     tags: host.resolve,
                     digests: host.pull,
                     push: host.push,
+                    blob_only: false,
                     settings: Arc::new(host.settings.clone()),
                 })
             })
@@ -197,6 +221,7 @@ impl Sources<'_> {
             tags: true,
             digests: true,
             push: !mirror,
+            blob_only: false,
             settings: Arc::new(settings),
         };
         Ok((configured, endpoint))

@@ -17,7 +17,7 @@ use super::{
     challenge::{self, Challenge},
     endpoint::Endpoint,
     token,
-    transport::{Answer, Failure, Http, Message, read},
+    transport::{Answer, Failure, Http, Message, host_of, read},
 };
 use crate::images::{Error, ErrorKind, Reference, Result, manifest};
 
@@ -63,6 +63,21 @@ impl Session {
             credentials,
             authorizations: Mutex::default(),
             http,
+        }))
+    }
+
+    /// The same, with addresses at which a blob is looked for that the registry does not have.
+    pub fn beside(&self, urls: &[String]) -> Self {
+        if urls.is_empty() {
+            return self.clone();
+        }
+        let more = urls.iter().filter_map(|url| Endpoint::of_blob(url));
+        Self(Arc::new(Inner {
+            http: self.0.http.clone(),
+            repository: self.0.repository.clone(),
+            endpoints: self.0.endpoints.iter().cloned().chain(more).collect(),
+            credentials: self.0.credentials.clone(),
+            authorizations: Mutex::default(),
         }))
     }
 
@@ -207,6 +222,42 @@ impl Session {
         Ok(bytes.into())
     }
 
+    /// A small document at an address that is no registry's, asked for without credentials; `None` if it is not there.
+    ///
+    /// # Errors
+    /// When it can't be asked for, or is larger than `limit` bytes.
+    pub async fn elsewhere(&self, address: &str, limit: usize) -> Result<Option<Vec<u8>>> {
+        let bad = |host: String, reason: String| Error::Registry {
+            what: "a signature".into(),
+            host,
+            reason,
+        };
+        let uri: Uri = address
+            .parse()
+            .ok()
+            .filter(|uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some())
+            .ok_or_else(|| bad(String::new(), "its address is malformed".into()))?;
+        let host = host_of(&uri);
+        let answer = match self.0.http.send(Message::get(uri, Arc::default())).await {
+            Ok(answer) => answer.response,
+            Err(Failure::Network { host, reason }) => return Err(Error::RegistryUnavailable { host, reason }),
+            Err(Failure::Refused { host, reason }) => return Err(bad(host, reason)),
+        };
+        match answer.status() {
+            StatusCode::OK => {
+                let read = read(answer.into_body(), limit, self.0.http.patience.stall).await;
+                read.map(|bytes| Some(bytes.to_vec()))
+                    .map_err(|reason| bad(host, reason))
+            }
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+            status if status.is_server_error() => Err(Error::RegistryUnavailable {
+                host,
+                reason: format!("it answered {status}"),
+            }),
+            status => Err(bad(host, format!("it answered {status}"))),
+        }
+    }
+
     /// The bytes of a blob of `size` bytes, not hashed yet.
     pub fn blob_from(&self, digest: &str, size: u64, from: u64) -> BlobStream {
         BlobStream::new(self.clone(), digest, size, from)
@@ -260,7 +311,7 @@ impl Session {
         let mut asked = false;
         loop {
             attempt += 1;
-            message.authorization = if abroad {
+            message.authorization = if abroad || endpoint.blob_only {
                 None
             } else {
                 self.authorization(endpoint).await
@@ -281,7 +332,7 @@ impl Session {
                 }
                 Ok(Answer { response, foreign }) => match response.status() {
                     status if manner.fine.contains(&status) => return Ok(response),
-                    StatusCode::UNAUTHORIZED if !foreign && !abroad => {
+                    StatusCode::UNAUTHORIZED if !foreign && !abroad && !endpoint.blob_only => {
                         if std::mem::replace(&mut asked, true) {
                             return Err(self.denied(endpoint, response, manner.action, what).await);
                         }
@@ -481,7 +532,10 @@ impl<'a> Manner<'a> {
 
 /// The address of `path` below the repository at `endpoint`.
 pub(super) fn address(endpoint: &Endpoint, path: &str, what: &str) -> Result<Uri> {
-    let text = format!("{}/{path}{}", endpoint.base, endpoint.query);
+    let text = match endpoint.blob_only {
+        true => endpoint.base.clone(),
+        false => format!("{}/{path}{}", endpoint.base, endpoint.query),
+    };
     text.parse().map_err(|_| Error::Registry {
         what: what.to_owned(),
         host: endpoint.host.clone(),

@@ -1,20 +1,17 @@
 //! What a container has changed of its image: as a tar of what it wrote and a list of what it deleted, the form in which
 //! checkpoints carry it.
 
-use std::collections::{HashMap, HashSet};
-use std::ffi::{CString, OsStr};
+use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Component, Path, PathBuf};
 
-use super::{sys, xattrs};
+use super::sys;
 use crate::images::tarball::Tarball;
-use crate::images::unpack::{Entry, Kind};
-
-/// Directories within each other that are followed; deeper trees are an error.
-const MAX_DEPTH: usize = 1024;
+use crate::images::tree::{self, Deletions, Marks, View};
 
 /// The changes of one container. Nothing may write to its root filesystem while they are read.
 #[derive(Debug)]
@@ -47,117 +44,53 @@ impl Changes {
     /// # Errors
     /// When a file can't be read or `out` can't be written.
     pub fn write<W: Write>(&self, without: &HashSet<PathBuf>, out: W) -> io::Result<Vec<PathBuf>> {
-        let mut walk = Walk {
-            changes: self,
+        let root = File::open(&self.upper).map_err(named(&self.upper))?;
+        let mut tar = Tarball::new(out);
+        let mut deleted = Deleted {
+            layers: &self.layers,
             without,
-            tar: Tarball::new(out),
-            names: HashMap::new(),
-            deleted: Vec::new(),
+            paths: Vec::new(),
         };
-        walk.directory(Path::new(""), 0)?;
-        walk.tar.finish()?;
-        Ok(walk.deleted)
+        let view = View {
+            ids: None,
+            marks: Marks::Told(&mut deleted),
+        };
+        tree::write(root.into(), &mut tar, view).map_err(named(&self.upper))?;
+        tar.finish()?;
+        Ok(deleted.paths)
     }
 }
 
-struct Walk<'a, W> {
-    changes: &'a Changes,
+/// What the walk of the upper directory tells.
+struct Deleted<'a> {
+    layers: &'a [PathBuf],
     without: &'a HashSet<PathBuf>,
-    tar: Tarball<W>,
-    /// First name of each file that has several.
-    names: HashMap<(u64, u64), PathBuf>,
-    deleted: Vec<PathBuf>,
+    paths: Vec<PathBuf>,
 }
 
-impl<W: Write> Walk<'_, W> {
-    fn directory(&mut self, at: &Path, depth: usize) -> io::Result<()> {
-        if depth > MAX_DEPTH {
-            return Err(io::Error::other(format!("{} is too deep", at.display())));
-        }
-        let dir = self.changes.upper.join(at);
-        let mut entries = fs::read_dir(&dir)
-            .and_then(Iterator::collect::<io::Result<Vec<_>>>)
-            .map_err(named(&dir))?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        if is_opaque(&dir)? {
-            let kept: HashSet<_> = entries.iter().map(fs::DirEntry::file_name).collect();
-            self.hidden(at, &|name| kept.contains(name))?;
-        }
-        for entry in entries {
-            let path = at.join(entry.file_name());
-            if !self.without.contains(&path) {
-                let meta = entry.metadata().map_err(named(&entry.path()))?;
-                self.one(&path, &meta, depth).map_err(named(&path))?;
-            }
-        }
-        Ok(())
+impl Deletions for Deleted<'_> {
+    fn leaves_out(&self, path: &[u8]) -> bool {
+        self.without.contains(Path::new(OsStr::from_bytes(path)))
     }
 
-    fn one(&mut self, path: &Path, meta: &Metadata, depth: usize) -> io::Result<()> {
-        let kind = meta.file_type();
-        let on_disk = self.changes.upper.join(path);
-        if kind.is_char_device() && meta.rdev() == 0 {
-            self.deleted.push(path.to_owned());
-            return Ok(());
-        }
-        let device = (nix::sys::stat::major(meta.rdev()), nix::sys::stat::minor(meta.rdev()));
-        let (major, minor) = (device.0 as u32, device.1 as u32);
-        let mut entry = Entry {
-            kind: Kind::File,
-            name: path.as_os_str().as_bytes().to_vec(),
-            link: Vec::new(),
-            mode: meta.mode() & 0o7777,
-            uid: meta.uid(),
-            gid: meta.gid(),
-            size: 0,
-            mtime: (meta.mtime(), u32::try_from(meta.mtime_nsec()).unwrap_or(0)),
-            xattrs: attributes(&on_disk)?,
-        };
-        if kind.is_dir() {
-            entry.kind = Kind::Directory;
-            entry.name.push(b'/');
-            self.tar.add(&entry, io::empty())?;
-            return self.directory(path, depth + 1);
-        }
-        if meta.nlink() > 1 {
-            if let Some(first) = self.names.get(&(meta.dev(), meta.ino())) {
-                entry.kind = Kind::HardLink;
-                entry.link = first.as_os_str().as_bytes().to_vec();
-                entry.xattrs = Vec::new();
-                return self.tar.add(&entry, io::empty());
-            }
-            self.names.insert((meta.dev(), meta.ino()), path.to_owned());
-        }
-        entry.kind = match () {
-            () if kind.is_file() => {
-                entry.size = meta.len();
-                return self.tar.add(&entry, File::open(&on_disk)?);
-            }
-            () if kind.is_symlink() => {
-                entry.link = fs::read_link(&on_disk)?.into_os_string().as_bytes().to_vec();
-                Kind::Symlink
-            }
-            () if kind.is_char_device() => Kind::CharDevice { major, minor },
-            () if kind.is_block_device() => Kind::BlockDevice { major, minor },
-            () if kind.is_fifo() => Kind::Fifo,
-            // A socket's name means nothing without the process that listens.
-            () => return Ok(()),
-        };
-        self.tar.add(&entry, io::empty())
+    fn deleted(&mut self, path: &[u8]) {
+        self.paths.push(OsStr::from_bytes(path).into());
     }
 
     /// Counts as deleted what the layers have in a directory that the container has made anew.
-    fn hidden(&mut self, at: &Path, kept: &dyn Fn(&OsStr) -> bool) -> io::Result<()> {
+    fn hides(&mut self, path: &[u8], names: &[Vec<u8>]) -> io::Result<()> {
+        let at = Path::new(OsStr::from_bytes(path));
+        let kept: HashSet<&[u8]> = names.iter().map(Vec::as_slice).collect();
         let mut seen = HashSet::new();
-        for layer in &self.changes.layers {
+        for layer in self.layers {
             let Some(dir) = directory_in(layer, at) else { break };
             for entry in fs::read_dir(&dir).map_err(named(&dir))? {
                 let entry = entry?;
                 let name = entry.file_name();
                 let meta = entry.metadata()?;
                 let whiteout = meta.file_type().is_char_device() && meta.rdev() == 0;
-                if seen.insert(name.clone()) && !whiteout && !kept(&name) {
-                    self.deleted.push(at.join(name));
+                if seen.insert(name.clone()) && !whiteout && !kept.contains(name.as_bytes()) {
+                    self.paths.push(at.join(name));
                 }
             }
             if is_opaque(&dir)? {
@@ -196,23 +129,12 @@ fn is_opaque(directory: &Path) -> io::Result<bool> {
     Ok(sys::xattr(File::open(directory)?, c"trusted.overlay.opaque")?.is_some())
 }
 
-/// Extended attributes other than overlayfs' own.
-fn attributes(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut found = xattrs::all(&CString::new(path.as_os_str().as_bytes())?)?;
-    let kept_elsewhere = |name: &[u8]| matches!(name, b"trusted.overlay.redirect" | b"trusted.overlay.metacopy");
-    if found.iter().any(|(name, _)| kept_elsewhere(name)) {
-        let message = "overlayfs keeps its content elsewhere (redirect_dir or metacopy), which can't be read here";
-        return Err(io::Error::new(io::ErrorKind::Unsupported, message));
-    }
-    found.retain(|(name, _)| !name.starts_with(b"trusted.overlay."));
-    found.sort();
-    Ok(found)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ffi::CString;
+
     use super::*;
-    use crate::images::unpack::TarReader;
+    use crate::images::unpack::{Kind, TarReader};
 
     #[test]
     fn what_was_written_and_what_was_deleted() {

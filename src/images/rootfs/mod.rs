@@ -7,6 +7,7 @@ mod copy;
 mod inside;
 mod mapped;
 mod overlay;
+mod quota;
 mod remove;
 mod sys;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use mapped::Owners;
 #[cfg(test)]
 pub use overlay::mount;
 pub use overlay::{mount_labelled, mount_read_only, mounted, unmount, view};
+pub use quota::{Projects, has_quotas, join_project, lift_limit};
 pub use remove::{remove_at, remove_tree};
 pub use usage::{
     Amount, ContainerDisk, Space, container_disk, directory_alone, mountpoint, space, usage, usage_beside,
@@ -64,6 +66,16 @@ pub enum Error {
     /// Something is mounted there already.
     #[error("mount overlay at {}: it is a mount point already", path.display())]
     AlreadyMounted { path: PathBuf },
+    /// A limit was asked for, and the file system can't hold anybody to one.
+    #[error("limit what the container writes to {limit} bytes: the file system at {} {why}", mountpoint.display())]
+    NoQuota {
+        limit: u64,
+        mountpoint: PathBuf,
+        why: &'static str,
+    },
+    /// There is no project left for one more container.
+    #[error("count what the container writes: all project ids from {first} to {last} are in use on the file system at {}", mountpoint.display())]
+    NoProject { first: u32, last: u32, mountpoint: PathBuf },
 }
 
 pub type Result<T> = std::result::Result<T, Error>;

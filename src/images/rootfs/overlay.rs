@@ -13,7 +13,7 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchown};
 
 use super::mapped::{self, Mapped, Owners};
-use super::{Error, Result, io_at, remove_tree, sys};
+use super::{Error, Result, io_at, quota, remove_tree, sys};
 
 /// Bytes of options that mount(2) takes: a page, with the NUL.
 const MOUNT_DATA: usize = 4096;
@@ -21,7 +21,7 @@ const MOUNT_DATA: usize = 4096;
 /// Mounts `layers` (top first; none is allowed) at `container_dir/rootfs` and returns that path. Changes go to
 /// `container_dir/upper`, which is made if it is absent and kept if not. `volatile`: the kernel syncs nothing of it,
 /// because a container does not survive a crash of the machine. With `owners` the files are theirs; with `label` they all
-/// have that SELinux label.
+/// have that SELinux label. A new `upper` belongs to `project`, see [`super::Projects`]; one that is there keeps its own.
 ///
 /// # Errors
 /// A layer is missing, something is mounted there already, or overlayfs refuses.
@@ -30,6 +30,7 @@ pub fn mount_labelled(
     container_dir: &Path,
     owners: Option<&Owners>,
     label: Option<&str>,
+    project: u32,
 ) -> Result<PathBuf> {
     let rootfs = container_dir.join("rootfs");
     let (upper, work, empty) = (
@@ -37,12 +38,16 @@ pub fn mount_labelled(
         container_dir.join("work"),
         container_dir.join("empty"),
     );
+    let fresh = make_dir(&upper)?;
+    let project = if fresh { project } else { quota::project_of(&work) };
     // After a crash the work directory holds the mark of a volatile mount, with which the kernel refuses it. There is
-    // nothing else to keep in it.
+    // nothing to keep in it but whose it is: files are renamed from it, which can't be done between projects.
     remove_tree(&work)?;
     make_dir(&rootfs)?;
     make_dir(&work)?;
-    if make_dir(&upper)? {
+    quota::join_project(&work, project)?;
+    if fresh {
+        quota::join_project(&upper, project)?;
         adopt_root(layers.first(), &upper, owners)?;
     }
     let target = open_path(&rootfs)?;
@@ -141,12 +146,12 @@ fn attach(
     }
 }
 
-/// [`mount_labelled`] without a label.
+/// [`mount_labelled`] without a label and a project.
 ///
 /// # Errors
 /// As there.
 pub fn mount(layers: &[PathBuf], container_dir: &Path, owners: Option<&Owners>) -> Result<PathBuf> {
-    mount_labelled(layers, container_dir, owners, None)
+    mount_labelled(layers, container_dir, owners, None, 0)
 }
 
 /// Unmounts `container_dir/rootfs`, also while it is in use. Nothing mounted, or no such directory, is success.

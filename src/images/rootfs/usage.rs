@@ -12,7 +12,7 @@ use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::sys::statvfs::statvfs;
 
-use super::{FsUsage, Result, io_at, sys};
+use super::{FsUsage, Result, io_at, quota, sys};
 
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
@@ -20,6 +20,8 @@ const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag
 const BLOCK: u64 = 512;
 /// Below a container's directory: its writable layer.
 const UPPER: &str = "upper";
+/// Below a container's directory: where overlayfs makes what it then moves to the writable layer.
+const WORK: &str = "work";
 /// Below a container's directory: the volumes that its image declares.
 const VOLUMES: &str = "volumes";
 /// Directories held open at once; what is deeper than a sane tree is not counted.
@@ -31,7 +33,7 @@ const MAX_DEPTH: usize = 256;
 /// # Errors
 /// `root` or a directory in it cannot be read.
 pub fn usage(root: &Path) -> Result<FsUsage> {
-    let Amount { bytes, inodes } = measure(root, None)?;
+    let Amount { bytes, inodes } = measure(root, &[])?;
     Ok(FsUsage {
         mountpoint: mountpoint(root)?,
         used_bytes: bytes,
@@ -57,16 +59,29 @@ pub struct ContainerDisk {
     pub beside: Amount,
 }
 
-/// Usage of a container's directory.
+/// Usage of a container's directory. What its `project` takes is asked of the file system, in a time that does not depend on how
+/// much it is; that of one without (0) is a walk.
 ///
 /// # Errors
 /// As [`usage`]; a container that is being removed has no writable layer any more.
-pub fn container_disk(container_dir: &Path) -> Result<ContainerDisk> {
+pub fn container_disk(container_dir: &Path, project: u32) -> Result<ContainerDisk> {
+    if project != 0 {
+        let Amount { bytes, inodes } = quota::project_usage(container_dir, project)?;
+        let counted = [UPPER, WORK, VOLUMES].map(|name| (name, Except::Whole));
+        return Ok(ContainerDisk {
+            layer: FsUsage {
+                mountpoint: mountpoint(container_dir)?,
+                used_bytes: bytes,
+                inodes_used: inodes,
+            },
+            beside: measure(container_dir, &counted)?,
+        });
+    }
     let mut layer = usage(&container_dir.join(UPPER))?;
-    let mut beside = measure(container_dir, Some((UPPER, Except::Whole)))?;
+    let mut beside = measure(container_dir, &[(UPPER, Except::Whole)])?;
     let volumes = container_dir.join(VOLUMES);
     if volumes.is_dir() {
-        let volumes = measure(&volumes, None)?;
+        let volumes = measure(&volumes, &[])?;
         layer.used_bytes += volumes.bytes;
         layer.inodes_used += volumes.inodes;
         // They may have grown since.
@@ -81,7 +96,7 @@ pub fn container_disk(container_dir: &Path) -> Result<ContainerDisk> {
 /// # Errors
 /// As [`usage`].
 pub fn usage_beside(root: &Path, name: &str) -> Result<Amount> {
-    measure(root, Some((name, Except::Content)))
+    measure(root, &[(name, Except::Content)])
 }
 
 /// The directory `root` itself, without what is in it.
@@ -104,7 +119,7 @@ enum Except {
     Content,
 }
 
-fn measure(root: &Path, except: Option<(&str, Except)>) -> Result<Amount> {
+fn measure(root: &Path, except: &[(&str, Except)]) -> Result<Amount> {
     let dir = open(root, DIRECTORY, Mode::empty()).map_err(io_at("open", root))?;
     let stat = fstat(&dir).map_err(io_at("stat", root))?;
     let mut count = Count {
@@ -189,7 +204,7 @@ impl Count {
         self.amount.inodes += 1;
     }
 
-    fn tree(&mut self, dir: OwnedFd, depth: usize, except: Option<(&str, Except)>) -> nix::Result<()> {
+    fn tree(&mut self, dir: OwnedFd, depth: usize, except: &[(&str, Except)]) -> nix::Result<()> {
         let mut listing = Dir::from_fd(dir)?;
         let mut children = Vec::new();
         for entry in listing.iter() {
@@ -198,8 +213,8 @@ impl Count {
             if name == c"." || name == c".." {
                 continue;
             }
-            let out = except.filter(|(except, _)| name.to_bytes() == except.as_bytes());
-            if out.is_some_and(|(_, except)| except == Except::Whole) {
+            let out = except.iter().find(|(except, _)| name.to_bytes() == except.as_bytes());
+            if out.is_some_and(|(_, except)| *except == Except::Whole) {
                 continue;
             }
             let maybe_dir = matches!(entry.file_type(), Some(Type::Directory) | None);
@@ -218,7 +233,7 @@ impl Count {
                 continue;
             }
             match openat(listing.as_fd(), name.as_c_str(), DIRECTORY, Mode::empty()) {
-                Ok(child) => self.tree(child, depth + 1, None)?,
+                Ok(child) => self.tree(child, depth + 1, &[])?,
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
                 Err(errno) => return Err(errno),
             }
@@ -235,10 +250,10 @@ mod tests {
     fn declared_volumes_count_as_what_a_container_has_written() {
         let dir = std::env::temp_dir().join(format!("wharf-usage-{}", std::process::id()));
         std::fs::create_dir_all(dir.join("upper")).unwrap();
-        let before = container_disk(&dir).unwrap().layer;
+        let before = container_disk(&dir, 0).unwrap().layer;
         std::fs::create_dir_all(dir.join("volumes/0")).unwrap();
         std::fs::write(dir.join("volumes/0/data"), vec![1; 1 << 20]).unwrap();
-        let after = container_disk(&dir).unwrap().layer;
+        let after = container_disk(&dir, 0).unwrap().layer;
         assert!(
             after.used_bytes >= before.used_bytes + (1 << 20),
             "{before:?} {after:?}"

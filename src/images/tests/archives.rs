@@ -282,3 +282,101 @@ async fn a_damaged_layer_is_not_given_out_whole() {
     let error = collect().await.unwrap_err().to_string();
     assert!(error.contains("given back"), "{error}");
 }
+
+#[tokio::test]
+async fn an_artifact_in_a_layout_is_loaded_whatever_its_order_and_its_files_and_is_given_back() {
+    let tar = layer("inside");
+    let gzip = super::super::testing::gzip(&tar).0;
+    let note = super::super::testing::gzip(b"only a note").0;
+    let files: [(&str, &[u8]); 6] = [
+        ("chart.tgz", &gzip),
+        ("plain.tar", &tar),
+        ("deep/note.gz", &note),
+        ("same.json", b"{}"),
+        ("noise", &[7; 5000]),
+        ("empty", b""),
+    ];
+    let blob = |bytes: &[u8]| format!("blobs/sha256/{}", &digest_of(bytes)[7..]);
+    let layers: Vec<_> = files
+        .iter()
+        .map(|(title, bytes)| {
+            json!({"mediaType": "application/x", "digest": digest_of(bytes), "size": bytes.len(),
+                "annotations": {"org.opencontainers.image.title": title}})
+        })
+        .collect();
+    let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "artifactType": "x/y",
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest_of(b"{}"), "size": 2}, "layers": layers})
+    .to_string()
+    .into_bytes();
+    let index = json!({"schemaVersion": 2, "manifests": [{"mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": digest_of(&manifest), "size": manifest.len(),
+        "annotations": {"org.opencontainers.image.ref.name": "host:5/files:1"}}]})
+    .to_string()
+    .into_bytes();
+    let about = |tar: Tar| {
+        tar.file("oci-layout", br#"{"imageLayoutVersion": "1.0.0"}"#)
+            .file("index.json", &index)
+            .file(&blob(&manifest), &manifest)
+            .file(&blob(b"{}"), b"{}")
+    };
+    let content = |mut tar: Tar, files: &[(&str, &[u8])]| {
+        // That is the configuration, too.
+        for (_, bytes) in files.iter().filter(|(title, _)| *title != "same.json") {
+            tar = tar.file(&blob(bytes), bytes);
+        }
+        tar
+    };
+    let first = content(about(Tar::default()), &files).bytes();
+    let last = about(content(Tar::default(), &files)).bytes();
+    for bytes in [first.clone(), last] {
+        let lab = Lab::new("").await;
+        lab.images.adopt(&[]).await.unwrap();
+        let loaded = load(&lab, &bytes).await.unwrap();
+        assert_eq!(
+            (loaded[0].id.as_str(), loaded[0].names.as_slice()),
+            (digest_of(&manifest).as_str(), &["host:5/files:1".to_owned()][..])
+        );
+        let image = lab.images.find("host:5/files:1").unwrap();
+        assert_eq!(image.layers.len(), files.len());
+        for (directory, (title, bytes)) in image.layer_directories().iter().rev().zip(files) {
+            assert_eq!(std::fs::read(directory.join(title)).unwrap(), bytes, "{title}");
+        }
+        drop(image);
+        // The same again is no other.
+        assert_eq!(load(&lab, &bytes).await.unwrap()[0].id, digest_of(&manifest));
+        assert!(
+            lab.images
+                .save(&["host:5/files:1".into()], Format::Docker)
+                .await
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("OCI layout")
+        );
+        let mut out = lab.images.save(&["host:5/files:1".into()], Format::Oci).await.unwrap();
+        let mut saved = Vec::new();
+        while let Some(piece) = out.recv().await {
+            saved.extend_from_slice(&piece.unwrap());
+        }
+        assert_eq!(lab.entries("tmp"), 0);
+        let other = Lab::new("").await;
+        other.images.adopt(&[]).await.unwrap();
+        assert_eq!(load(&other, &saved).await.unwrap(), loaded);
+    }
+    let lab = Lab::new("").await;
+    lab.images.adopt(&[]).await.unwrap();
+    refused(&lab, &about(Tar::default()), "no file").await;
+    for (title, other) in [
+        ("chart.tgz", &note),
+        ("noise", &gzip),
+        ("deep/note.gz", &tar),
+        ("plain.tar", &note),
+    ] {
+        let mut tar = about(Tar::default());
+        for (name, bytes) in files.iter().filter(|(name, _)| *name != "same.json") {
+            tar = tar.file(&blob(bytes), if *name == title { other } else { bytes });
+        }
+        refused(&lab, &tar, "of an artifact").await;
+    }
+    assert_eq!(lab.entries("tmp"), 0);
+}

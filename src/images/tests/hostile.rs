@@ -221,3 +221,45 @@ async fn tls_that_proves_nothing_is_not_spoken_to() {
         std::fs::remove_file(authority.pem).unwrap();
     }
 }
+
+#[tokio::test]
+async fn an_address_in_a_manifest_is_asked_for_a_foreign_layer_only_by_tls_and_without_a_secret() {
+    for (kind, asked) in [
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", true),
+        ("application/vnd.docker.image.rootfs.diff.tar.gzip", false),
+    ] {
+        let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}/layer", elsewhere.local_addr().unwrap());
+        let app = small("app");
+        let layer = app.layers[0].clone();
+        let mut manifest: serde_json::Value = serde_json::from_slice(&app.manifest).unwrap();
+        manifest["layers"][0]["mediaType"] = kind.into();
+        manifest["layers"][0]["urls"] = serde_json::json!(["http://127.0.0.1:1/x", url]);
+        let manifest = manifest.to_string();
+        let server = Server::start(move |seen: &Seen| match seen.path.as_str() {
+            path if path.contains("/manifests/") => Reply::ok(manifest.clone()),
+            path if path.ends_with(&layer) => Reply::status(404),
+            _ => app.answer(seen).unwrap_or(Reply::status(404)),
+        })
+        .await;
+        let seen = async {
+            let (mut stream, _) = elsewhere.accept().await.unwrap();
+            let mut bytes = vec![0; 4096];
+            let read = stream.read(&mut bytes).await.unwrap();
+            bytes.truncate(read);
+            bytes
+        };
+        let lab = Lab::new("").await;
+        tokio::select! {
+            bytes = seen => {
+                assert!(asked, "{kind}");
+                // A handshake, and nothing that was said before it.
+                assert_eq!(bytes.first(), Some(&0x16), "{kind}");
+            }
+            (error, kind_of) = refused(&lab, &server.host) => {
+                assert!(!asked, "{kind}: {error}");
+                assert_eq!(kind_of, ErrorKind::NotFound, "{error}");
+            }
+        }
+    }
+}

@@ -351,7 +351,12 @@ async fn containers_keep_the_layers_of_a_removed_image_even_over_a_restart() {
     let container = lab.config.state_dir.join("container");
     std::fs::create_dir(&container).unwrap();
     let image = lab.images.find(&name).unwrap();
-    let rootfs = lab.images.mount_rootfs(&image, &container, None, None).await.unwrap();
+    let mounted = lab
+        .images
+        .mount_rootfs(&image, &container, None, None, 0)
+        .await
+        .unwrap();
+    let rootfs = mounted.rootfs;
     drop(image);
     assert_eq!(std::fs::read(rootfs.join("app.txt")).unwrap(), noise(100_000));
     std::fs::write(rootfs.join("new"), "x").unwrap();
@@ -428,4 +433,27 @@ async fn no_more_layers_are_fetched_at_a_time_than_configured() {
         .await
         .unwrap();
     assert_eq!(lab.images.list()[0].pins.len(), 6);
+}
+
+#[tokio::test]
+async fn the_usage_that_is_told_is_what_a_walk_finds() {
+    let files: Vec<(String, Vec<u8>)> = (0..300).map(|n| (format!("d{}/f{n}", n % 20), noise(n * 37))).collect();
+    let listed: Vec<(&str, &[u8])> = files
+        .iter()
+        .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
+        .collect();
+    let app = image(&[gzip(&tar(&listed))], "app");
+    let server = registry(vec![("latest", app)]).await;
+    let lab = Lab::new("").await;
+    lab.images
+        .pull(&format!("{}/app", server.host), None, None)
+        .await
+        .unwrap();
+    let told = lab.images.fs_usage().await.unwrap();
+    let found = crate::images::rootfs::usage(&lab.path("layers")).unwrap();
+    // The directory of all layers is not a layer's.
+    assert_eq!(told.inodes_used, found.inodes_used - 1);
+    let apart = told.used_bytes.abs_diff(found.used_bytes);
+    assert!(apart <= 64 << 10, "{told:?} {found:?}");
+    assert!(told.used_bytes > 300 * 4096, "{told:?}");
 }

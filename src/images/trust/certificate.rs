@@ -5,8 +5,10 @@ use std::time::Duration;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject as _};
 
 use super::{
-    der::{BOOLEAN, OBJECT_ID, OCTET_STRING, Reader, SEQUENCE, UTF8_STRING},
+    der::{BOOLEAN, EXTENSIONS, OBJECT_ID, OCTET_STRING, Reader, SEQUENCE, UTF8_STRING, VERSION},
     key::{Material, PublicKey, algorithms},
+    roots::Trusted,
+    sct,
 };
 
 /// id-kp-codeSigning, 1.3.6.1.5.5.7.3.3.
@@ -22,9 +24,6 @@ const ISSUER: &[u8] = &[0x2b, 6, 1, 4, 1, 0x83, 0xbf, 0x30, 1, 8];
 /// Tags of GeneralName: rfc822Name and uniformResourceIdentifier.
 const EMAIL: u8 = 0x81;
 const URI: u8 = 0x86;
-/// `[3]`: the extensions of a certificate; `[0]`: its version.
-const EXTENSIONS: u8 = 0xa3;
-const VERSION: u8 = 0xa0;
 
 /// What a certificate says, which counts only when its chain has been checked.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,18 +49,25 @@ pub(super) fn read(material: &Material) -> Result<Vec<CertificateDer<'static>>, 
     }
 }
 
-/// Checks that `chain` (its first is whose key has signed) leads to one of `roots`, and was good `at` that second of Unix time.
+/// Checks that `chain` (its first is whose key has signed) leads to one of the authorities, and was good `at` that second of Unix
+/// time; and that a log of certificates has it, where there are such.
 ///
 /// # Errors
 /// What is wrong, in a few words.
-pub(super) fn check(chain: &[Vec<u8>], roots: &[CertificateDer<'_>], at: u64) -> Result<(), String> {
-    let Some((leaf, rest)) = chain.split_first() else {
+pub(super) fn check(chain: &[Vec<u8>], trusted: &Trusted, at: u64) -> Result<(), String> {
+    let Some((first, rest)) = chain.split_first() else {
         return Err("it has no certificate".into());
     };
+    let leaf = first;
+    let roots = trusted
+        .authorities
+        .iter()
+        .filter(|authority| authority.is_good_at(at))
+        .flat_map(|one| &one.chain);
     let leaf = CertificateDer::from(leaf.as_slice());
     let leaf = webpki::EndEntityCert::try_from(&leaf).map_err(|error| format!("its certificate: {error}"))?;
     let between: Vec<CertificateDer<'_>> = rest.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-    let anchors: Result<Vec<TrustAnchor<'_>>, _> = roots.iter().map(webpki::anchor_from_trusted_cert).collect();
+    let anchors: Result<Vec<TrustAnchor<'_>>, _> = roots.clone().map(webpki::anchor_from_trusted_cert).collect();
     let anchors = anchors.map_err(|error| format!("an authority's certificate: {error}"))?;
     leaf.verify_for_usage(
         algorithms(),
@@ -72,8 +78,12 @@ pub(super) fn check(chain: &[Vec<u8>], roots: &[CertificateDer<'_>], at: u64) ->
         None,
         None,
     )
-    .map(drop)
-    .map_err(|error| format!("its certificate was not good when it was made: {error}"))
+    .map_err(|error| format!("its certificate was not good when it was made: {error}"))?;
+    if trusted.certificate_logs.is_empty() {
+        return Ok(());
+    }
+    let issuers: Vec<&[u8]> = rest.iter().map(Vec::as_slice).chain(roots.map(AsRef::as_ref)).collect();
+    sct::check(first, &issuers, &trusted.certificate_logs)
 }
 
 /// Reads what the certificate `der` says.

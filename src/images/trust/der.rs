@@ -21,6 +21,25 @@ pub(super) const BIT_STRING: u8 = 0x03;
 pub(super) const OCTET_STRING: u8 = 0x04;
 pub(super) const BOOLEAN: u8 = 0x01;
 pub(super) const UTF8_STRING: u8 = 0x0c;
+/// Of a certificate: `[3]`, its extensions, and `[0]`, its version.
+pub(super) const EXTENSIONS: u8 = 0xa3;
+pub(super) const VERSION: u8 = 0xa0;
+
+/// The element with this tag and content.
+pub(super) fn encode(tag: u8, content: &[u8]) -> Vec<u8> {
+    let mut out = vec![tag];
+    match u8::try_from(content.len()) {
+        Ok(short @ 0..=0x7f) => out.push(short),
+        _ => {
+            let length = content.len().to_be_bytes();
+            let zeros = length.iter().take_while(|byte| **byte == 0).count();
+            out.push(0x80 | (length.len() - zeros) as u8);
+            out.extend_from_slice(&length[zeros..]);
+        }
+    }
+    out.extend_from_slice(content);
+    out
+}
 
 impl<'a> Reader<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
@@ -75,6 +94,16 @@ impl<'a> Element<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_encoded_is_read_again() {
+        for length in [0, 1, 0x7f, 0x80, 0xff, 0x100, 0xffff, 0x1_0000] {
+            let content = vec![7; length];
+            let whole = encode(SEQUENCE, &content);
+            let element = Reader::new(&whole).next_if(SEQUENCE).unwrap();
+            assert_eq!((element.content, element.whole), (&content[..], &whole[..]));
+        }
+    }
 
     #[test]
     fn elements_are_read_and_what_is_cut_off_is_none() {

@@ -18,6 +18,8 @@ pub(in crate::images) struct Evidence {
     pub(super) digests: Vec<String>,
     /// Found in the registry, whoever they are of.
     pub(super) signatures: Vec<Signature>,
+    /// The same by GPG, base64.
+    pub(super) gpg: Vec<String>,
     /// That all verifiers took the image.
     pub(super) judgements: Vec<Judgement>,
 }
@@ -35,7 +37,7 @@ pub(super) struct Judgement {
 impl Evidence {
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
-        self.signatures.is_empty() && self.judgements.is_empty()
+        self.signatures.is_empty() && self.gpg.is_empty() && self.judgements.is_empty()
     }
 
     /// Whether the programs with this fingerprint took the image under this name.
@@ -49,6 +51,7 @@ impl Evidence {
     pub fn merge(&mut self, other: Self) {
         add(&mut self.digests, other.digests, MAX_DIGESTS);
         add(&mut self.signatures, other.signatures, MAX_SIGNATURES);
+        add(&mut self.gpg, other.gpg, MAX_SIGNATURES);
         add(&mut self.judgements, other.judgements, MAX_JUDGEMENTS);
     }
 
@@ -103,6 +106,7 @@ impl From<Annotated> for Entry {
             log_index: found.payload.log_index,
             log_id: found.payload.log_id,
             promise: found.signed_entry_timestamp,
+            proof: None,
         }
     }
 }

@@ -85,6 +85,11 @@ impl PublicKey {
             .then_some(key)
     }
 
+    /// The SubjectPublicKeyInfo.
+    pub fn der(&self) -> &[u8] {
+        &self.0
+    }
+
     /// The algorithm's identifier and the bits of the key.
     fn parts(&self) -> Option<(&[u8], &[u8])> {
         let mut outer = Reader::new(&self.0);

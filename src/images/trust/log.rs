@@ -5,9 +5,9 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::key::PublicKey;
+use super::{key::PublicKey, proof::Proof, roots::Known};
 
-/// An entry of the log and its promise to keep it.
+/// An entry of the log, and its promise to keep it, or its proof to have it, or both.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Entry {
     /// Base64, as it was signed.
@@ -17,8 +17,11 @@ pub(super) struct Entry {
     pub log_index: i64,
     /// Digest of the log's key, hex.
     pub log_id: String,
-    /// The log's signature of the above, base64.
+    /// The log's signature of the above, base64; empty without.
     pub promise: String,
+    /// That the log has it.
+    #[serde(default)]
+    pub proof: Option<Proof>,
 }
 
 /// What the entry must be about.
@@ -78,30 +81,46 @@ struct EnvelopeSignature {
 }
 
 impl Entry {
-    /// Checks the promise with `keys`, and that it is about `subject`; returns when it was made, in seconds of Unix time.
+    /// Checks promise and proof, as far as there are such, with `logs`, and that they are about `subject`; returns when the promise
+    /// was made, in seconds of Unix time. A proof alone does not say when.
     ///
     /// # Errors
     /// What is wrong, in a few words.
-    pub fn check(&self, keys: &[PublicKey], subject: &Subject<'_>) -> Result<u64, String> {
+    pub fn check(&self, logs: &[Known], subject: &Subject<'_>) -> Result<Option<u64>, String> {
+        let bytes = decode(&self.body).ok_or("its log entry is malformed")?;
+        let promised = match self.promise.is_empty() {
+            true => None,
+            false => Some(self.promised(logs)?),
+        };
+        match &self.proof {
+            Some(proof) => proof.check(&bytes, logs)?,
+            None if promised.is_none() => return Err("no log has promised to have it".into()),
+            None => {}
+        }
+        let body: Body =
+            serde_json::from_slice(&bytes).map_err(|error| format!("its log entry can't be read: {error}"))?;
+        match body.is_about(subject) {
+            true => Ok(promised),
+            false => Err("its log entry is about something else".into()),
+        }
+    }
+
+    /// When one of the logs has promised to have it.
+    fn promised(&self, logs: &[Known]) -> Result<u64, String> {
         // Canonical JSON (RFC 8785): keys in order, no space. Neither value needs escapes, or it is refused.
         if !self.log_id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err("its log's id is malformed".into());
         }
-        let body = decode(&self.body).ok_or("its log entry is malformed")?;
         let signed = format!(
             r#"{{"body":"{}","integratedTime":{},"logID":"{}","logIndex":{}}}"#,
             self.body, self.integrated_time, self.log_id, self.log_index
         );
         let promise = decode(&self.promise).ok_or("the promise of its log is malformed")?;
-        if !keys.iter().any(|key| key.has_signed(signed.as_bytes(), &promise)) {
-            return Err("no log that is trusted has promised to have it".into());
-        }
-        let body: Body =
-            serde_json::from_slice(&body).map_err(|error| format!("its log entry can't be read: {error}"))?;
-        if body.is_about(subject) {
-            u64::try_from(self.integrated_time).map_err(|_| "its log entry is from before 1970".to_owned())
-        } else {
-            Err("its log entry is about something else".into())
+        let at = u64::try_from(self.integrated_time).map_err(|_| "its log entry is from before 1970".to_owned())?;
+        let promised = |log: &Known| log.is_good_at(at) && log.key.has_signed(signed.as_bytes(), &promise);
+        match logs.iter().any(promised) {
+            true => Ok(at),
+            false => Err("no log that is trusted has promised to have it".into()),
         }
     }
 }

@@ -8,10 +8,15 @@ mod certificate;
 mod der;
 mod evidence;
 mod gather;
+mod gpg;
 mod key;
 mod log;
+mod lookaside;
 mod policy;
 mod policy_json;
+mod proof;
+mod roots;
+mod sct;
 mod signature;
 #[cfg(test)]
 mod tests;
@@ -19,11 +24,12 @@ mod verifiers;
 mod vouch;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 pub(super) use evidence::Evidence;
 
 use super::{
@@ -34,7 +40,7 @@ use super::{
 };
 use crate::config::{Config, Verdict};
 use evidence::Judgement;
-use policy::{Requirement, Scopes, Signed};
+use policy::{By, Requirement, Scopes, Signed};
 use policy_json::PolicyJson;
 use verifiers::Verifiers;
 
@@ -48,6 +54,9 @@ pub(super) struct Trust {
     policy_json: PathBuf,
     verifiers_dir: PathBuf,
     patience: Duration,
+    registries_d: PathBuf,
+    /// The directory of the images room.
+    root: PathBuf,
     /// `policy.json` as last read.
     read: Mutex<Option<(Stamp, Option<PolicyJson>)>>,
 }
@@ -69,6 +78,8 @@ impl Trust {
             policy_json: config.trust.policy_json.clone(),
             verifiers_dir: config.trust.verifiers_dir.clone(),
             patience: Duration::from_secs(config.trust.verifier_timeout_secs),
+            registries_d: config.trust.registries_d.clone(),
+            root: config.state_dir.join("images"),
             read: Mutex::default(),
         }
     }
@@ -153,18 +164,34 @@ impl Trust {
             digests: documents.iter().map(|document| document.digest.clone()).collect(),
             ..Evidence::default()
         };
-        let signed = wanted.iter().any(|one| matches!(one, Requirement::Signed(_)));
+        let signers = || {
+            wanted.iter().flat_map(|one| match one {
+                Requirement::Signed(signed) => signed.by.as_slice(),
+                _ => &[],
+            })
+        };
+        let by_gpg = signers().any(|by| matches!(by, By::Gpg(_)));
+        let by_others = signers().any(|by| !matches!(by, By::Gpg(_)));
+        let signed = by_gpg || by_others;
         let mut verdict = Ok(());
         // Who signs an index signs what is in it.
         for document in documents {
-            if signed {
+            if by_others {
                 evidence.merge(Evidence {
                     signatures: gather::gather(session, &document.digest).await?,
                     ..Evidence::default()
                 });
             }
+            if by_gpg {
+                let found = lookaside::gather(session, &self.registries_d, reference, &document.digest).await?;
+                evidence.merge(Evidence {
+                    gpg: found.iter().map(|bytes| STANDARD.encode(bytes)).collect(),
+                    ..Evidence::default()
+                });
+            }
             let (name, wanted, known) = (reference.clone(), wanted.clone(), evidence.clone());
-            verdict = blocking(move || Ok(meets(&wanted, Some(&name), &known))).await?;
+            let root = self.root.clone();
+            verdict = blocking(move || Ok(meets(&wanted, Some(&name), &known, &root))).await?;
             if verdict.is_ok() || !signed {
                 break;
             }
@@ -193,33 +220,58 @@ impl Trust {
     }
 }
 
-/// Whether `image` meets all that is `wanted` by what is known of it. Reads keys; blocking.
+/// Whether `image` meets all that is `wanted` by what is known of it. Reads keys; blocking. `root` is the directory of the images
+/// room.
 ///
 /// # Errors
 /// The first requirement that it does not meet.
-fn meets(wanted: &[Requirement], image: Option<&Reference>, evidence: &Evidence) -> std::result::Result<(), String> {
+fn meets(
+    wanted: &[Requirement],
+    image: Option<&Reference>,
+    evidence: &Evidence,
+    root: &Path,
+) -> std::result::Result<(), String> {
     wanted.iter().try_for_each(|requirement| match requirement {
         Requirement::Accept => Ok(()),
         Requirement::Reject => Err("images of this name are refused".to_owned()),
         Requirement::Unsupported(what) => Err(format!("the policy {what}, which is not supported")),
-        Requirement::Signed(signed) => is_signed(signed, image, evidence),
+        Requirement::Signed(signed) => is_signed(signed, image, evidence, root),
     })
 }
 
-fn is_signed(signed: &Signed, image: Option<&Reference>, evidence: &Evidence) -> std::result::Result<(), String> {
+fn is_signed(
+    signed: &Signed,
+    image: Option<&Reference>,
+    evidence: &Evidence,
+    root: &Path,
+) -> std::result::Result<(), String> {
     let image = image.ok_or("it has no name that a signature could be for")?;
     let mut reasons: Vec<String> = Vec::new();
+    let mut none = true;
     for by in &signed.by {
         // A file that can't be read is no reason to believe, and none to look no further.
         let signer = match by.load() {
             Ok(signer) => signer,
             Err(reason) => {
+                none &= evidence.signatures.is_empty() && evidence.gpg.is_empty();
                 reasons.push(reason);
                 continue;
             }
         };
-        for signature in &evidence.signatures {
-            let why = match signature.check(&signer) {
+        let checked: Vec<_> = match &signer {
+            policy::Signer::Gpg(keys) => {
+                let signatures = evidence.gpg.iter().filter_map(|text| log::decode(text));
+                signatures.map(|signature| keys.check(&signature, root)).collect()
+            }
+            _ => evidence
+                .signatures
+                .iter()
+                .map(|signature| signature.check(&signer))
+                .collect(),
+        };
+        none &= checked.is_empty();
+        for checked in checked {
+            let why = match checked {
                 Err(reason) => reason,
                 Ok(claims) => {
                     let of_image = |digest: &String| evidence.digests.contains(digest);
@@ -233,7 +285,7 @@ fn is_signed(signed: &Signed, image: Option<&Reference>, evidence: &Evidence) ->
             reasons.push(format!("a signature does not count: {why}"));
         }
     }
-    if evidence.signatures.is_empty() {
+    if none {
         reasons.insert(0, "it has no signature".to_owned());
     }
     reasons.dedup();

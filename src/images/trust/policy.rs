@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use rustls::pki_types::CertificateDer;
-
 use super::{
-    certificate,
+    gpg,
     key::{Material, PublicKey},
+    roots::{self, Known, Roots, Trusted},
     signature::Claim,
 };
 use crate::{
@@ -40,25 +39,26 @@ pub(super) enum By {
         log: Option<Vec<Material>>,
     },
     Identity {
-        roots: Material,
-        log: Vec<Material>,
+        roots: Roots,
         issuer: Pattern,
         identity: Pattern,
     },
+    /// GPG keys.
+    Gpg(Vec<Material>),
 }
 
 /// The same with its files read.
 pub(super) enum Signer {
     Keys {
         keys: Vec<PublicKey>,
-        log: Option<Vec<PublicKey>>,
+        log: Option<Vec<Known>>,
     },
     Identity {
-        roots: Vec<CertificateDer<'static>>,
-        log: Vec<PublicKey>,
+        trusted: Trusted,
         issuer: Pattern,
         identity: Pattern,
     },
+    Gpg(gpg::Keys),
 }
 
 /// How the name in a signature has to be related to the image's. See containers-policy.json(5), `signedIdentity`.
@@ -114,19 +114,18 @@ impl By {
         Ok(match self {
             Self::Keys { keys: wanted, log } => Signer::Keys {
                 keys: keys(wanted)?,
-                log: log.as_deref().map(keys).transpose()?,
+                log: log.as_deref().map(roots::logs).transpose()?,
             },
             Self::Identity {
                 roots,
-                log,
                 issuer,
                 identity,
             } => Signer::Identity {
-                roots: certificate::read(roots)?,
-                log: keys(log)?,
+                trusted: roots.load()?,
                 issuer: issuer.clone(),
                 identity: identity.clone(),
             },
+            Self::Gpg(all) => Signer::Gpg(gpg::Keys::read(all)?),
         })
     }
 }
@@ -230,8 +229,15 @@ pub(super) fn own(trust: &config::Trust) -> Scopes {
                 });
             }
             by.extend(scope.keyless.iter().map(|keyless| By::Identity {
-                roots: Material::File(keyless.roots.clone()),
-                log: files(&keyless.log_keys),
+                roots: match (&keyless.trusted_root, &keyless.roots) {
+                    (Some(file), _) => Roots::Trusted(Material::File(file.clone())),
+                    (None, authorities) => Roots::Files {
+                        // A configuration that was checked has one of both.
+                        authorities: Material::File(authorities.clone().unwrap_or_default()),
+                        logs: files(&keyless.log_keys),
+                        certificate_logs: files(&keyless.ct_keys),
+                    },
+                },
                 issuer: Pattern(keyless.issuer.clone()),
                 identity: Pattern(keyless.identity.clone()),
             }));

@@ -10,6 +10,7 @@ use super::{
     key::Material,
     log::decode,
     policy::{By, NameRule, Pattern, Requirement, Scopes, Signed},
+    roots::Roots,
 };
 
 /// The scopes of the transport `docker`, and what holds for all others.
@@ -113,10 +114,44 @@ fn requirement(item: Item) -> Result<Requirement, String> {
     Ok(match item.kind.as_str() {
         "insecureAcceptAnything" => Requirement::Accept,
         "reject" => Requirement::Reject,
-        "signedBy" => Requirement::Unsupported("wants a signature by GPG (signedBy)".into()),
+        "signedBy" => by_gpg(item)?,
         "sigstoreSigned" => signed(item)?,
         other => return Err(format!("requirement {other:?} is not known")),
     })
+}
+
+fn by_gpg(item: Item) -> Result<Requirement, String> {
+    match item.key_type.as_deref() {
+        Some("GPGKeys") => {}
+        Some(other) => {
+            return Ok(Requirement::Unsupported(format!(
+                "wants keys of type {other:?} (signedBy)"
+            )));
+        }
+        None => return Err("signedBy needs keyType".into()),
+    }
+    let rekor = [&item.rekor_public_key_path, &item.rekor_public_key_data];
+    let more = [
+        &item.rekor_public_key_paths,
+        &item.rekor_public_key_datas,
+        &item.key_datas,
+    ];
+    if item.fulcio.is_some()
+        || item.pki.is_some()
+        || rekor.iter().any(|one| one.is_some())
+        || more.iter().any(|one| one.is_some())
+    {
+        return Err("signedBy has keyPath, keyPaths or keyData, and no others".into());
+    }
+    let keys = one_of("key", item.key_path, item.key_paths, item.key_data, None)?;
+    Ok(Requirement::Signed(Signed {
+        by: vec![By::Gpg(
+            keys.ok_or("signedBy needs one of keyPath, keyPaths and keyData")?,
+        )],
+        name: item
+            .signed_identity
+            .map_or(Ok(NameRule::RepositoryIfDigest), name_rule)?,
+    }))
 }
 
 fn signed(item: Item) -> Result<Requirement, String> {
@@ -139,10 +174,14 @@ fn signed(item: Item) -> Result<Requirement, String> {
     let by = match (keys, item.fulcio) {
         (Some(keys), None) => By::Keys { keys, log },
         (None, Some(fulcio)) => By::Identity {
-            roots: one_of("ca", fulcio.ca_path, None, fulcio.ca_data, None)?
-                .and_then(|all| all.into_iter().next())
-                .ok_or("fulcio needs caPath or caData")?,
-            log: log.ok_or("fulcio needs rekorPublicKeyPath or rekorPublicKeyData")?,
+            roots: Roots::Files {
+                authorities: one_of("ca", fulcio.ca_path, None, fulcio.ca_data, None)?
+                    .and_then(|all| all.into_iter().next())
+                    .ok_or("fulcio needs caPath or caData")?,
+                logs: log.ok_or("fulcio needs rekorPublicKeyPath or rekorPublicKeyData")?,
+                // There is no word for them in this file.
+                certificate_logs: Vec::new(),
+            },
             issuer: literal(&fulcio.oidc_issuer)?,
             identity: literal(&fulcio.subject_email)?,
         },
@@ -242,7 +281,15 @@ mod tests {
         )
         .unwrap();
         assert_eq!(policy.default, [Requirement::Reject]);
-        assert!(matches!(policy.transport.unwrap()[..], [Requirement::Unsupported(_)]));
+        assert_eq!(
+            policy.transport.unwrap(),
+            [Requirement::Signed(Signed {
+                by: vec![By::Gpg(vec![Material::File("/k".into())])],
+                name: NameRule::RepositoryIfDigest,
+            })]
+        );
+        let x509 = parse(br#"{"default":[{"type":"signedBy","keyType":"X509Certificates","keyPath":"/k"}]}"#).unwrap();
+        assert!(matches!(&x509.default[..], [Requirement::Unsupported(what)] if what.contains("X509Certificates")));
         assert_eq!(
             policy.scopes.0["r.example/a"],
             [Requirement::Signed(Signed {
@@ -257,7 +304,14 @@ mod tests {
             panic!("not signed")
         };
         assert_eq!(keyless.name, NameRule::RepositoryIfDigest);
-        assert!(matches!(&keyless.by[0], By::Identity { roots: Material::Data(data), .. } if data == b"a"));
+        let By::Identity {
+            roots: Roots::Files { authorities, .. },
+            ..
+        } = &keyless.by[0]
+        else {
+            panic!("{keyless:?}")
+        };
+        assert_eq!(*authorities, Material::Data(b"a".to_vec()));
     }
 
     #[test]
@@ -269,6 +323,15 @@ mod tests {
             (r#"{"default":[{"type":"accept"}]}"#, "not known"),
             (r#"{"default":[{"type":"reject"}],"more":1}"#, "unknown field"),
             (r#"{"default":[{"type":"reject","keypath":"/k"}]}"#, "unknown field"),
+            (r#"{"default":[{"type":"signedBy","keyPath":"/k"}]}"#, "keyType"),
+            (
+                r#"{"default":[{"type":"signedBy","keyType":"GPGKeys"}]}"#,
+                "needs one of",
+            ),
+            (
+                r#"{"default":[{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k","rekorPublicKeyPath":"/r"}]}"#,
+                "no others",
+            ),
             (r#"{"default":[{"type":"sigstoreSigned"}]}"#, "needs one of"),
             (
                 r#"{"default":[{"type":"sigstoreSigned","keyPath":"/a","keyData":"YQ=="}]}"#,

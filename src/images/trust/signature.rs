@@ -14,6 +14,8 @@ use super::{
     key::PublicKey,
     log::{Entry, Subject, decode},
     policy::Signer,
+    proof::Proof,
+    roots::Known,
 };
 
 const STATEMENT: &str = "application/vnd.in-toto+json";
@@ -80,10 +82,17 @@ impl Signature {
         let log = material.tlog_entries.into_iter().find_map(|entry| {
             Some(Entry {
                 body: entry.canonicalized_body,
-                integrated_time: entry.integrated_time.parse().ok()?,
+                integrated_time: entry.integrated_time.map_or(Some(0), |text| text.parse().ok())?,
                 log_index: entry.log_index.parse().ok()?,
                 log_id: hex::encode(decode(&entry.log_id.key_id)?),
-                promise: entry.inclusion_promise?.signed_entry_timestamp,
+                promise: entry
+                    .inclusion_promise
+                    .map(|promise| promise.signed_entry_timestamp)
+                    .unwrap_or_default(),
+                proof: match entry.inclusion_proof {
+                    Some(proof) => Some(proof.read()?),
+                    None => None,
+                },
             })
         });
         Some(Self {
@@ -123,8 +132,7 @@ impl Signature {
                 }
             }
             Signer::Identity {
-                roots,
-                log,
+                trusted,
                 issuer,
                 identity,
             } => {
@@ -135,8 +143,10 @@ impl Signature {
                 if !said.key.has_signed(&message, &bytes) {
                     return Err("it is not by the key of its certificate".into());
                 }
-                let at = self.logged(log, &payload, &bytes, &said.key, Some(leaf))?;
-                certificate::check(&chain, roots, at)?;
+                let at = self.logged(&trusted.logs, &payload, &bytes, &said.key, Some(leaf))?;
+                // Its certificate was good for minutes.
+                let at = at.ok_or("its log has it, but nobody who is trusted has signed when it got it")?;
+                certificate::check(&chain, trusted, at)?;
                 let vouched = said.issuer.as_deref().unwrap_or_default();
                 if !issuer.fits(vouched) {
                     return Err(format!("it is of somebody for whom {vouched:?} has vouched"));
@@ -145,22 +155,23 @@ impl Signature {
                     return Err(format!("it is of {:?}", said.identities.join(", ")));
                 }
             }
+            Signer::Gpg(_) => return Err("it is not by GPG".into()),
         }
         self.claims(&payload)
     }
 
-    /// When the log has got it.
+    /// When the log has got it, if it says so.
     fn logged(
         &self,
-        keys: &[PublicKey],
+        logs: &[Known],
         payload: &[u8],
         signature: &[u8],
         key: &PublicKey,
         certificate: Option<&[u8]>,
-    ) -> Result<u64, String> {
+    ) -> Result<Option<u64>, String> {
         let entry = self.log.as_ref().ok_or("no log has promised to have it")?;
         entry.check(
-            keys,
+            logs,
             &Subject {
                 payload,
                 signature,
@@ -173,15 +184,7 @@ impl Signature {
     fn claims(&self, payload: &[u8]) -> Result<Vec<Claim>, String> {
         let unreadable = |error: serde_json::Error| format!("what it signs can't be read: {error}");
         if self.payload_type.is_empty() {
-            let simple: Simple = serde_json::from_slice(payload).map_err(unreadable)?;
-            let critical = simple.critical;
-            if critical.kind != SIMPLE {
-                return Err(format!("it signs something of type {:?}", critical.kind));
-            }
-            return Ok(vec![Claim {
-                digest: critical.image.digest,
-                name: Some(critical.identity.reference),
-            }]);
+            return claims(payload, SIMPLE);
         }
         if self.payload_type != STATEMENT {
             return Err(format!("it signs something of type {:?}", self.payload_type));
@@ -199,6 +202,23 @@ impl Signature {
         };
         Ok(statement.subject.into_iter().filter_map(claim).collect())
     }
+}
+
+/// What a "simple signing" payload of this type says.
+///
+/// # Errors
+/// When it is something else.
+pub(super) fn claims(payload: &[u8], kind: &str) -> Result<Vec<Claim>, String> {
+    let simple: Simple =
+        serde_json::from_slice(payload).map_err(|error| format!("what it signs can't be read: {error}"))?;
+    let critical = simple.critical;
+    if critical.kind != kind {
+        return Err(format!("it signs something of type {:?}", critical.kind));
+    }
+    Ok(vec![Claim {
+        digest: critical.image.digest,
+        name: Some(critical.identity.reference),
+    }])
 }
 
 #[derive(Deserialize)]
@@ -273,8 +293,9 @@ struct Raw {
 struct BundleEntry {
     log_index: String,
     log_id: LogId,
-    integrated_time: String,
+    integrated_time: Option<String>,
     inclusion_promise: Option<Promise>,
+    inclusion_proof: Option<BundleProof>,
     canonicalized_body: String,
 }
 
@@ -288,6 +309,34 @@ struct LogId {
 #[serde(rename_all = "camelCase")]
 struct Promise {
     signed_entry_timestamp: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BundleProof {
+    log_index: String,
+    tree_size: String,
+    root_hash: String,
+    #[serde(default)]
+    hashes: Vec<String>,
+    checkpoint: Checkpoint,
+}
+
+#[derive(Deserialize)]
+struct Checkpoint {
+    envelope: String,
+}
+
+impl BundleProof {
+    fn read(self) -> Option<Proof> {
+        Some(Proof {
+            index: self.log_index.parse().ok()?,
+            size: self.tree_size.parse().ok()?,
+            root: self.root_hash,
+            hashes: self.hashes,
+            checkpoint: self.checkpoint.envelope,
+        })
+    }
 }
 
 #[derive(Deserialize)]

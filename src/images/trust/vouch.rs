@@ -102,7 +102,7 @@ fn judge(room: &Arc<Room>, rules: Rules, id: &str, names: Vec<Reference>) -> Res
         .into_iter()
         .zip(required)
         .map(|(name, (place, wanted))| {
-            let verdict = meets(&wanted, name.as_ref(), &evidence);
+            let verdict = meets(&wanted, name.as_ref(), &evidence, &room.trust.root);
             (name, verdict.map_err(|reason| format!("{reason} ({place})")))
         })
         .collect();

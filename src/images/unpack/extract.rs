@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::sys::stat::{Mode, SFlag, fchmod, futimens, makedev, mknodat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, futimens, makedev, mknodat};
+use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, linkat, symlinkat, unlinkat};
 
 use super::dirs::{Dirs, describe_node, set_xattr};
@@ -30,13 +31,41 @@ pub struct Extractor {
     hollow: bool,
     bytes: u64,
     inodes: u64,
+    disk: Disk,
+}
+
+/// How much of the disk things take, as far as can be said without asking for each.
+#[derive(Clone, Copy)]
+struct Disk {
+    /// Bytes of one block: content takes whole ones.
+    block: u64,
+    /// Bytes of a directory with few entries.
+    directory: u64,
+}
+
+impl Disk {
+    /// As it is where the empty directory `root` is.
+    fn of(root: &OwnedFd) -> nix::Result<Self> {
+        // The unit of `st_blocks`, whatever the file system's is.
+        const UNIT: u64 = 512;
+        Ok(Self {
+            block: fstatvfs(root)?.fragment_size().max(1),
+            directory: fstat(root)?.st_blocks.unsigned_abs() * UNIT,
+        })
+    }
+
+    fn file(self, size: u64) -> u64 {
+        size.div_ceil(self.block).saturating_mul(self.block)
+    }
 }
 
 impl Extractor {
     /// Starts at `root`, a directory the caller made for this layer. `options` say how.
     pub fn new(root: OwnedFd, options: &Options) -> Result<Self, Fault> {
+        let disk = Disk::of(&root).map_err(io("measure the root before"))?;
         Ok(Extractor {
             dirs: Dirs::new(root)?,
+            disk,
             plain: options.plain,
             hollow: options.hollow,
             bytes: 0,
@@ -92,7 +121,8 @@ impl Extractor {
     /// Sets what is still to be set and says what was made.
     pub fn finish(self) -> Result<Stats, Fault> {
         let stats = Stats {
-            bytes: self.bytes,
+            // The root is a directory, too.
+            bytes: self.bytes + (self.dirs.created + 1) * self.disk.directory,
             inodes: self.inodes + self.dirs.created,
         };
         self.dirs.finish()?;
@@ -158,7 +188,7 @@ impl Extractor {
         let time = sys::time(entry.mtime);
         futimens(&file, &time, &time).map_err(io("set the time of"))?;
         self.inodes += 1;
-        self.bytes += entry.size;
+        self.bytes += self.disk.file(entry.size);
         Ok(())
     }
 
@@ -284,8 +314,8 @@ impl Extractor {
             self.inodes = self.inodes.saturating_sub(1);
             counted.inodes = 1;
             if is_file {
-                self.bytes = self.bytes.saturating_sub(size);
-                counted.bytes = size;
+                counted.bytes = self.disk.file(size);
+                self.bytes = self.bytes.saturating_sub(counted.bytes);
             }
         }
         let keep = sys::is_dir(&stat) || (is_file && size > 0);

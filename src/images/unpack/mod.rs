@@ -52,7 +52,7 @@ pub struct Options {
 /// What a layer holds once extracted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Bytes of regular files.
+    /// Bytes that files and directories take on disk.
     pub bytes: u64,
     /// Files, directories, symlinks, devices and whiteouts, without the layer's root.
     pub inodes: u64,

@@ -7,6 +7,7 @@ use nix::sys::statvfs::statvfs;
 use wharf_proto::api::Finding;
 
 use super::{failure, ok, warning};
+use crate::{config::Config, images::rootfs::has_quotas};
 
 /// Free bytes under which a warning is due, and under which nothing can be pulled.
 const LOW: u64 = 5 << 30;
@@ -38,6 +39,25 @@ pub fn overlay(state_dir: &Path) -> Vec<Finding> {
             format!("{}: {error}", place.display()),
             "Check the state directory.",
         )],
+    }
+}
+
+/// Whether the file system counts and limits what single containers write.
+pub fn quotas(config: &Config) -> Finding {
+    const CHECK: &str = "project quotas";
+    const ADVICE: &str = "Mount the file system of state_dir with prjquota (ext4: after `tune2fs -O quota,project`).";
+    match (has_quotas(existing(&config.state_dir)), config.containers.disk_limit) {
+        ((_, true), _) => ok(CHECK, "what each container writes is counted and can be limited"),
+        ((_, false), 1..) => failure(
+            CHECK,
+            "there are none, and containers.disk_limit wants them: no container can be made",
+            ADVICE,
+        ),
+        ((true, false), 0) => ok(CHECK, "what each container writes is counted, not limited"),
+        ((false, false), 0) => ok(
+            CHECK,
+            "there are none: what a container writes is measured by a walk, and not limited",
+        ),
     }
 }
 

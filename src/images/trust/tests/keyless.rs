@@ -5,13 +5,21 @@ use std::collections::BTreeMap;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    PublicKeyData as _, SanType,
+    PublicKeyData as _, SanType, SerialNumber, SigningKey as _,
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    super::{certificate, signature::Signature},
+    super::{
+        certificate,
+        der::{Reader, SEQUENCE},
+        key::Material,
+        proof::tests as tree,
+        roots::{Roots, Trusted},
+        sct::tests as promises,
+        signature::Signature,
+    },
     Attached, Keys, NOTHING_ELSE, key_pem, payload, pem, pull, signature,
 };
 use crate::images::testing::Lab;
@@ -25,6 +33,8 @@ struct Sigstore {
     signer: KeyPair,
     leaf: rcgen::Certificate,
     between: rcgen::Certificate,
+    /// Of certificates; it has promised to have `leaf`.
+    certificate_log: KeyPair,
 }
 
 const ISSUER: &str = "https://issuer.example";
@@ -65,8 +75,20 @@ fn sigstore(code_signing: bool) -> Sigstore {
         CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 57264, 1, 1], ISSUER.as_bytes().to_vec()),
         CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 57264, 1, 8], value),
     ];
+    params.serial_number = Some(SerialNumber::from(7u64));
+    let certificate_log = KeyPair::generate().unwrap();
+    let without = params.clone().signed_by(&signer, &between_issuer).unwrap();
+    let log = Sha256::digest(certificate_log.subject_public_key_info());
+    let promise = promises::extension(without.der(), between.der(), &log, NOW as u64 * 1000, |message| {
+        certificate_log.sign(message).unwrap()
+    });
+    params.custom_extensions.push(CustomExtension::from_oid_content(
+        &[1, 3, 6, 1, 4, 1, 11129, 2, 4, 2],
+        promise,
+    ));
     let leaf = params.signed_by(&signer, &between_issuer).unwrap();
     Sigstore {
+        certificate_log,
         root,
         log: KeyPair::generate().unwrap(),
         signer,
@@ -82,6 +104,60 @@ impl Sigstore {
         let id = hex::encode(Sha256::digest(self.log.subject_public_key_info()));
         let signed = format!(r#"{{"body":"{body}","integratedTime":{at},"logID":"{id}","logIndex":7}}"#);
         (body, signature(&self.log, signed.as_bytes()))
+    }
+
+    /// The log's proof that it has `body` as one of several entries, by this key's signature.
+    fn proof(&self, body: &str, signer: &KeyPair) -> Value {
+        let mut entries: Vec<Vec<u8>> = (0..6u8).map(|n| vec![n]).collect();
+        entries[4] = STANDARD.decode(body).unwrap();
+        let root = STANDARD.encode(tree::root(&entries));
+        let hashes: Vec<String> = tree::path(4, &entries)
+            .iter()
+            .map(|hash| STANDARD.encode(hash))
+            .collect();
+        let text = format!("log.example - 1\n6\n{root}\n");
+        let signed = STANDARD.encode([&[1, 2, 3, 4][..], &signer.sign(text.as_bytes()).unwrap()].concat());
+        json!({"logIndex": "4", "treeSize": "6", "rootHash": root, "hashes": hashes,
+            "checkpoint": {"envelope": format!("{text}\n\u{2014} log.example {signed}\n")}})
+    }
+
+    /// What `trusted_root.json` says of them; logs of certificates count until `until`.
+    fn trusted_root(&self, until: &str) -> Value {
+        let key = |key: &KeyPair| STANDARD.encode(key.subject_public_key_info());
+        json!({"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
+            "tlogs": [{"baseUrl": "https://log.example", "hashAlgorithm": "SHA2_256", "logId": {"keyId": STANDARD.encode(self.log_id())},
+                "publicKey": {"rawBytes": key(&self.log), "keyDetails": "PKIX_ECDSA_P256_SHA_256",
+                    "validFor": {"start": "2021-01-12T11:53:27.000Z"}}}],
+            "certificateAuthorities": [{"uri": "https://ca.example", "validFor": {"start": "2020-01-01T00:00:00Z"},
+                "certChain": {"certificates": [{"rawBytes": STANDARD.encode(self.between.der())},
+                    {"rawBytes": STANDARD.encode(self.root.der())}]}}],
+            "ctlogs": [{"publicKey": {"rawBytes": key(&self.certificate_log),
+                "validFor": {"start": "2021-01-12T11:53:27Z", "end": until}}}],
+            "timestampAuthorities": []})
+    }
+
+    /// A bundle for the image with this digest, with a log entry as `edit` leaves it.
+    fn bundle(&self, digest: &str, edit: impl FnOnce(&str, &mut Value)) -> Value {
+        let hex = digest.trim_start_matches("sha256:");
+        let statement =
+            json!({"_type": "https://in-toto.io/Statement/v1", "predicateType": "https://sigstore.dev/cosign/sign/v1",
+            "subject": [{"digest": {"sha256": hex}}], "predicate": {}})
+            .to_string();
+        let kind = "application/vnd.in-toto+json";
+        let signed = signature(
+            &self.signer,
+            format!("DSSEv1 {} {kind} {} {statement}", kind.len(), statement.len()).as_bytes(),
+        );
+        let body = json!({"apiVersion": "0.0.1", "kind": "dsse", "spec": {
+            "payloadHash": {"algorithm": "sha256", "value": hex::encode(Sha256::digest(&statement))},
+            "signatures": [{"signature": signed, "verifier": STANDARD.encode(self.leaf_pem())}]}});
+        let (body, promise) = self.promise(&body, NOW);
+        let mut entry = json!({"logIndex": "7", "logId": {"keyId": STANDARD.encode(self.log_id())},
+            "integratedTime": NOW.to_string(), "inclusionPromise": {"signedEntryTimestamp": promise}, "canonicalizedBody": body});
+        edit(&body, &mut entry);
+        json!({"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+            "verificationMaterial": {"certificate": {"rawBytes": STANDARD.encode(self.leaf.der())}, "tlogEntries": [entry]},
+            "dsseEnvelope": {"payload": STANDARD.encode(&statement), "payloadType": kind, "signatures": [{"sig": signed}]}})
     }
 
     fn log_id(&self) -> Vec<u8> {
@@ -280,7 +356,15 @@ fn damaged_certificates_and_bundles_are_refused_without_a_panic() {
         (said.issuer.as_deref(), said.identities),
         (Some(ISSUER), vec![IDENTITY.to_owned()])
     );
-    let roots = [store.root.der().clone()];
+    let trusted = Trusted {
+        // What a log of certificates says is one more reason to refuse; here the others are looked at.
+        certificate_logs: Vec::new(),
+        ..Roots::Trusted(Material::Data(
+            store.trusted_root("2030-01-01T00:00:00Z").to_string().into_bytes(),
+        ))
+        .load()
+        .unwrap()
+    };
     for at in 0..good.len() {
         let _ = certificate::said(&good[..at]);
         for value in [0, 0x7f, 0x81, 0xff] {
@@ -290,19 +374,159 @@ fn damaged_certificates_and_bundles_are_refused_without_a_panic() {
             if bytes != good {
                 let chain = [bytes, store.between.der().to_vec()];
                 assert!(
-                    certificate::check(&chain, &roots, NOW as u64).is_err(),
+                    certificate::check(&chain, &trusted, NOW as u64).is_err(),
                     "byte {at} is {value}"
                 );
             }
         }
     }
     let chain = [good, store.between.der().to_vec()];
-    certificate::check(&chain, &roots, NOW as u64).unwrap();
+    certificate::check(&chain, &trusted, NOW as u64).unwrap();
     for json in [
         "{}",
         "[]",
         r#"{"verificationMaterial":{},"dsseEnvelope":{"payload":"","payloadType":"","signatures":[]}}"#,
     ] {
         assert!(Signature::from_bundle(json.as_bytes()).is_none(), "{json}");
+    }
+}
+
+#[tokio::test]
+async fn a_proof_of_the_log_is_checked_beside_its_promise_and_says_no_time() {
+    let keys = Keys::new("proof");
+    let (store, foreign) = (sigstore(true), sigstore(true));
+    type Edit<'a> = &'a dyn Fn(&str, &mut Value);
+    let proof = |body: &str, entry: &mut Value| entry["inclusionProof"] = store.proof(body, &store.log);
+    let cases: [(Edit, &str); 7] = [
+        (&proof, ""),
+        (
+            &|body, entry| {
+                proof(body, entry);
+                entry["inclusionProof"]["logIndex"] = json!("3");
+            },
+            "does not lead to the root",
+        ),
+        (
+            &|body, entry| {
+                proof(body, entry);
+                entry["inclusionProof"]["treeSize"] = json!("5");
+            },
+            "its log's proof",
+        ),
+        (
+            &|body, entry| {
+                proof(body, entry);
+                let other = store.proof(&STANDARD.encode("another entry"), &store.log);
+                entry["inclusionProof"]["checkpoint"] = other["checkpoint"].clone();
+            },
+            "of another tree",
+        ),
+        (
+            &|body, entry| entry["inclusionProof"] = store.proof(body, &foreign.log),
+            "has signed the checkpoint",
+        ),
+        (
+            &|body, entry| {
+                proof(body, entry);
+                entry["inclusionPromise"] = Value::Null;
+            },
+            "has signed when it got it",
+        ),
+        (
+            &|_, entry| entry["inclusionPromise"] = Value::Null,
+            "no log has promised",
+        ),
+    ];
+    for (edit, reason) in cases {
+        let mut attached = Attached::new();
+        let bundle = store.bundle(&attached.app.digest, edit);
+        attached.refer(&bundle, false);
+        let server = attached.serve().await;
+        let file = keys.file(
+            "between.pem",
+            &(pem("CERTIFICATE", store.between.der()) + &pem("CERTIFICATE", store.root.der())),
+        );
+        let policy = store.policy(&keys, &server.host, ISSUER, IDENTITY);
+        let roots = keys.file("roots.pem", &pem("CERTIFICATE", store.root.der()));
+        let policy = policy.replace(&format!("{roots:?}"), &format!("{file:?}"));
+        match pull(&Lab::new(&policy).await, &server).await {
+            Ok(_) => assert_eq!(reason, ""),
+            Err(error) => assert!(!reason.is_empty() && error.contains(reason), "{reason:?}: {error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_trusted_root_wants_the_promise_of_a_log_of_certificates() {
+    let keys = Keys::new("trusted-root");
+    let (store, foreign) = (sigstore(true), sigstore(true));
+    let good = store.trusted_root("2030-01-01T00:00:00Z");
+    let other_log = {
+        let mut root = good.clone();
+        root["ctlogs"] = foreign.trusted_root("2030-01-01T00:00:00Z")["ctlogs"].clone();
+        root
+    };
+    let late_authority = {
+        let mut root = good.clone();
+        root["certificateAuthorities"][0]["validFor"]["start"] = json!("2024-01-01T00:00:00Z");
+        root
+    };
+    let late_log = {
+        let mut root = good.clone();
+        root["tlogs"][0]["publicKey"]["validFor"]["start"] = json!("2024-01-01T00:00:00Z");
+        root
+    };
+    for (root, reason) in [
+        (good, ""),
+        (
+            store.trusted_root("2023-01-01T00:00:00Z"),
+            "no log of certificates that is trusted",
+        ),
+        (other_log, "no log of certificates that is trusted"),
+        (foreign.trusted_root("2030-01-01T00:00:00Z"), "no log that is trusted"),
+        (late_authority, "not good when it was made"),
+        (late_log, "no log that is trusted"),
+        (json!({}), "mediaType"),
+    ] {
+        let mut attached = Attached::new();
+        let bundle = store.bundle(&attached.app.digest, |body, entry| {
+            entry["inclusionProof"] = store.proof(body, &store.log);
+        });
+        attached.refer(&bundle, false);
+        let server = attached.serve().await;
+        let file = keys.file("trusted_root.json", &root.to_string());
+        let host = &server.host;
+        let policy = format!(
+            "[trust]\n{NOTHING_ELSE}[trust.scopes.{host:?}]\npolicy = \"signed\"\n[[trust.scopes.{host:?}.keyless]]\n\
+             trusted_root = {file:?}\nissuer = {ISSUER:?}\nidentity = {IDENTITY:?}\n"
+        );
+        match pull(&Lab::new(&policy).await, &server).await {
+            Ok(_) => assert_eq!(reason, ""),
+            Err(error) => assert!(!reason.is_empty() && error.contains(reason), "{reason:?}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_certificate_that_was_changed_has_no_promise_of_a_log() {
+    let store = sigstore(true);
+    let root = store.trusted_root("2030-01-01T00:00:00Z").to_string().into_bytes();
+    let trusted = Roots::Trusted(Material::Data(root)).load().unwrap();
+    let (leaf, between) = (store.leaf.der().to_vec(), store.between.der().to_vec());
+    let check = |leaf: &[u8]| super::super::sct::check(leaf, &[&between], &trusted.certificate_logs);
+    check(&leaf).unwrap();
+    assert!(super::super::sct::check(&leaf, &[store.root.der()], &trusted.certificate_logs).is_err());
+    // Its signature, in the last part, is the authority's, made after the promise.
+    let body = Reader::new(&leaf)
+        .next_if(SEQUENCE)
+        .and_then(|whole| whole.inner().next_if(SEQUENCE))
+        .unwrap();
+    let body = body.whole.len() + 4;
+    for at in 0..leaf.len() {
+        let _ = check(&leaf[..at]);
+        let mut bytes = leaf.clone();
+        bytes[at] ^= 1;
+        let changed = check(&bytes);
+        assert!(changed.is_err() || at >= body || at < 4, "byte {at}");
     }
 }
