@@ -99,15 +99,10 @@ pub async fn create(
     }
     let disk_limit = disk_limit::of(daemon, &pod, &on_record, &config)?;
     container.stage.enter("root filesystem");
-    let Mounted { rootfs, project } = tools
+    let label = labels.as_ref().map(|labels| labels.files.clone());
+    let mounted = tools
         .images
-        .mount_rootfs(
-            &image,
-            &container.dir,
-            owners.clone(),
-            labels.as_ref().map(|labels| labels.files.clone()),
-            disk_limit,
-        )
+        .mount_rootfs(&image, &container.dir, owners.clone(), label.clone(), disk_limit)
         .await
         .map_err(|source| match source {
             // Nothing is wrong with the node but what it was asked for.
@@ -119,7 +114,8 @@ pub async fn create(
                 source,
             },
         })?;
-    let rootfs = lazy::hand_over(tools, container, &image, rootfs, owners.as_ref(), labels.as_ref()).await?;
+    let mounted = lazy::hand_over(tools, container, &image, mounted, label, disk_limit).await?;
+    let Mounted { rootfs, project } = mounted;
     if let Some(dumped) = &dumped {
         dumped.apply(container, &rootfs, &log_path, builtin).await?;
     }

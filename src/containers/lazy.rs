@@ -1,19 +1,16 @@
 //! Containers of images that are not complete: their files are shown by the daemon, whichever it is.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use super::{Container, Error, Result, Tools};
 use crate::{
-    images::{Image, Images, rootfs::Owners},
+    images::{Image, Images, Mounted},
     monitor::{self, Client},
-    sandbox::Labels,
 };
 
-/// Has the pod's monitor hold what a later daemon needs to go on showing the files of the root filesystem at `rootfs`. Where
-/// it can't, waits for the image and mounts it anew. Returns where the root filesystem is.
+/// Has the pod's monitor hold what a later daemon needs to go on showing the files of the root filesystem that was `mounted`.
+/// Where it can't, waits for the image and mounts it anew, with the same `label` and `limit`. Owners of such files are never
+/// mapped. Returns what is mounted in the end.
 ///
 /// # Errors
 /// When the monitor does not answer, or the image can't be completed or mounted.
@@ -21,16 +18,16 @@ pub(super) async fn hand_over(
     tools: &Tools,
     container: &Arc<Container>,
     image: &Arc<Image>,
-    rootfs: PathBuf,
-    owners: Option<&Owners>,
-    labels: Option<&Labels>,
-) -> Result<PathBuf> {
+    mounted: Mounted,
+    label: Option<String>,
+    limit: u64,
+) -> Result<Mounted> {
     let failed = |source| Error::Rootfs {
         id: container.id.clone(),
         source,
     };
     let Some((device, note)) = tools.images.lazy_handle(&container.dir).map_err(failed)? else {
-        return Ok(rootfs);
+        return Ok(mounted);
     };
     let Some(monitor) = container.sandbox.monitor() else {
         return Err(Error::State(format!(
@@ -39,7 +36,7 @@ pub(super) async fn hand_over(
         )));
     };
     match monitor.keep(&container.id, device, note).await {
-        Ok(()) => return Ok(rootfs),
+        Ok(()) => return Ok(mounted),
         Err(error) if error.kind() == Some(wharf_proto::monitor::ErrorKind::UnknownOperation) => {
             tracing::info!(
                 container = container.id,
@@ -50,10 +47,7 @@ pub(super) async fn hand_over(
     }
     tools.images.unmount_rootfs(&container.dir).await.map_err(failed)?;
     let image = tools.images.whole(Arc::clone(image)).await.map_err(failed)?;
-    let label = labels.map(|labels| labels.files.clone());
-    let mounted = tools
-        .images
-        .mount_rootfs(&image, &container.dir, owners.cloned(), label);
+    let mounted = tools.images.mount_rootfs(&image, &container.dir, None, label, limit);
     mounted.await.map_err(failed)
 }
 
