@@ -252,7 +252,8 @@ async fn bring(room: &Weak<Room>, session: &Session, name: &Reference, layers: &
         }
     }
     tokio::time::sleep(HEAD_START).await;
-    let each = layers.to_vec().into_iter().map(|layer| {
+    let all = layers.to_vec();
+    let each = all.into_iter().map(|layer| {
         let (room, session, name) = (room.clone(), session.clone(), name.clone());
         async move {
             let mut wait = BACK_OFF.0;
@@ -275,8 +276,8 @@ async fn bring(room: &Weak<Room>, session: &Session, name: &Reference, layers: &
         }
     });
     let at_once = room.upgrade().map_or(1, |room| room.parallel_layers);
-    let mut all = stream::iter(each).buffered(at_once);
-    while let Some(done) = all.next().await {
+    let mut coming = stream::iter(each).buffered(at_once);
+    while let Some(done) = coming.next().await {
         done?;
     }
     Ok(())

@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn devices_are_packed_as_the_kernel_does() {
         assert_eq!(device((1, 3)), 0x103);
-        assert_eq!(device((8, 0x12345)), 0x1234_0845);
+        assert_eq!(device((8, 0x12345)), 0x1230_0845);
     }
 
     #[test]

@@ -115,6 +115,7 @@ async fn an_incomplete_image_is_read_in_parts_and_becomes_complete() {
     let (fixture, open) = (stargz(), Arc::new(AtomicBool::new(false)));
     let server = serve(&fixture, &open, |reply| reply).await;
     let lab = Lab::new(ON).await;
+    lab.images.adopt(&[]).await.unwrap();
     let image = pulled(&lab, &server).await;
     let layer = layer(&image);
     let node = layer.table.find("a").unwrap();
@@ -197,6 +198,7 @@ async fn an_incomplete_image_that_is_removed_takes_its_pull_with_it() {
     let (fixture, open) = (stargz(), Arc::new(AtomicBool::new(false)));
     let server = serve(&fixture, &open, |reply| reply).await;
     let lab = Lab::new(ON).await;
+    lab.images.adopt(&[]).await.unwrap();
     let image = pulled(&lab, &server).await;
     lab.images.remove(&image.id).await.unwrap();
     assert!(lab.images.list().is_empty());
