@@ -41,7 +41,10 @@ fi
 ip link set lo up
 mkdir -p "$run" "$dir/work" "$dir/cni" "$dir/storage"
 
-"$BENCH_PROGRAM" make-images "$dir/storage" "${BENCH_LAYERS:-6}" "${BENCH_MIB:-100}"
+rounds=3
+[[ " $* " =~ " --rounds "([0-9]+) ]] && rounds=${BASH_REMATCH[1]}
+# Of the large image one for each round, of so many MiB.
+"$BENCH_PROGRAM" make-images "$dir/storage" "${BENCH_LAYERS:-6}" "${BENCH_MIB:-300}" "$rounds"
 cat >"$dir/registry.yml" <<YML
 version: 0.1
 log: { level: error }
@@ -153,7 +156,7 @@ done
 
 status=0
 "$BENCH_PROGRAM" "${mode[@]}" "${peers[@]}" \
-  --image 127.0.0.1:5000/busybox:latest --pull 127.0.0.1:5000/big:latest "$@" || status=$?
+  --image 127.0.0.1:5000/busybox:latest --pull 127.0.0.1:5000/big "$@" || status=$?
 [ $status = 0 ] || tail -n 30 "$dir"/*.log >&2
 kill "${daemons[@]}" 2>/dev/null || true
 wait "${daemons[@]}" 2>/dev/null || true

@@ -14,11 +14,11 @@ async fn a_large_image_is_pulled_within_64_mib() {
         ..Options::default()
     })
     .await;
-    fixtures::make_big(&daemon.dir().join("pushed"), 4, 40).unwrap();
+    fixtures::make_big(&daemon.dir().join("pushed"), 0, 4, 160).unwrap();
     // What every daemon has once it has worked belongs to idling.
     daemon.busybox().await;
     let idle = own_memory(daemon.pid());
-    let name = format!("{WRITABLE}/big:latest");
+    let name = format!("{WRITABLE}/big:0");
     let mut most = 0;
     let watched = async {
         loop {

@@ -4,7 +4,7 @@
 //! bench --endpoint wharf=unix:///run/wharf/wharf.sock --endpoint wharf-runc=unix:///run/wharf/wharf.sock \
 //!       --handler wharf-runc=runc --peer containerd=unix:///run/containerd/containerd.sock \
 //!       --image 127.0.0.1:5000/busybox:latest --rounds 3 --pods 20 --parallel 10 --growth 1,50,500 \
-//!       --daemon-pid wharf=1234 --pull 127.0.0.1:5000/big:latest --report target/bench
+//!       --daemon-pid wharf=1234 --pull 127.0.0.1:5000/big --report target/bench
 //! ```
 //! With `--streams MIB` only one thing is measured: moving as many MiB through an exec by each protocol.
 //! Every round visits each endpoint in turn. A cell is the median of the rounds' medians; what stands behind `×` is the share
@@ -12,7 +12,7 @@
 //! With `--floor` the kernel's own work for a pod is measured in the same rounds, see `floor/mod.rs`.
 //! `bench profile ...` tells where the time of each call goes, see `profile.rs`.
 //! `bench reads ...` times what kubelet's health depends on while a thousand containers run, see `reads.rs`.
-//! `bench make-images DIR [LAYERS] [MIB]` writes the images that it needs into a docker-registry's storage.
+//! `bench make-images DIR [LAYERS] [MIB] [COUNT]` writes the images that it needs into a docker-registry's storage.
 
 mod cycle;
 mod floor;
@@ -79,7 +79,10 @@ fn make_images(args: &[String]) -> Result {
     let dir = PathBuf::from(args.first().ok_or("make-images needs a directory")?);
     let number = |n: usize, default: usize| args.get(n).map_or(Ok(default), |text| text.parse::<usize>());
     fixtures::make_busybox(&dir)?;
-    fixtures::make_big(&dir, number(1, 6)?, number(2, 100)?)
+    for image in 0..number(3, 1)? {
+        fixtures::make_big(&dir, image, number(1, 6)?, number(2, 300)?)?;
+    }
+    Ok(())
 }
 
 async fn connect(options: &Options) -> Result<Vec<Peer>> {
@@ -124,7 +127,7 @@ async fn bench(options: &Options) -> Result {
             // Once for each daemon: handlers and networks make no difference.
             for peer in peers.iter().filter(|peer| peer.daemon.is_some()) {
                 eprintln!("pull {}: {}", round + 1, peer.name);
-                let taken = cycle::pull(peer, reference).await?;
+                let taken = cycle::pull(peer, &format!("{reference}:{round}")).await?;
                 pulls.add(&peer.name, round, vec![("pull".into(), taken)]);
             }
         }

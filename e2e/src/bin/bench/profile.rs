@@ -113,7 +113,9 @@ async fn paths(meter: &mut Meter, peer: &Peer, options: &Options) -> Result {
     }
     if let Some(reference) = &options.pull {
         meter
-            .path("PullImage", 1, async |_| cycle::pull(peer, reference).await.map(drop))
+            .path("PullImage", 1, async |_| {
+                cycle::pull(peer, &format!("{reference}:0")).await.map(drop)
+            })
             .await?;
     }
     Ok(())
