@@ -25,6 +25,7 @@ pub mod registry;
 mod rules;
 pub mod seccomp;
 pub mod specs;
+pub mod strace;
 pub mod streams;
 pub mod trickle;
 

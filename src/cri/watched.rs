@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     task::{Context, Poll},
-    time::Instant,
 };
 
 use bytes::Bytes;
@@ -99,7 +98,6 @@ where
         if !telemetry.is_on() && audit.is_none() {
             return self.service.call(request);
         }
-        let began = Instant::now();
         let call = telemetry.begin(&path, request.headers());
         let Some(audit) = audit else {
             let answer = call.within(|| self.service.call(request));
@@ -121,7 +119,7 @@ where
                 },
             };
             let answer = call.within(|| service.call(request)).await?;
-            let (code, taken) = (code(&answer), began.elapsed());
+            let (code, taken) = (code(&answer), call.taken());
             telemetry.end(call, &path, code);
             audit.tell(Call {
                 peer,

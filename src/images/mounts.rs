@@ -92,12 +92,24 @@ pub(super) async fn mount(
     }
     let (directory, owner) = (container.to_owned(), room.clone());
     hold(room, image, container, move |layers| {
-        Ok(owner.projects.assign(&directory, limit, |project| {
-            let rootfs = rootfs::mount_labelled(layers, &directory, owners.as_ref(), label.as_deref(), project)?;
-            Ok(Mounted { rootfs, project })
-        })?)
+        writable(&owner, layers, &directory, owners.as_ref(), label.as_deref(), limit)
     })
     .await
+}
+
+/// Mounts `layers` (top first) at `directory` so that no more than `limit` bytes can be written. Blocking.
+fn writable(
+    room: &Room,
+    layers: &[PathBuf],
+    directory: &Path,
+    owners: Option<&rootfs::Owners>,
+    label: Option<&str>,
+    limit: u64,
+) -> Result<Mounted> {
+    Ok(room.projects.assign(directory, limit, |project| {
+        let rootfs = rootfs::mount_labelled(layers, directory, owners, label, project)?;
+        Ok(Mounted { rootfs, project })
+    })?)
 }
 
 async fn mount_lazily(
@@ -109,40 +121,22 @@ async fn mount_lazily(
     label: Option<String>,
     limit: u64,
 ) -> Result<Mounted> {
-    let mut text = format!("{}\n", image.id);
-    for lower in &lazy.layers {
-        text.push_str(match lower {
-            lazy::Lower::Whole(pin) => pin.name(),
-            lazy::Lower::Lazy(_) => LAZY,
-        });
-        text.push('\n');
-    }
+    let names = lazy.layers.iter().map(|lower| match lower {
+        lazy::Lower::Whole(pin) => pin.name(),
+        lazy::Lower::Lazy(_) => LAZY,
+    });
+    let text = noted(image, names);
     lowers.reverse();
-    room.mounts
-        .lock()
-        .insert(container.to_owned(), Held::Lazy(lazy.clone()));
     let (directory, owner) = (container.to_owned(), room.clone());
-    let mounted = blocking(move || {
-        let file = directory.join(FILE);
-        store::write_file(&file, text.as_bytes(), 0o600)?;
-        let mounted = owner
-            .projects
-            .assign(&directory, limit, |project| {
-                let rootfs = rootfs::mount_labelled(&lowers, &directory, None, label.as_deref(), project)?;
-                Ok(Mounted { rootfs, project })
-            })
-            .inspect_err(|_| {
-                let _ = fs::remove_file(&file);
-            })?;
-        // overlayfs has its own hold of it.
-        lazy::detach(&directory)?;
-        Ok(mounted)
-    })
-    .await;
-    if mounted.is_err() {
+    let mount = move || writable(&owner, &lowers, &directory, None, label.as_deref(), limit);
+    let mounted = note(room, container, text, Held::Lazy(lazy.clone()), mount).await?;
+    // overlayfs has its own hold of it.
+    let directory = container.to_owned();
+    let detached = blocking(move || lazy::detach(&directory)).await;
+    if detached.is_err() {
         room.mounts.lock().remove(container);
     }
-    mounted
+    detached.map(|()| mounted)
 }
 
 /// `container`, which a daemon before this one had mounted, has `image`.
@@ -192,17 +186,34 @@ async fn hold<T: Send + 'static>(
             None => lazy::whole(room, image).await?.pins.clone(),
         },
     };
+    let text = noted(image, pins.iter().map(Pin::name));
+    let top_first: Vec<PathBuf> = pins.iter().rev().map(Pin::path).collect();
+    note(room, directory, text, Held::Whole(pins), move || mount(&top_first)).await
+}
+
+/// What is written of a mount of `image`, whose layers have these `names`, bottom first.
+fn noted<'a>(image: &Image, names: impl Iterator<Item = &'a str>) -> String {
     let mut text = format!("{}\n", image.id);
-    for pin in &pins {
-        text.push_str(pin.name());
+    for name in names {
+        text.push_str(name);
         text.push('\n');
     }
-    let top_first: Vec<PathBuf> = pins.iter().rev().map(Pin::path).collect();
-    room.mounts.lock().insert(directory.to_owned(), Held::Whole(pins));
+    text
+}
+
+/// Writes `text` of what `directory` uses, which is `held`, and does `mount`; when that fails nothing is used.
+async fn note<T: Send + 'static>(
+    room: &Room,
+    directory: &Path,
+    text: String,
+    held: Held,
+    mount: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    room.mounts.lock().insert(directory.to_owned(), held);
     let file = directory.join(FILE);
     let mounted = blocking(move || {
         store::write_file(&file, text.as_bytes(), 0o600)?;
-        mount(&top_first).inspect_err(|_| {
+        mount().inspect_err(|_| {
             let _ = fs::remove_file(&file);
         })
     })

@@ -50,6 +50,12 @@ pub struct Call {
 }
 
 impl Call {
+    /// How long ago it has come.
+    #[must_use]
+    pub fn taken(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     /// Does `begin` so that the operation that it begins belongs to this call.
     pub fn within<T>(&self, begin: impl FnOnce() -> T) -> T {
         match &self.traced {
@@ -96,7 +102,7 @@ impl Telemetry {
     /// It has been answered; `code` is gRPC's number.
     pub fn end(&self, call: Call, path: &str, code: u16) {
         if let Some(families) = &self.counted {
-            families.call(path, code, call.began.elapsed());
+            families.call(path, code, call.taken());
         }
         if let Some(call) = call.traced {
             call.end(code);

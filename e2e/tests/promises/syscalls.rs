@@ -5,12 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use wharf_e2e::{Daemon, container};
+use wharf_e2e::{Daemon, container, strace};
 
 /// Cycles that count; the median of each path is taken. One before them warms up.
 const CYCLES: usize = 5;
@@ -34,68 +31,26 @@ const WAITING: [&str; 9] = [
 /// How often each system call was made.
 type Counts = BTreeMap<String, usize>;
 
+/// How long no call may come until all have.
+const REST: Duration = Duration::from_millis(150);
+
 /// A tracer of the daemon, all its threads and all that these start.
-struct Trace {
-    tracer: Child,
-    file: PathBuf,
-    read: usize,
-}
+struct Trace(strace::Trace);
 
 impl Trace {
     fn attach(pid: i32, file: PathBuf) -> Self {
-        let tracer = Command::new("strace")
-            .args([
-                "--follow-forks",
-                "--quiet=all",
-                "--signal=none",
-                "--string-limit=0",
-                "--output",
-            ])
-            .arg(&file)
-            .args(["--attach", &pid.to_string()])
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("strace is installed by `make setup`");
-        Self { tracer, file, read: 0 }
+        Self(strace::Trace::attach(pid, file).unwrap())
     }
 
     /// Calls since the last time, once none has come for a while.
     async fn since(&mut self) -> Counts {
-        let mut length = 0;
-        loop {
-            // What goes on after an answer belongs to it: there is no event that says that a daemon does nothing.
-            tokio::time::sleep(Duration::from_millis(150)).await;
-            let now = std::fs::metadata(&self.file).map_or(0, |meta| meta.len());
-            if now == length {
-                break;
-            }
-            length = now;
-        }
-        let text = std::fs::read(&self.file).unwrap_or_default();
-        let new = String::from_utf8_lossy(&text[self.read..]).into_owned();
-        self.read = text.len();
         let mut counts = Counts::new();
-        for line in new.lines() {
-            // "1234 openat(AT_FDCWD, ...) = 3"; a call that another interrupted is resumed as "1234 <... openat resumed>".
-            let call = line
-                .trim_start()
-                .split_once(' ')
-                .map_or("", |(_, rest)| rest.trim_start());
-            let Some((name, _)) = call.split_once('(') else {
-                continue;
-            };
-            if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') && !WAITING.contains(&name) {
-                *counts.entry(name.to_owned()).or_default() += 1;
+        for call in self.0.since(REST).await.lines().filter_map(strace::call) {
+            if call.begins && !WAITING.contains(&call.name) {
+                *counts.entry(call.name.to_owned()).or_default() += 1;
             }
         }
         counts
-    }
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.tracer.id().cast_signed()), Signal::SIGTERM);
-        let _ = self.tracer.wait();
     }
 }
 

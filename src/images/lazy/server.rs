@@ -100,13 +100,7 @@ impl Server {
                 names: names.zip(0..layers.len() as u32).collect(),
                 opaque: false,
             },
-            mode: 0o755,
-            owner: (0, 0),
-            time: (0, 0),
-            links: 1,
-            xattrs: Vec::new(),
-            parent: 0,
-            name: Vec::new(),
+            ..Node::implied(0, Vec::new())
         };
         Self { root, layers }
     }

@@ -474,7 +474,7 @@ struct Open {
 
 impl Node {
     /// A directory that nothing was said about.
-    fn implied(parent: u32, name: Vec<u8>) -> Self {
+    pub(super) fn implied(parent: u32, name: Vec<u8>) -> Self {
         Self {
             kind: Kind::Directory {
                 names: BTreeMap::new(),

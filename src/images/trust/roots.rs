@@ -9,6 +9,7 @@ use super::{
     certificate,
     key::{Material, PublicKey},
     log::decode,
+    signature::{Chain, LogId},
 };
 
 /// Where they stand.
@@ -156,26 +157,9 @@ struct Key {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct LogId {
-    key_id: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct JsonAuthority {
     cert_chain: Chain,
     valid_for: Option<Range>,
-}
-
-#[derive(Deserialize)]
-struct Chain {
-    certificates: Vec<Raw>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Raw {
-    raw_bytes: String,
 }
 
 /// Times as RFC 3339 has them.

@@ -277,15 +277,17 @@ struct BundleMaterial {
     tlog_entries: Vec<BundleEntry>,
 }
 
+/// Certificates as sigstore's messages have them, the first one's issuer after it.
 #[derive(Deserialize)]
-struct Chain {
-    certificates: Vec<Raw>,
+pub(super) struct Chain {
+    pub certificates: Vec<Raw>,
 }
 
+/// Bytes as sigstore's messages have them, base64.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Raw {
-    raw_bytes: String,
+pub(super) struct Raw {
+    pub raw_bytes: String,
 }
 
 #[derive(Deserialize)]
@@ -299,10 +301,11 @@ struct BundleEntry {
     canonicalized_body: String,
 }
 
+/// What a log is called, base64.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct LogId {
-    key_id: String,
+pub(super) struct LogId {
+    pub key_id: String,
 }
 
 #[derive(Deserialize)]

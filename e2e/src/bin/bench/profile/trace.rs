@@ -2,13 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use wharf_e2e::Result;
+use wharf_e2e::{Result, strace};
 
 /// Calls in which a thread waits for another's doing: their time is that other's.
 const WAITING: [&str; 18] = [
@@ -32,11 +28,12 @@ const WAITING: [&str; 18] = [
     "sched_yield",
 ];
 
+/// How long nothing may come until all has.
+const REST: Duration = Duration::from_millis(300);
+
 /// A tracer, which ends with this.
 pub struct Trace {
-    tracer: Child,
-    file: PathBuf,
-    read: usize,
+    strace: strace::Trace,
     _dir: tempfile::TempDir,
 }
 
@@ -55,25 +52,13 @@ impl Trace {
     /// When strace can't be started, or sees nothing.
     pub async fn attach<F: Future<Output = Result>>(pid: i32, poke: impl Fn() -> F) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let file = dir.path().join("trace");
-        let tracer = Command::new("strace")
-            .args(["--follow-forks", "--quiet=all", "--signal=none", "--string-limit=0"])
-            .arg("--syscall-times=us")
-            .arg("--output")
-            .arg(&file)
-            .args(["--attach", &pid.to_string()])
-            .stdin(Stdio::null())
-            .spawn()
-            .map_err(|error| format!("start strace: {error}"))?;
         let mut trace = Self {
-            tracer,
-            file,
-            read: 0,
+            strace: strace::Trace::attach(pid, dir.path().join("trace"))?,
             _dir: dir,
         };
         for _ in 0..50 {
             poke().await?;
-            if !trace.since().await?.by_name.is_empty() {
+            if !trace.since().await.by_name.is_empty() {
                 return Ok(trace);
             }
         }
@@ -81,30 +66,8 @@ impl Trace {
     }
 
     /// What was seen since the last time, once nothing more comes.
-    ///
-    /// # Errors
-    /// When what strace has written can't be read.
-    pub async fn since(&mut self) -> Result<Calls> {
-        let mut length = 0;
-        loop {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            let now = std::fs::metadata(&self.file).map_or(0, |meta| meta.len());
-            if now == length {
-                break;
-            }
-            length = now;
-        }
-        let bytes = std::fs::read(&self.file).unwrap_or_default();
-        let text = String::from_utf8_lossy(bytes.get(self.read..).unwrap_or_default()).into_owned();
-        self.read = bytes.len();
-        Ok(Calls::of(&text))
-    }
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.tracer.id().cast_signed()), Signal::SIGTERM);
-        let _ = self.tracer.wait();
+    pub async fn since(&mut self) -> Calls {
+        Calls::of(&self.strace.since(REST).await)
     }
 }
 
@@ -112,19 +75,14 @@ impl Calls {
     fn of(text: &str) -> Self {
         let mut calls = Self::default();
         for line in text.lines() {
-            // `12 openat(AT_FDCWD, ...) = 3 <0.000015>`, or, cut in two by another's call,
-            // `12 openat(AT_FDCWD, ... <unfinished ...>` and `12 <... openat resumed>) = 3 <0.000015>`.
-            let call = line
-                .trim_start()
-                .split_once(' ')
-                .map_or("", |(_, rest)| rest.trim_start());
-            let (name, begins) = match call.strip_prefix("<... ") {
-                Some(rest) => (rest.split(' ').next().unwrap_or_default(), false),
-                None => (call.split_once('(').map_or("", |(name, _)| name), true),
-            };
-            if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            let Some(strace::Call {
+                name,
+                begins,
+                text: call,
+            }) = strace::call(line)
+            else {
                 continue;
-            }
+            };
             let seconds = line
                 .rsplit_once('<')
                 .and_then(|(_, time)| time.strip_suffix('>')?.parse::<f64>().ok());
