@@ -1,12 +1,16 @@
 //! A container's bundle: its spec, made of what was asked for and what was found, adjusted by plugins, and written.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use oci_spec::runtime::Spec;
 use wharf_proto::{
     cri::{ContainerConfig, IdMapping, LinuxContainerResources, LinuxContainerUser, PodSandboxConfig},
     nri::ContainerAdjustment,
-    record,
+    record::{self, NetDevice},
 };
 
 use super::{
@@ -72,6 +76,8 @@ pub(super) struct Written {
     pub cgroup_path: String,
     /// What becomes of blocked system calls.
     pub notifier: Option<notify::Action>,
+    /// Network devices of the node's for its pod.
+    pub net_devices: Vec<NetDevice>,
 }
 
 /// A spec that is not written yet.
@@ -81,6 +87,8 @@ struct Made {
     rdt_tasks: Option<PathBuf>,
     resources: Option<LinuxContainerResources>,
     cgroup_path: String,
+    /// What they are called in the pod, by their names on the node. Not in the spec: the daemon moves them, not the runtime.
+    net_devices: BTreeMap<String, String>,
 }
 
 /// Makes the spec, lets plugins adjust it, and writes config.json.
@@ -123,7 +131,7 @@ async fn ask(
         ..Default::default()
     });
     let unset = tools.mechanisms.config.get().unset_seccomp;
-    let message = nri::message(container, Some(&made.spec), image, unset);
+    let message = nri::message(container, Some(&made.spec), image, &made.net_devices, unset);
     let pod = sandbox::nri::message(&container.sandbox);
     let wanted = plugins.create_container(pod, message).await;
     container.stage.enter("spec");
@@ -159,6 +167,12 @@ fn adjust(
         Some(path) if path.as_os_str().is_empty() => made.rdt_tasks = None,
         Some(path) => made.rdt_tasks = Some(path),
         None => {}
+    }
+    for (host_name, name) in adjusted.net_devices {
+        match name {
+            Some(name) => drop(made.net_devices.insert(host_name, name)),
+            None => drop(made.net_devices.remove(&host_name)),
+        }
     }
     Ok(made)
 }
@@ -300,6 +314,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         rdt_tasks,
         resources: config.linux.as_ref().and_then(|linux| linux.resources.clone()),
         cgroup_path: cgroup_path.clone(),
+        net_devices: devices.net_devices().collect(),
     })
 }
 
@@ -321,7 +336,13 @@ fn finish(tools: &Tools, owner: &Container, bundle: &Bundle, mut made: Made) -> 
         resources: made.resources,
         cgroup_path: made.cgroup_path,
         notifier,
+        net_devices: in_order(made.net_devices),
     })
+}
+
+fn in_order(devices: BTreeMap<String, String>) -> Vec<NetDevice> {
+    let devices = devices.into_iter();
+    devices.map(|(host_name, name)| NetDevice { host_name, name }).collect()
 }
 
 /// The pod's user namespace, for mounts that the runtime can't map.

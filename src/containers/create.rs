@@ -179,6 +179,7 @@ pub async fn create(
                 record.checkpointed_at = made_at;
             }
             record.isolation = isolation;
+            record.net_devices = written.net_devices;
             record.rdt_tasks = written
                 .rdt_tasks
                 .map(|path| path.display().to_string())

@@ -14,7 +14,7 @@ use wharf_proto::{
 };
 
 use super::{Container, Error, Result, Tools, checkpoint::program, cpus, create, ending, is_gone, restore};
-use crate::{runtime::seccomp_compile, store};
+use crate::{runtime::seccomp_compile, sandbox, store};
 
 /// Exit code of a container that could not be started (feature row B3).
 const START_FAILED_CODE: i32 = 128;
@@ -122,6 +122,8 @@ async fn prepared(tools: &Tools, container: &Container, record: &record::Contain
             work: restore::directory(container).display().to_string(),
         });
     }
+    let devices = sandbox::lend(&tools.mechanisms, &container.sandbox, &record.net_devices);
+    devices.await.map_err(|error| Error::State(error.to_string()))?;
     cpus::begin(tools, container).await?;
     Ok(request)
 }

@@ -140,6 +140,14 @@ pub enum Error {
         /// What it had written to standard error.
         stderr: String,
     },
+    /// A network device of the node's that a pod can't have.
+    #[error("network device {name:?}: {reason}")]
+    Device {
+        /// What it is called on the node.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Nobody answers on a port of a pod.
     #[error("connect to port {port} of localhost: {source}")]
     Connect {

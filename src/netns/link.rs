@@ -8,7 +8,7 @@ use std::time::Duration;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
@@ -35,6 +35,7 @@ pub(super) struct Link {
     pub(super) mac: Vec<u8>,
     /// What its maker has written on it; mostly empty.
     pub(super) alias: String,
+    pub(super) up: bool,
 }
 
 /// A veth pair that has one end here and the other in a pod.
@@ -265,6 +266,50 @@ impl Links {
             .map_err(|refusal| refusal.during(format!("add address {address}/{prefix} to device {index}")))
     }
 
+    /// The device's lasting addresses that can be reached from elsewhere, with their prefix lengths.
+    pub(super) fn addresses(&mut self, index: u32) -> Result<Vec<(IpAddr, u8)>> {
+        let answers = self
+            .request(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)
+            .map_err(|refusal| refusal.during(format!("list addresses of device {index}")))?;
+        let of_it = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(found) if found.header.index == index => Some(found),
+            _ => None,
+        });
+        let lasting = of_it.filter(|found| {
+            let flags = found.header.flags;
+            found.header.scope == AddressScope::Universe && flags.contains(AddressHeaderFlags::Permanent)
+        });
+        // Where there is a peer's address, the local one is the device's; IPv6 has one of them only.
+        let own = lasting.filter_map(|found| {
+            let address = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| found.attributes.iter().find_map(wanted);
+            let local = address(|attribute| match attribute {
+                AddressAttribute::Local(ip) => Some(*ip),
+                _ => None,
+            });
+            let any = || {
+                address(|attribute| match attribute {
+                    AddressAttribute::Address(ip) => Some(*ip),
+                    _ => None,
+                })
+            };
+            local.or_else(any).map(|ip| (ip, found.header.prefix_len))
+        });
+        Ok(own.collect())
+    }
+
+    /// Moves the device to another namespace, where it has that name, is down and has no address.
+    pub(super) fn hand_over(&mut self, link: &Link, name: &str, netns: BorrowedFd<'_>) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::NetNsFd(netns.as_raw_fd()),
+        ];
+        self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK)
+            .map(drop)
+            .map_err(|refusal| refusal.during(format!("move device {} to another namespace as {name}", link.name)))
+    }
+
     /// Adds the route for everything that has no better one; one that is there already is no error.
     pub(super) fn add_default_route(&mut self, index: u32, gateway: IpAddr) -> Result<()> {
         let mut message = route(gateway);
@@ -388,6 +433,7 @@ fn as_link(answer: RouteNetlinkMessage) -> Option<Link> {
         is_bridge: false,
         mac: Vec::new(),
         alias: String::new(),
+        up: message.header.flags.contains(LinkFlags::Up),
     };
     for attribute in message.attributes {
         match attribute {

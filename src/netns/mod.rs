@@ -13,6 +13,7 @@ mod counters;
 mod dns;
 mod error;
 mod knob;
+mod lent;
 mod link;
 mod named;
 mod namespaces;
@@ -48,6 +49,7 @@ pub use builtin::{Reserved, reserved};
 pub use connect::connect;
 pub use counters::{Counters, Traffic};
 pub use error::{Error, Result};
+pub use lent::is_device_name;
 use nix::sched::{CloneFlags, setns};
 pub use users::Users;
 use wharf_proto::{cri, record};
@@ -212,6 +214,32 @@ impl Networks {
     /// When a pin can't be unmounted or its file can't be removed.
     pub async fn remove_namespaces(&self, dir: &Path) -> Result<()> {
         namespaces::remove(dir).await
+    }
+
+    /// What these devices of the node's are like, to be noted before they are lent.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when one is not there.
+    pub async fn look_at(&self, wanted: Vec<record::NetDevice>) -> Result<Vec<record::LentDevice>> {
+        lent::look_at(wanted).await
+    }
+
+    /// Moves devices of the node's into the network namespace that is pinned in that directory, where they are up and have
+    /// the addresses that they had. Any number of times.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when one is gone or its name is another's in the pod; when the kernel refuses. What was moved before
+    /// stays until it is taken back.
+    pub async fn lend(&self, namespaces: &Path, devices: Vec<record::LentDevice>) -> Result<()> {
+        lent::lend(namespaces, devices).await
+    }
+
+    /// Brings lent devices back to the node as they were there. Any number of times, and when the namespace is gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses; call again.
+    pub async fn take_back(&self, namespaces: &Path, devices: Vec<record::LentDevice>) -> Result<()> {
+        lent::take_back(namespaces, devices).await
     }
 
     /// Whether a pod can be attached without waiting; reads memory only.

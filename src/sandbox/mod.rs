@@ -7,6 +7,7 @@
 mod cgroup;
 mod claim;
 pub mod files;
+mod lent;
 mod measured;
 mod membership;
 pub mod nri;
@@ -26,6 +27,7 @@ use std::{
 
 pub use cgroup::{Place, of_container as container_cgroup, parent as cgroup_parent, slice};
 pub use claim::Claim;
+pub use lent::lend;
 pub use lsm::selinux::Labels;
 pub use measured::{Measured, Taken};
 pub use membership::{HOSTS, HostEntry, NETWORKS, connect, disconnect};
@@ -343,6 +345,7 @@ impl Sandbox {
             netns::Error::Sysctl { .. }
             | netns::Error::Setting { .. }
             | netns::Error::PortMapping { .. }
+            | netns::Error::Device { .. }
             | netns::Error::BadNetwork { .. } => Error::Invalid(source.to_string()),
             source => Error::Network {
                 pod: self.id.clone(),

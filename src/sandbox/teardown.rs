@@ -38,6 +38,11 @@ pub async fn tear_down(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Resul
     let network = async {
         let network = detach(mechanisms, sandbox, record.network.as_ref()).await;
         sandbox.fail_point("down.detached").await?;
+        let back = mechanisms
+            .networks
+            .take_back(&sandbox.paths.namespaces(), record.lent.clone())
+            .await
+            .map_err(sandbox.network_error());
         sandbox.stage.enter("namespaces");
         let namespaces = mechanisms
             .networks
@@ -47,7 +52,7 @@ pub async fn tear_down(mechanisms: &Mechanisms, sandbox: &Arc<Sandbox>) -> Resul
         sandbox.fail_point("down.namespaces").await?;
         // What is waited for then, if anything.
         sandbox.stage.enter("monitor");
-        network.and(namespaces)
+        network.and(back).and(namespaces)
     };
     let monitor = async {
         let monitor = end_monitor(sandbox).await;

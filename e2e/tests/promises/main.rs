@@ -41,6 +41,7 @@ mod migrate;
 mod monitor_points;
 mod monitors;
 mod mounts;
+mod net_devices;
 mod network;
 mod networks;
 mod node_settings;

@@ -19,6 +19,7 @@ pub struct Injection {
     pub(super) mounts: Vec<Bind>,
     pub(super) hooks: Vec<Hook>,
     pub(super) groups: Vec<u32>,
+    pub(super) net_devices: Vec<(String, String)>,
 }
 
 /// A device node; without an owner it becomes the process's.
@@ -55,12 +56,14 @@ pub(super) fn collect(devices: Vec<Found>) -> Result<Injection, Error> {
 }
 
 impl Injection {
+    /// Network devices of the node's, by their names there, with those in the pod.
+    pub fn net_devices(&self) -> impl Iterator<Item = (String, String)> {
+        self.net_devices.iter().cloned()
+    }
+
     fn add(&mut self, edits: &Edits) -> Result<(), String> {
         if edits.intel_rdt.is_some() {
             return Err("intelRdt is not supported".into());
-        }
-        if edits.net_devices.as_ref().is_some_and(|devices| !devices.is_empty()) {
-            return Err("netDevices are not supported".into());
         }
         self.env.extend(edits.env.iter().cloned());
         for wanted in &edits.device_nodes {
@@ -75,6 +78,9 @@ impl Injection {
             self.mounts.push(bind.clone());
         }
         self.hooks.extend(edits.hooks.iter().cloned());
+        let devices = edits.net_devices.iter();
+        self.net_devices
+            .extend(devices.map(|device| (device.host_interface_name.clone(), device.name.clone())));
         self.groups
             .extend(edits.additional_gids.iter().filter(|gid| **gid != 0));
         Ok(())

@@ -5,6 +5,7 @@ use std::{collections::HashMap, collections::HashSet, path::PathBuf};
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::names;
+use crate::netns;
 
 /// Larger files are refused; real ones have some kilobytes.
 pub(super) const MAX_FILE: u64 = 4 << 20;
@@ -39,7 +40,7 @@ pub(super) struct Device {
 pub(super) struct Edits {
     pub env: Vec<String>,
     pub device_nodes: Vec<Node>,
-    pub net_devices: Option<Vec<IgnoredAny>>,
+    pub net_devices: Vec<NetDevice>,
     pub mounts: Vec<Bind>,
     pub hooks: Vec<Hook>,
     pub intel_rdt: Option<IgnoredAny>,
@@ -62,6 +63,14 @@ pub(super) struct Node {
     pub permissions: String,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
+}
+
+/// Since version 1.1.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct NetDevice {
+    pub host_interface_name: String,
+    pub name: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -134,7 +143,7 @@ impl Edits {
     fn is_empty(&self) -> bool {
         self.env.is_empty()
             && self.device_nodes.is_empty()
-            && self.net_devices.as_ref().is_none_or(Vec::is_empty)
+            && self.net_devices.is_empty()
             && self.mounts.is_empty()
             && self.hooks.is_empty()
             && self.intel_rdt.is_none()
@@ -171,6 +180,15 @@ fn check_edits(edits: &Edits) -> Result<(), String> {
         if !number(node.major) || !number(node.minor) {
             return wrong("its major or minor number is out of range");
         }
+    }
+    let names = |device: &NetDevice| [device.host_interface_name.clone(), device.name.clone()];
+    if let Some(wrong) = edits
+        .net_devices
+        .iter()
+        .flat_map(names)
+        .find(|name| !netns::is_device_name(name))
+    {
+        return Err(format!("network device {wrong:?}: no device can have this name"));
     }
     for bind in &edits.mounts {
         if !plain(&bind.container_path) || bind.host_path.as_os_str().is_empty() {

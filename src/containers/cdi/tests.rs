@@ -117,10 +117,6 @@ fn what_is_not_supported_is_refused_with_device_and_file() {
     let dirs = Dirs::new("refused");
     for (edit, word) in [
         ("intelRdt:\n      closID: x", "intelRdt"),
-        (
-            "netDevices:\n    - hostInterfaceName: eth9\n      name: n",
-            "netDevices",
-        ),
         ("deviceNodes:\n    - path: /dev/no-such-node", "/dev/no-such-node"),
         ("deviceNodes:\n    - path: /dev/null\n      type: b", "not of type"),
         (

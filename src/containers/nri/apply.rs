@@ -1,6 +1,9 @@
 //! What plugins want of a container that is created, written into its spec or refused by name.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use oci_spec::runtime as oci;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceType, Mount, Spec};
@@ -8,7 +11,7 @@ use wharf_proto::{
     cri::LinuxContainerResources,
     nri::{
         ContainerAdjustment, Hooks, IoPrioClass, KeyValue, LinuxContainerAdjustment, LinuxDevice, LinuxIoPriority,
-        LinuxRdt, LinuxResources, LinuxScheduler, PosixRlimit,
+        LinuxNetDevice, LinuxRdt, LinuxResources, LinuxScheduler, PosixRlimit,
     },
 };
 
@@ -16,7 +19,7 @@ use super::{limits, parts};
 use crate::{
     cgroups::Cgroup,
     containers::{Error, Result, Tools, cdi, host, limits as settings, rdt},
-    lsm,
+    lsm, netns,
     nri::merge::unmarked,
     runtime::features::Features,
     sandbox::Labels,
@@ -45,6 +48,8 @@ pub struct Adjusted {
     pub cgroup_path: Option<String>,
     /// The `tasks` file of a class of cache and memory bandwidth; empty for none any more.
     pub rdt_tasks: Option<PathBuf>,
+    /// Network devices by their names on the node, with those in the pod; none for what shall not be moved any more.
+    pub net_devices: Vec<(String, Option<String>)>,
 }
 
 fn unsupported<T>(what: &str) -> Result<T> {
@@ -72,11 +77,14 @@ pub fn apply(
         hooks(wanted, spec)?;
     }
     let names: Vec<_> = wanted.cdi_devices.iter().map(|device| device.name.clone()).collect();
-    cdi::apply(&ground.tools.cdi.resolve(&names)?, spec);
+    let devices = ground.tools.cdi.resolve(&names)?;
+    cdi::apply(&devices, spec);
     let mut adjusted = Adjusted::default();
     if let Some(wanted) = &wanted.linux {
         adjusted = linux(wanted, ground, resources, spec)?;
     }
+    let devices = devices.net_devices().map(|(host_name, name)| (host_name, Some(name)));
+    adjusted.net_devices.extend(devices);
     mounts(wanted, ground, spec)?;
     rlimits(&wanted.rlimits, spec)?;
     if ground.builtin {
@@ -147,10 +155,10 @@ fn linux(
     resources: &mut LinuxContainerResources,
     spec: &mut Spec,
 ) -> Result<Adjusted> {
-    if !wanted.net_devices.is_empty() {
-        return unsupported("net_devices: moving network devices into containers is not supported");
-    }
-    let mut adjusted = Adjusted::default();
+    let mut adjusted = Adjusted {
+        net_devices: net_devices(&wanted.net_devices)?,
+        ..Default::default()
+    };
     devices(&wanted.devices, spec)?;
     if let Some(score) = wanted.oom_score_adj {
         let score = i32::try_from(score.value.clamp(-1000, 1000)).unwrap_or(0);
@@ -197,6 +205,27 @@ fn linux(
         adjusted.rdt_tasks = bandwidth(rdt, ground)?.or(adjusted.rdt_tasks);
     }
     Ok(adjusted)
+}
+
+/// A device without a name for the pod keeps its own.
+fn net_devices(wanted: &HashMap<String, LinuxNetDevice>) -> Result<Vec<(String, Option<String>)>> {
+    let change = |(host_name, device): (&String, &LinuxNetDevice)| {
+        if let Some(removed) = unmarked(host_name) {
+            return Ok((removed.to_owned(), None));
+        }
+        let name = if device.name.is_empty() {
+            host_name
+        } else {
+            &device.name
+        };
+        match [host_name, name].into_iter().find(|name| !netns::is_device_name(name)) {
+            Some(wrong) => Err(Error::Invalid(format!(
+                "NRI: net_devices: {wrong:?} is no device's name"
+            ))),
+            None => Ok((host_name.clone(), Some(name.clone()))),
+        }
+    };
+    wanted.iter().map(change).collect()
 }
 
 /// Limits, and classes of block I/O and of cache and memory bandwidth.

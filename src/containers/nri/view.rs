@@ -1,6 +1,6 @@
 //! A container as plugins see it: its spec, with what is known of it beside.
 
-use std::fs;
+use std::{collections::BTreeMap, fs};
 
 use oci_spec::runtime::Spec;
 use wharf_proto::{
@@ -43,13 +43,28 @@ pub fn image_of(record: &record::Container) -> Image {
 pub fn read(container: &Container, unset: SeccompDefault) -> nri::Container {
     let text = fs::read(container.dir.join("config.json")).ok();
     let spec = text.and_then(|text| serde_json::from_slice::<Spec>(&text).ok());
-    let image = image_of(&container.record.get());
-    message(container, spec.as_ref(), image, unset)
+    let record = container.record.get();
+    let pairs = record.net_devices.iter();
+    let net_devices = pairs.map(|device| (device.host_name.clone(), device.name.clone()));
+    message(
+        container,
+        spec.as_ref(),
+        image_of(&record),
+        &net_devices.collect(),
+        unset,
+    )
 }
 
-/// The container with this spec and image. `unset` is what one gets that asks for no seccomp profile.
+/// The container with this spec and image, and network devices by their names on the node. `unset` is what one gets that
+/// asks for no seccomp profile.
 #[must_use]
-pub fn message(container: &Container, spec: Option<&Spec>, image: Image, unset: SeccompDefault) -> nri::Container {
+pub fn message(
+    container: &Container,
+    spec: Option<&Spec>,
+    image: Image,
+    net_devices: &BTreeMap<String, String>,
+    unset: SeccompDefault,
+) -> nri::Container {
     let record = container.record.get();
     let config = record.config.clone().unwrap_or_default();
     let exit = record.exit.clone().unwrap_or_default();
@@ -102,6 +117,9 @@ pub fn message(container: &Container, spec: Option<&Spec>, image: Image, unset: 
     }
     if let Some(linux) = &mut message.linux {
         linux.seccomp_profile = profile(&config, unset);
+        let devices = net_devices.iter();
+        let devices = devices.map(|(host_name, name)| (host_name.clone(), LinuxNetDevice { name: name.clone() }));
+        linux.net_devices = devices.collect();
     }
     message
 }
@@ -144,10 +162,6 @@ fn profile(config: &wharf_proto::cri::ContainerConfig, unset: SeccompDefault) ->
 }
 
 fn linux(linux: &oci_spec::runtime::Linux) -> LinuxContainer {
-    let net_devices = linux.net_devices().iter().flatten().map(|(name, device)| {
-        let name_inside = device.name().clone().unwrap_or_default();
-        (name.clone(), LinuxNetDevice { name: name_inside })
-    });
     LinuxContainer {
         namespaces: linux.namespaces().iter().flatten().map(parts::namespace).collect(),
         devices: linux.devices().iter().flatten().map(parts::device).collect(),
@@ -159,7 +173,6 @@ fn linux(linux: &oci_spec::runtime::Linux) -> LinuxContainer {
             .unwrap_or_default(),
         seccomp_policy: linux.seccomp().as_ref().map(parts::seccomp),
         sysctl: linux.sysctl().clone().unwrap_or_default(),
-        net_devices: net_devices.collect(),
         rdt: linux.intel_rdt().as_ref().map(|rdt| LinuxRdt {
             clos_id: rdt.clos_id().clone().map(|value| OptionalString { value }),
             schemata: rdt.schemata().clone().map(|value| OptionalRepeatedString { value }),

@@ -124,6 +124,44 @@ async fn plugins_change_what_is_created() {
 }
 
 #[tokio::test]
+async fn a_plugin_gives_a_network_device() {
+    let house = House::open().await;
+    let ip = async |line: &str| {
+        let words: Vec<_> = line.split(' ').collect();
+        house.daemon.lab.output("ip", &words).await.unwrap()
+    };
+    ip("link add give0 type veth peer name stay0").await;
+    let wish = |name: &str, inside: &str| nri::ContainerAdjustment {
+        linux: Some(nri::LinuxContainerAdjustment {
+            net_devices: [(name.to_owned(), nri::LinuxNetDevice { name: inside.into() })].into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let one = house.plugin("10", "one", adjusting(wish("give0", ""))).await;
+    let pod = house.pod("net").await;
+    let id = house.create(&pod, "main").await.unwrap();
+    house.daemon.cri.start(&id).await.unwrap();
+    let seen = house
+        .daemon
+        .cri
+        .shell(&id, "ls /sys/class/net /proc/sys/net/ipv4/conf")
+        .await;
+    assert!(seen.unwrap().contains("give0"));
+    let told = one.hears("PostStartContainer", &id).await.container;
+    assert_eq!(told.linux.unwrap().net_devices["give0"].name, "give0");
+    // Another takes back what the first wanted.
+    let _two = house.plugin("20", "two", adjusting(wish("-give0", ""))).await;
+    let second = house.create(&pod, "second").await.unwrap();
+    let told = one.hears("PostCreateContainer", &second).await.container;
+    assert!(told.linux.unwrap().net_devices.is_empty());
+    house.daemon.cri.stop_pod(&pod.0).await.unwrap();
+    assert!(ip("-o link").await.contains("give0@"));
+    ip("link del stay0").await;
+    house.daemon.finish().await;
+}
+
+#[tokio::test]
 async fn what_can_not_be_is_refused_by_name() {
     let house = House::open().await;
     let wishes: Vec<(&str, nri::LinuxContainerAdjustment)> = vec![
@@ -141,7 +179,7 @@ async fn what_can_not_be_is_refused_by_name() {
         (
             "net_devices",
             nri::LinuxContainerAdjustment {
-                net_devices: [("eth7".to_owned(), nri::LinuxNetDevice::default())].into(),
+                net_devices: [("eth/7".to_owned(), nri::LinuxNetDevice::default())].into(),
                 ..Default::default()
             },
         ),
