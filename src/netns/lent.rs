@@ -164,3 +164,29 @@ pub(super) async fn take_back(namespaces: &Path, devices: Vec<LentDevice>) -> Re
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_that_the_kernel_takes() {
+        for name in ["eth0", "a", "veth.12-_x@y", "exactly15bytes_"] {
+            assert!(is_device_name(name), "{name}");
+        }
+        for name in ["", ".", "..", "a/b", "a:b", "a b", "a\tb", "a\0", "sixteen_bytes_lo"] {
+            assert!(!is_device_name(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_read_as_they_were_written() {
+        for text in ["192.0.2.1/30", "fd12::1/64"] {
+            let (ip, prefix) = parse(text).unwrap();
+            assert_eq!(format!("{ip}/{prefix}"), text);
+        }
+        for text in ["", "192.0.2.1", "192.0.2.1/", "x/1", "192.0.2.1/300"] {
+            assert_eq!(parse(text), None);
+        }
+    }
+}
