@@ -68,7 +68,7 @@ async fn a_pod_has_a_device_of_the_nodes_until_it_ends() {
 
         // A container that is started again finds it in the pod, also with another daemon.
         daemon.cri.stop(&id, 0).await.unwrap();
-        daemon.start_again().await.unwrap();
+        daemon.crash().await;
         main.metadata.as_mut().unwrap().attempt = 1;
         let again = daemon.started(&pod, &config, &main).await;
         let seen = daemon.cri.shell(&again, "ip addr show net7").await.unwrap();
@@ -110,7 +110,7 @@ async fn a_device_that_can_not_be_had_fails_the_start_and_stays_where_it_is() {
     }
     assert!(ip(&daemon, "-o link").await.contains("other0@"));
 
-    let mut config = daemon.pod("on the node");
+    let mut config = daemon.pod("on-the-node");
     wharf_e2e::specs::namespaces(&mut config).network = pb::NamespaceMode::Node.into();
     let pod = daemon.cri.run_pod(&config, "").await.unwrap();
     let main = with_device(&daemon, "main", "fast").await;
