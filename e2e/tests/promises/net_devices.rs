@@ -111,6 +111,7 @@ async fn a_device_that_can_not_be_had_fails_the_start_and_stays_where_it_is() {
     assert!(ip(&daemon, "-o link").await.contains("other0@"));
 
     let mut config = daemon.pod("on-the-node");
+    config.hostname.clear();
     wharf_e2e::specs::namespaces(&mut config).network = pb::NamespaceMode::Node.into();
     let pod = daemon.cri.run_pod(&config, "").await.unwrap();
     let main = with_device(&daemon, "main", "fast").await;
