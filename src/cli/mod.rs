@@ -24,7 +24,7 @@ mod events;
 mod exec;
 mod export;
 mod fsck;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod history;
 mod image;

@@ -159,7 +159,7 @@ pub fn add(directories: &[PathBuf], subject: &Subject, spec: &mut Spec) -> Resul
 }
 
 /// A door for the fuzz target (fuzz/).
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub fn fuzzing(text: &[u8]) {
     let Ok(file) = parse(Path::new("fuzz"), text) else {
         return;

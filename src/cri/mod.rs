@@ -11,7 +11,7 @@ mod debug;
 mod elsewhere;
 mod events;
 mod filters;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod gathered;
 mod health;

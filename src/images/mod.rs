@@ -46,7 +46,7 @@ mod trust;
 pub mod unpack;
 mod verify;
 
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 
 pub use error::{Error, ErrorKind, Result};

@@ -29,9 +29,9 @@ mod task;
 mod thread;
 mod users;
 
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub use cni::fuzzing;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub use dns::fuzzing as dns_fuzzing;
 
 #[cfg(test)]

@@ -17,7 +17,7 @@
 mod connection;
 mod event;
 mod frame;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod hooks;
 mod join;

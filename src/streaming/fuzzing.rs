@@ -102,7 +102,7 @@ fn outgoing(envelope: Envelope) -> Arc<Outgoing> {
 
 /// Serves a connection, reading what comes on its streams and answering a little on each.
 async fn streams(feed: Feed, outgoing: Arc<Outgoing>) {
-    let (mut connection, mut incoming) = spdy::connection(feed, outgoing, Activity::new());
+    let (mut connection, mut incoming) = spdy::connection(feed, outgoing, Activity::new(), Arc::default());
     let serve = async {
         let mut served = tokio::task::JoinSet::new();
         while let Some(stream) = incoming.recv().await {

@@ -9,7 +9,7 @@
 
 mod block;
 mod forward;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod http;
 mod inbox;

@@ -9,7 +9,7 @@ mod apply;
 mod catalog;
 mod edits;
 mod format;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod names;
 #[cfg(test)]

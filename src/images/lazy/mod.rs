@@ -10,7 +10,7 @@
 
 mod container;
 mod footer;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub(super) mod fuzzing;
 mod layer;
 mod server;

@@ -11,7 +11,7 @@ mod blob;
 mod challenge;
 mod conf;
 mod endpoint;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub(super) mod fuzzing;
 mod hosts;
 mod pace;

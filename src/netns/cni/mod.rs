@@ -7,7 +7,7 @@ mod args;
 mod cache;
 mod config;
 mod dir;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod health;
 mod plugin;

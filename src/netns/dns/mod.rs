@@ -7,7 +7,7 @@
 //! a C library repeats its question instead of giving up: it takes some seconds longer, and fails if the daemon is away for
 //! longer than the library asks.
 
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod message;
 mod names;

@@ -49,7 +49,7 @@ impl Reader {
 }
 
 /// Reads sizes of a terminal until no more come, for a fuzz target.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub async fn fuzz_sizes(inbox: Arc<Inbox>) {
     size::Sizes::new(Some(Reader::Channel(inbox))).all().await;
 }

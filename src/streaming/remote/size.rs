@@ -49,7 +49,7 @@ impl Sizes {
     }
 
     /// Reads until no more come.
-    #[cfg(fuzzing)]
+    #[cfg(any(fuzzing, test))]
     pub async fn all(mut self) {
         while let Some(reader) = &self.reader {
             let Ok(Some(piece)) = reader.read().await else { return };
