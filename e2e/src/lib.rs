@@ -16,6 +16,7 @@ pub mod guard;
 pub mod http2;
 pub mod lab;
 pub mod logs;
+pub mod meddler;
 pub mod nri;
 pub mod power;
 pub mod pulse;

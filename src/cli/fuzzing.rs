@@ -9,7 +9,7 @@ use super::logfile::{Printer, Show, start_of_last};
 /// Docker's `config.json`.
 pub fn docker_config(bytes: &[u8], registry: &str) {
     if let Ok(config) = DockerConfig::parse("fuzz".into(), bytes) {
-        let _ = (config.helper(registry), config.stored(registry));
+        let _ = (config.helper(registry), config.stored(registry, "a/b"));
     }
 }
 

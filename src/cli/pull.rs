@@ -107,7 +107,11 @@ pub async fn pull(client: &Client, image: &str, auth: Option<cri::AuthConfig>, q
 /// The person's credentials for the registry of `image`. The daemon says what is wrong with a reference.
 pub(super) async fn kept(image: &str) -> Result<Option<cri::AuthConfig>> {
     match Reference::parse(image) {
-        Ok(reference) => DockerConfig::load()?.get(&reference.registry).await,
+        Ok(reference) => {
+            DockerConfig::load()?
+                .get(&reference.registry, &reference.repository)
+                .await
+        }
         Err(_) => Ok(None),
     }
 }

@@ -229,6 +229,9 @@ pub struct Pull {
     /// `"64GiB"`.
     #[serde(deserialize_with = "bytes")]
     pub max_layer_size: u64,
+    /// Keep the compressed blobs of pulled layers beside their files, so that a push gives them on as they came: same bytes, same
+    /// manifest, same digest. They take their size on disk.
+    pub keep_blobs: bool,
     /// Let containers start before their image is complete, where its layers have a table of contents (eStargz); what they read
     /// is fetched on demand meanwhile.
     pub lazy: bool,
@@ -370,6 +373,7 @@ impl Default for Pull {
             stall_timeout_secs: 60,
             keep_partial_secs: 300,
             max_layer_size: 64 << 30,
+            keep_blobs: false,
             lazy: false,
             hosts_dirs: [
                 "/etc/wharf/certs.d",

@@ -4,14 +4,16 @@
 use std::{
     collections::{HashMap, HashSet},
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
+use sha2::{Digest as _, Sha256};
 use wharf_proto::record;
 
 use super::{
     Error, ImageConfig, Result,
-    layers::Temporary,
+    layers::{BLOB, Temporary},
     papers,
     reference::{is_digest, is_hex},
     registry::digest_of,
@@ -94,8 +96,15 @@ fn layers(root: &Path, report: &mut Report) -> Result<HashSet<String>> {
                 if !faults.is_empty() {
                     report.faults.push(broken(faults.join("; ")));
                 }
-                for stray in beside(&path)? {
-                    report.stray(stray, "a file beside a layer that no version of wharf puts there");
+                for (name, stray) in beside(&path)? {
+                    match name.strip_prefix(BLOB) {
+                        None => report.stray(stray, "a file beside a layer that no version of wharf puts there"),
+                        Some(hex) if sum(&stray)?.is_none_or(|found| found == hex) => {}
+                        Some(_) => report.stray(
+                            stray,
+                            "a kept blob that is damaged; a push makes one of the files in its place",
+                        ),
+                    }
                 }
                 known.insert(layer.diff_id);
             }
@@ -212,14 +221,32 @@ fn scratch(root: &Path) -> Result<Temporary> {
 }
 
 /// What lies in a layer's directory and does not belong there.
-fn beside(layer: &Path) -> Result<Vec<PathBuf>> {
+fn beside(layer: &Path) -> Result<Vec<(String, PathBuf)>> {
     let known = ["fs", "record", "recipe", "aside", "packed", "record.new", "packed.new"];
     let others = entries(layer)?;
     Ok(others
         .into_iter()
         .filter(|(name, _)| !known.contains(&name.as_str()))
-        .map(|(name, _)| layer.join(name))
+        .map(|(name, _)| (name.clone(), layer.join(name)))
         .collect())
+}
+
+/// SHA-256 of a file, hex; `None` if it is absent, as one that was removed meanwhile.
+fn sum(path: &Path) -> Result<Option<String>> {
+    let failed = || Error::io("read", path);
+    let mut file = match fs::File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed())?,
+    };
+    let (mut digest, mut buffer) = (Sha256::new(), vec![0; 128 << 10]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(Some(hex::encode(digest.finalize()))),
+            Ok(read) => digest.update(&buffer[..read]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed()(error)),
+        }
+    }
 }
 
 /// Names in a directory, and which are directories; none if it is absent, as one that was removed meanwhile.

@@ -4,7 +4,8 @@
 //! a layer uses two cores. Per layer at most about a dozen megabytes are in flight, a decompressor's window included.
 
 use std::{
-    io::{self, BufRead, Read},
+    fs::File,
+    io::{self, BufRead, Read, Write as _},
     path::Path,
     sync::mpsc as threads,
     thread,
@@ -17,7 +18,7 @@ use wharf_proto::api::LayerState;
 
 use super::{
     Error, Layer, Result,
-    layers::{Layers, Pin, Size, Temporary},
+    layers::{Layers, Pin, Size, Temporary, blob_name},
     progress::Meter,
     registry::Session,
     room::Room,
@@ -59,8 +60,9 @@ pub(super) async fn extract(session: &Session, layer: &Layer, room: &Room, meter
 
 /// Unpacks the blob `source` and adds it as `layer`. Blocking.
 pub(super) fn unpack_layer(mut source: Source<Channel>, layer: &Layer, layers: &Layers) -> Result<Pin> {
-    match unpack(&mut source, &layer.digest, layers) {
-        Ok(unpacked) => {
+    let keep = layers.keep_blobs();
+    match unpack_keeping(&mut source, &layer.digest, layers, keep) {
+        Ok(mut unpacked) => {
             source.check(layer)?;
             if unpacked.diff_id != layer.diff_id {
                 return Err(Error::Mismatch {
@@ -68,6 +70,10 @@ pub(super) fn unpack_layer(mut source: Source<Channel>, layer: &Layer, layers: &
                     expected: layer.diff_id.clone(),
                     got: unpacked.diff_id,
                 });
+            }
+            if keep {
+                unpacked.size.kept.bytes += layer.size;
+                unpacked.size.kept.inodes += 1;
             }
             layers.add(unpacked.directory, &layer.diff_id, unpacked.size)
         }
@@ -94,9 +100,18 @@ pub(super) struct Unpacked {
 /// # Errors
 /// When it can't be read, decompressed or unpacked; then it may not have been read to its end.
 pub(super) fn unpack<F: Feed>(source: &mut Source<F>, name: &str, layers: &Layers) -> Result<Unpacked> {
+    unpack_keeping(source, name, layers, false)
+}
+
+/// The same; keeps the blob, whose digest is `name`, beside the files if `keep`.
+fn unpack_keeping<F: Feed>(source: &mut Source<F>, name: &str, layers: &Layers, keep: bool) -> Result<Unpacked> {
     let directory = layers.temporary()?;
     let files = directory.path().join("fs");
     std::fs::create_dir(&files).map_err(Error::io("create directory", &files))?;
+    if keep {
+        let path = directory.path().join(blob_name(name));
+        source.copy = Some(File::create_new(&path).map_err(Error::io("create", path))?);
+    }
     let (diff_id, size) = decompress(source, name, directory.path(), layers.limit())?;
     Ok(Unpacked {
         directory,
@@ -225,6 +240,8 @@ pub(super) struct Source<F> {
     digest: Sha256,
     length: u64,
     ended: bool,
+    /// Gets what comes, too.
+    copy: Option<File>,
 }
 
 impl<F: Feed> Source<F> {
@@ -235,6 +252,7 @@ impl<F: Feed> Source<F> {
             digest: Sha256::new(),
             length: 0,
             ended: false,
+            copy: None,
         }
     }
 
@@ -251,6 +269,10 @@ impl<F: Feed> Source<F> {
             Some(data) => {
                 self.digest.update(&data);
                 self.length += data.len() as u64;
+                if let Some(copy) = &mut self.copy {
+                    let kept = copy.write_all(&data);
+                    kept.map_err(|error| io::Error::new(error.kind(), format!("the blob can't be kept: {error}")))?;
+                }
                 Ok(Some(data))
             }
             None => {

@@ -157,6 +157,12 @@ impl ImageConfig {
             diff_ids: file.rootfs.diff_ids,
         })
     }
+
+    /// Whether it runs here, as far as it says.
+    #[must_use]
+    pub fn is_for_linux(&self) -> bool {
+        self.os.is_empty() || self.os.eq_ignore_ascii_case("linux")
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -190,9 +196,9 @@ struct Inner {
     user: String,
     #[serde(deserialize_with = "or_null")]
     env: Vec<String>,
-    #[serde(deserialize_with = "or_null")]
+    #[serde(deserialize_with = "or_one")]
     entrypoint: Vec<String>,
-    #[serde(deserialize_with = "or_null")]
+    #[serde(deserialize_with = "or_one")]
     cmd: Vec<String>,
     #[serde(deserialize_with = "or_null")]
     working_dir: String,
@@ -204,6 +210,21 @@ struct Inner {
     labels: BTreeMap<String, String>,
     #[serde(deserialize_with = "or_null")]
     stop_signal: String,
+}
+
+/// A list, or its only element, as images of early versions of Docker have it.
+fn or_one<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a text or a list of texts")]
+    enum Either {
+        One(String),
+        More(Vec<String>),
+    }
+    Ok(match Option::deserialize(value)? {
+        None => Vec::new(),
+        Some(Either::One(one)) => vec![one],
+        Some(Either::More(more)) => more,
+    })
 }
 
 fn or_null<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(value: D) -> Result<T, D::Error> {
@@ -228,6 +249,17 @@ mod tests {
         assert_eq!(config.exposed_ports, ["80/tcp"]);
         assert_eq!(config.stop_signal, "SIGINT");
         assert_eq!(config.diff_ids, ["sha256:00"]);
+    }
+
+    #[test]
+    fn an_early_configuration_may_have_a_program_as_a_text_and_the_system_in_upper_case() {
+        let config = ImageConfig::parse(br#"{"os":"Linux","config":{"Entrypoint":"/run","Cmd":["a","b"]}}"#).unwrap();
+        assert_eq!(
+            (config.entrypoint, config.cmd),
+            (vec!["/run".to_owned()], vec!["a".to_owned(), "b".to_owned()])
+        );
+        assert!(ImageConfig::parse(br#"{"os":"Linux"}"#).unwrap().is_for_linux());
+        assert!(!ImageConfig::parse(br#"{"os":"windows"}"#).unwrap().is_for_linux());
     }
 
     #[test]

@@ -35,6 +35,7 @@ struct Shared {
     root: PathBuf,
     /// Bytes that the archive of a new one may have.
     limit: Option<u64>,
+    keep_blobs: bool,
     state: Mutex<State>,
     /// Something may be there to sweep.
     wake: Notify,
@@ -66,14 +67,15 @@ pub(super) struct Size {
 
 impl Layers {
     /// Reads what is below `root` (the images room's directory) and moves what is half done to the trash. Blocking.
-    /// New layers may have at most `limit` bytes.
-    pub fn open(root: &Path, limit: Option<u64>) -> Result<Self> {
+    /// New layers may have at most `limit` bytes; the blobs of which they are made are kept if `keep_blobs`.
+    pub fn open(root: &Path, limit: Option<u64>, keep_blobs: bool) -> Result<Self> {
         for name in ["layers", "tmp", "trash"] {
             store::create_dir(&root.join(name))?;
         }
         let shared = Shared {
             root: root.to_owned(),
             limit,
+            keep_blobs,
             state: Mutex::default(),
             wake: Notify::new(),
         };
@@ -167,6 +169,11 @@ impl Layers {
     /// Bytes that the archive of a new layer may have.
     pub fn limit(&self) -> Option<u64> {
         self.0.limit
+    }
+
+    /// Whether the blobs of new layers are kept.
+    pub fn keep_blobs(&self) -> bool {
+        self.0.keep_blobs
     }
 
     /// A new directory below `tmp`. Blocking.
@@ -377,6 +384,12 @@ impl Pin {
         self.shared.directory(&self.name)
     }
 
+    /// The blob `digest` of `size` bytes of which the layer was made, if it was kept. Blocking.
+    pub fn blob(&self, digest: &str, size: u64) -> Option<fs::File> {
+        let file = fs::File::open(self.directory().join(blob_name(digest))).ok()?;
+        file.metadata().is_ok_and(|about| about.len() == size).then_some(file)
+    }
+
     /// The layer's archive, byte for byte. Blocking, as is reading it.
     ///
     /// # Errors
@@ -450,6 +463,14 @@ impl Drop for Temporary {
             tracing::warn!(%error, "a temporary directory stays until the next start");
         }
     }
+}
+
+/// How names of kept blobs begin.
+pub(super) const BLOB: &str = "blob-";
+
+/// What the blob `digest` is called in its layer's directory.
+pub(super) fn blob_name(digest: &str) -> String {
+    format!("{BLOB}{}", digest.trim_start_matches("sha256:"))
 }
 
 /// A number that no other call returns, for names.

@@ -2,9 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 
-use super::{Error, Layer, Result, platform::Host, reference::is_digest, registry::Document};
+use super::{
+    Error, Layer, Result,
+    platform::Host,
+    reference::is_digest,
+    registry::{Document, digest_of},
+};
 
 /// What is asked for, as an `Accept` header.
 pub(super) const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
@@ -144,6 +150,11 @@ pub(super) fn parse(document: &Document, host: &Host) -> Result<Parsed> {
     }
     let media_type = file.media_type.as_deref().unwrap_or(&document.media_type);
     let known = INDEXES.contains(&media_type) || MANIFESTS.contains(&media_type);
+    if file.schema_version == 1 || media_type.contains("docker.distribution.manifest.v1+") {
+        return Err(bad(
+            "it has schema 1, Docker's before version 1.10, which is not supported: push the image again with a newer tool".into(),
+        ));
+    }
     if file.schema_version != 2 || (!known && file.media_type.is_some()) {
         return Err(bad(format!("media type {media_type:?} is not supported")));
     }
@@ -158,7 +169,7 @@ pub(super) fn parse(document: &Document, host: &Host) -> Result<Parsed> {
         return if is_digest(&digest) {
             Ok(Parsed::Index { chosen: digest })
         } else {
-            Err(bad("a digest is not sha256".into()))
+            Err(bad(other_digest(&digest)))
         };
     }
     if INDEXES.contains(&media_type) {
@@ -169,7 +180,7 @@ pub(super) fn parse(document: &Document, host: &Host) -> Result<Parsed> {
     };
     let descriptor = |entry: &Entry| {
         if !is_digest(&entry.digest) {
-            return Err(bad("a digest is not sha256".into()));
+            return Err(bad(other_digest(&entry.digest)));
         }
         match u64::try_from(entry.size) {
             Ok(size) if size <= MAX_LAYER => Ok(Descriptor {
@@ -184,7 +195,11 @@ pub(super) fn parse(document: &Document, host: &Host) -> Result<Parsed> {
     if layers.len() > MAX_LAYERS {
         return Err(bad(format!("{} layers are too many", layers.len())));
     }
-    if !config.media_type.is_empty() && !CONFIGS.contains(&config.media_type.as_str()) {
+    // Docker's first manifests of schema 2 called the configuration that.
+    let early = media_type == MANIFESTS[1]
+        && config.media_type == "application/octet-stream"
+        && layers.iter().all(|layer| is_layer(&layer.media_type));
+    if !early && !config.media_type.is_empty() && !CONFIGS.contains(&config.media_type.as_str()) {
         let mut files: Vec<(String, Descriptor)> = Vec::with_capacity(layers.len());
         for layer in &layers {
             let blob = descriptor(layer)?;
@@ -233,6 +248,53 @@ pub(super) fn is_checkpoint(document: &[u8]) -> bool {
 #[derive(Deserialize)]
 struct Annotated {
     annotations: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+}
+
+/// What is wrong with a digest that is no SHA-256 of the right form.
+fn other_digest(digest: &str) -> String {
+    let shown: String = digest.chars().take(20).collect();
+    format!("the digest {shown:?}... is not sha256 and 64 lower-case hex digits; other kinds are not supported")
+}
+
+/// What descriptors in `document` have within them (`data`), as far as their digests and sizes confirm it: whatever else
+/// they have there is fetched as if it was not there.
+pub(super) fn carried(document: &Document) -> Vec<Document> {
+    #[derive(Deserialize)]
+    struct Carrier {
+        config: Option<Carried>,
+        layers: Option<Vec<Carried>>,
+        manifests: Option<Vec<Carried>>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Carried {
+        #[serde(default)]
+        media_type: String,
+        #[serde(default)]
+        digest: String,
+        #[serde(default)]
+        size: i64,
+        data: Option<String>,
+    }
+    // What is wrong with the document is said by who reads all of it.
+    let Ok(carrier) = serde_json::from_slice::<Carrier>(&document.bytes) else {
+        return Vec::new();
+    };
+    let lists = [carrier.layers, carrier.manifests];
+    let all = carrier.config.into_iter().chain(lists.into_iter().flatten().flatten());
+    all.filter_map(|one| {
+        let bytes = BASE64_STANDARD.decode(one.data?).ok()?;
+        let fits = i64::try_from(bytes.len()).is_ok_and(|size| size == one.size) && digest_of(&bytes) == one.digest;
+        if !fits {
+            tracing::debug!(digest = one.digest, "a descriptor's data is not what it points at");
+        }
+        fits.then(|| Document {
+            bytes: bytes.into(),
+            digest: one.digest,
+            media_type: one.media_type,
+        })
+    })
+    .collect()
 }
 
 /// What a file of an artifact is called: its title, or its digest.
@@ -451,6 +513,41 @@ mod tests {
         }
     }
 
+    #[test]
+    fn data_within_a_descriptor_counts_only_if_its_digest_and_size_do() {
+        let digest = digest_of(b"{}");
+        let found = |digest: &str, size: i64, data: &str| {
+            let json = format!(
+                r#"{{"schemaVersion":2,"config":{{"mediaType":"x/y","digest":"{digest}","size":{size},"data":{data}}},"layers":[]}}"#
+            );
+            carried(&Document {
+                bytes: json.into_bytes().into(),
+                digest: A.into(),
+                media_type: String::new(),
+            })
+        };
+        let right = found(&digest, 2, r#""e30=""#);
+        assert_eq!((&right[0].digest, &right[0].bytes[..]), (&digest, &b"{}"[..]));
+        assert_eq!(right[0].media_type, "x/y");
+        for wrong in [
+            found(A, 2, r#""e30=""#),
+            found(&digest, 3, r#""e30=""#),
+            found(&digest, 2, r#""?""#),
+            found(&digest, 2, "7"),
+            found(&digest, 2, "null"),
+        ] {
+            assert!(wrong.is_empty(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_early_manifest_of_docker_is_one_of_an_image() {
+        let json = r#"{"schemaVersion":2,"config":{"mediaType":"application/octet-stream","digest":"DIGEST","size":7},
+            "layers":[{"mediaType":"application/vnd.docker.image.rootfs.diff.tar.gzip","digest":"DIGEST","size":1}]}"#;
+        assert!(matches!(parsed(json, MANIFESTS[1]), Ok(Parsed::Manifest(_))));
+        assert!(matches!(parsed(json, OCI_MANIFEST), Ok(Parsed::Artifact(_))));
+    }
+
     fn artifact(titles: &[&str]) -> String {
         let file = |title: &&str| {
             format!(
@@ -483,7 +580,7 @@ mod tests {
         let layer = r#""mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"DIGEST""#;
         for (json, reason) in [
             ("[", "can't be read"),
-            (r#"{"schemaVersion":1}"#, "not supported"),
+            (r#"{"schemaVersion":1,"fsLayers":[]}"#, "schema 1"),
             (r#"{"schemaVersion":2,"mediaType":"x/y"}"#, "not supported"),
             (r#"{"schemaVersion":2}"#, "no configuration"),
             (r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#, "both"),

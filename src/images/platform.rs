@@ -67,12 +67,14 @@ impl Host {
         let Some(platform) = platform else {
             return 1;
         };
-        if platform.os != "linux" {
+        if !platform.os.eq_ignore_ascii_case("linux") {
             return 0;
         }
-        let architecture = match platform.architecture.as_str() {
-            "x86_64" => "amd64",
+        let architecture = platform.architecture.to_ascii_lowercase();
+        let architecture = match architecture.as_str() {
+            "x86_64" | "x86-64" => "amd64",
             "aarch64" => "arm64",
+            "i386" => "386",
             other => other,
         };
         if architecture != self.architecture {

@@ -128,7 +128,7 @@ async fn run(
     };
     let config = session.document(&id, manifest.config.size).await?;
     let parsed = parse_config(&config, &id)?;
-    if !matches!(parsed.os.as_str(), "" | "linux") {
+    if !parsed.is_for_linux() {
         return Err(Error::BadContent {
             what: format!("image {reference}"),
             reason: format!("it is for {:?}, not for Linux", parsed.os),
@@ -229,6 +229,7 @@ async fn resolve(session: &Session, reference: &Reference) -> Result<(Vec<Docume
     for _ in 0..MAX_DEPTH {
         let document = session.manifest(&selector).await?;
         let parsed = manifest::parse(&document, &host)?;
+        session.hold(&document);
         documents.push(document);
         match parsed {
             Parsed::Manifest(manifest) => return Ok((documents, Content::Image(manifest))),

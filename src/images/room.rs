@@ -77,13 +77,14 @@ impl Images {
         let root = cfg.state_dir.join("images");
         let parallel_layers = cfg.pull.max_parallel_layers.max(1);
         let max_layer = Some(cfg.pull.max_layer_size).filter(|limit| *limit > 0);
+        let keep_blobs = cfg.pull.keep_blobs;
         let trust = trust::Trust::new(cfg);
         let paused = paused::Paused::new(Duration::from_secs(cfg.pull.keep_partial_secs));
         let expiring = paused.clone();
         let projects = rootfs::Projects::new(cfg.project_ids());
         let (lazy, coming) = lazy::Lazy::new(cfg.pull.lazy);
         let room = pull::blocking(move || {
-            let layers = layers::Layers::open(&root, max_layer)?;
+            let layers = layers::Layers::open(&root, max_layer, keep_blobs)?;
             Ok(Room {
                 mountpoint: rootfs::mountpoint(&root)?,
                 parallel_layers,

@@ -1,7 +1,7 @@
 //! First process of a lab: makes the namespaces, waits until its standard input closes, and ends; with it ends, by the
 //! kernel's hand, every process in its PID namespace. `lab run NAME COMMAND...` runs a command in such a lab, which ends
 //! with it. `lab whoami ADDRESS` is a server that tells callers their address. `lab fuse DIR` serves a file system
-//! that gets stuck. `lab nri-plugin LOG` is an NRI plugin that a daemon starts. `lab disk DIR FILE LOG` is a disk that logs its writes. `lab trickle ADDRESS` is a registry that sends a byte a second. `lab critest-images DIR` writes the images that critest names into a docker-registry's storage.
+//! that gets stuck. `lab nri-plugin LOG` is an NRI plugin that a daemon starts. `lab disk DIR FILE LOG` is a disk that logs its writes. `lab trickle ADDRESS` is a registry that sends a byte a second. `lab meddle ADDRESS UPSTREAM RULES LOG` is a proxy before a registry that misbehaves by rules. `lab critest-images DIR` writes the images that critest names into a docker-registry's storage.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -32,6 +32,9 @@ fn main() -> ExitCode {
         ["nri-plugin", log] => nri_plugin(Path::new(log)).map(|()| 0),
         ["trickle", address] => trickle(address, wharf_e2e::registry::ADDRESS).map(|()| 0),
         ["trickle", address, upstream] => trickle(address, upstream).map(|()| 0),
+        ["meddle", address, upstream, rules, log] => {
+            meddle(address, upstream, Path::new(rules), Path::new(log)).map(|()| 0)
+        }
         ["cgroup", name, rest @ ..] => {
             let slice = rest.iter().find(|arg| arg.ends_with(".slice"));
             lab(name, rest.contains(&"--no-cgroup2"), slice.copied(), &[])
@@ -41,7 +44,8 @@ fn main() -> ExitCode {
         ["critest-images", dir] => critest_images(Path::new(dir)).map(|()| 0),
         _ => Err(
             "usage: lab cgroup NAME [--no-cgroup2] [SLICE] | lab run [--no-cgroup2] NAME COMMAND... | \
-                  lab whoami ADDRESS | lab fuse DIR | lab trickle ADDRESS [UPSTREAM] | lab disk DIR FILE LOG | \
+                  lab whoami ADDRESS | lab fuse DIR | lab trickle ADDRESS [UPSTREAM] | \
+                  lab meddle ADDRESS UPSTREAM RULES LOG | lab disk DIR FILE LOG | \
                   lab nri-plugin LOG | \
                   lab critest-images DIR"
                 .into(),
@@ -80,6 +84,11 @@ fn nri_plugin(log: &Path) -> Result {
     runtime
         .block_on(wharf_e2e::nri::run_installed(log))
         .map_err(|error| error.to_string().into())
+}
+
+fn meddle(address: &str, upstream: &str, rules: &Path, log: &Path) -> Result {
+    let told = |what: &str| println!("{what}");
+    wharf_e2e::meddler::serve(address, upstream, rules, log, told).map_err(|error| error.to_string().into())
 }
 
 fn trickle(address: &str, upstream: &str) -> Result {

@@ -16,7 +16,7 @@ const HELD: &[(&str, &str, &str)] = &[
     ("down.namespaces", "StopPodSandbox", "namespaces"),
 ];
 
-async fn shown(daemon: &Daemon) -> Vec<Value> {
+pub(crate) async fn shown(daemon: &Daemon) -> Vec<Value> {
     let request = StatusRequest { verbose: true };
     let answer = daemon.cri.runtime.clone().status(request).await.unwrap();
     serde_json::from_str(&answer.into_inner().info["operations"]).unwrap()

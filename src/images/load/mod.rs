@@ -134,7 +134,7 @@ fn arrival(
         what: format!("image {id} in the archive"),
         reason,
     };
-    if !matches!(config.os.as_str(), "" | "linux") {
+    if !config.is_for_linux() {
         return Err(bad(format!("it is for {:?}, not for Linux", config.os)));
     }
     if config.diff_ids.len() != image.layers.len() {

@@ -1,7 +1,7 @@
 //! Reads an archive of images from its first byte to its last.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     io::{self, Read},
 };
 
@@ -45,6 +45,18 @@ enum Item {
     Useless(String, Option<Stored>),
     /// Another name in the archive; or why there can't be one.
     Link(std::result::Result<String, &'static str>),
+}
+
+impl Item {
+    /// Whether two entries are the same file or link.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Document(one), Self::Document(other)) => one == other,
+            (Self::Layer(one), Self::Layer(other)) => one.digest == other.digest,
+            (Self::Link(one), Self::Link(other)) => one == other,
+            _ => false,
+        }
+    }
 }
 
 /// A layer of the archive.
@@ -226,8 +238,18 @@ impl Scan<'_> {
         if self.contents.items.len() >= MAX_ITEMS {
             return Err(refused("it has too many files"));
         }
-        if self.contents.items.insert(path.clone(), item).is_some() {
-            return Err(refused(format!("it has two entries named {path:?}")));
+        match self.contents.items.entry(path) {
+            Entry::Vacant(place) => {
+                place.insert(item);
+            }
+            // Tools that build archives out of parts put what several parts have into them several times.
+            Entry::Occupied(there) if there.get().is_same(&item) => {}
+            Entry::Occupied(there) => {
+                return Err(refused(format!(
+                    "it has two entries named {:?} that differ",
+                    there.key()
+                )));
+            }
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! A layer that the registry has, in this repository or in another that the image is known from, is not sent: neither as
 //! the blob that it came as, nor as the one that an earlier push made of it. Any other is given back, compressed to a
-//! temporary file and uploaded from there. If every layer goes by the blob that it came as, the manifest does too.
+//! temporary file and uploaded from there, unless its blob was kept (`keep_blobs`). If every layer goes by the blob that it came as, the manifest does too.
 
 mod artifact;
 mod manifest;
@@ -21,7 +21,7 @@ use super::{
     Error, ErrorKind, Image, Layer, Reference, Result,
     layers::Pin,
     pull::blocking,
-    registry::{Blob, Endpoint, Mounted, Session, digest_of},
+    registry::{Blob, Endpoint, Mounted, Session, Upload, digest_of},
     room::Room,
 };
 
@@ -186,6 +186,9 @@ impl Job<'_> {
                 }
             }
         }
+        if let Some(sent) = self.kept(layer, pin, &mut begun).await? {
+            return Ok((layer.diff_id.clone(), sent));
+        }
         let (directory, file, sent) = {
             let (room, pin, layer, listener) = (self.room.clone(), pin.clone(), layer.clone(), self.listener.clone());
             blocking(move || pack::pack(&room.layers, &pin, &layer, &listener)).await?
@@ -205,7 +208,36 @@ impl Job<'_> {
         Ok((layer.diff_id.clone(), sent))
     }
 
-    async fn drop_upload(&self, upload: Option<super::registry::Upload>) {
+    /// Sends the blob that the layer came as, if it was kept. One that was damaged here the registry refuses; then what is made
+    /// of the files goes in its place.
+    async fn kept(&self, layer: &Layer, pin: &Pin, begun: &mut Option<Upload>) -> Result<Option<Sent>> {
+        let (holder, digest, size) = (pin.clone(), layer.digest.clone(), layer.size);
+        let Some(file) = blocking(move || Ok(holder.blob(&digest, size))).await? else {
+            return Ok(None);
+        };
+        let blob = Blob::File(Arc::new(file), size);
+        let tell = |current| self.state(layer, PushState::PushUploading, current, size);
+        match self
+            .session
+            .upload(self.endpoint, &layer.digest, &blob, begun.take(), tell)
+            .await
+        {
+            Ok(()) => {
+                self.state(layer, PushState::PushDone, size, size);
+                Ok(Some(Sent {
+                    digest: layer.digest.clone(),
+                    size,
+                }))
+            }
+            Err(error) if error.kind() == ErrorKind::Other => {
+                tracing::warn!(%error, layer = layer.digest, "a blob that was kept is not taken");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn drop_upload(&self, upload: Option<Upload>) {
         if let Some(upload) = upload {
             self.session.cancel(self.endpoint, upload).await;
         }

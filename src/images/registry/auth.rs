@@ -41,15 +41,43 @@ impl fmt::Debug for Credentials {
     }
 }
 
-impl Credentials {
-    /// What of `auth` is meant for `registry`: nothing if it names another server.
+/// Credentials and whom they are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Given {
+    credentials: Option<Credentials>,
+    /// The server that they name; empty if none.
+    server: String,
+    registry: String,
+}
+
+impl Given {
+    /// `auth`, as it came with a wish for something of `registry`.
     ///
     /// # Errors
     /// When `auth.auth` is not base64 of `user:password`.
-    pub fn for_registry(auth: &cri::AuthConfig, registry: &str) -> Result<Option<Self>> {
-        if !auth.server_address.is_empty() && server(&auth.server_address) != server(registry) {
-            return Ok(None);
-        }
+    pub fn new(auth: &cri::AuthConfig, registry: &str) -> Result<Self> {
+        Ok(Self {
+            credentials: Credentials::of(auth, registry)?,
+            server: server(&auth.server_address),
+            registry: server(registry),
+        })
+    }
+
+    /// What of this `host` may see, which is a mirror of the registry or stands for it: a mirror only what names it, the
+    /// registry nothing that names another server.
+    pub fn shown_to(&self, host: &str, mirror: bool) -> Option<&Credentials> {
+        let fits = match (self.server.is_empty(), mirror) {
+            (true, mirror) => !mirror,
+            (false, true) => self.server == server(host),
+            (false, false) => self.server == self.registry || self.server == server(host),
+        };
+        self.credentials.as_ref().filter(|_| fits)
+    }
+}
+
+impl Credentials {
+    /// What `auth` has, if anything.
+    fn of(auth: &cri::AuthConfig, registry: &str) -> Result<Option<Self>> {
         if !auth.registry_token.is_empty() {
             return Ok(Some(Self::Registry(auth.registry_token.clone())));
         }
@@ -124,7 +152,8 @@ mod tests {
     use super::*;
 
     fn made(auth: &cri::AuthConfig) -> Option<Credentials> {
-        Credentials::for_registry(auth, "docker.io").unwrap()
+        let given = Given::new(auth, "docker.io").unwrap();
+        given.shown_to("docker.io", false).cloned()
     }
 
     #[test]
@@ -169,6 +198,18 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(made(&auth), None);
+        let given = Given::new(&auth, "docker.io").unwrap();
+        assert!(given.shown_to("mirror.example", true).is_none());
+        assert!(given.shown_to("other.example", true).is_some());
+        // The registry's name may be rewritten to the server's.
+        assert!(given.shown_to("other.example", false).is_some());
+        let unnamed = cri::AuthConfig {
+            server_address: String::new(),
+            ..auth
+        };
+        let given = Given::new(&unnamed, "docker.io").unwrap();
+        assert!(given.shown_to("mirror.example", true).is_none());
+        assert!(given.shown_to("registry-1.docker.io", false).is_some());
     }
 
     #[test]
@@ -177,7 +218,7 @@ mod tests {
             auth: "hunter2!".into(),
             ..Default::default()
         };
-        let error = Credentials::for_registry(&auth, "docker.io").unwrap_err();
+        let error = Given::new(&auth, "docker.io").unwrap_err();
         assert!(!format!("{error} {error:?}").contains("hunter2"));
         let password = Credentials::Password {
             user: "u".into(),

@@ -46,6 +46,8 @@ pub(in crate::images) struct BlobStream {
     crawls: u32,
     /// Of the blob only what lies before `size` is wanted.
     cut: bool,
+    /// What is to come, if it is here already.
+    held: Option<Bytes>,
 }
 
 impl BlobStream {
@@ -54,7 +56,9 @@ impl BlobStream {
         let is_large = size.saturating_sub(from) >= LARGE;
         let first = session.endpoints().iter().position(|endpoint| endpoint.digests);
         let pace = Pace::new(session.http().patience.stall);
+        let held = session.held().blob(digest, size);
         Self {
+            held: held.map(|mut bytes| bytes.split_off(usize::try_from(from).unwrap_or(bytes.len()).min(bytes.len()))),
             session,
             digest: digest.to_owned(),
             size,
@@ -89,6 +93,10 @@ impl BlobStream {
     /// # Errors
     /// When no endpoint has the rest.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        if let Some(bytes) = self.held.take().filter(|bytes| !bytes.is_empty()) {
+            self.received = self.size;
+            return Ok(Some(bytes));
+        }
         loop {
             if let Some(part) = &mut self.part {
                 if let Some(piece) = part.pieces.pop_front() {

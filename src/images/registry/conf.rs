@@ -119,7 +119,20 @@ impl Conf {
             if registry.prefix.is_empty() {
                 return Err("a [[registry]] has neither prefix nor location".into());
             }
+            let places = [&registry.prefix, &registry.location].into_iter();
+            let mirrors = registry.mirror.iter().map(|mirror| &mirror.location);
+            if let Some(place) = places.chain(mirrors).find(|place| place.contains("://")) {
+                return Err(format!(
+                    "{place:?} must not have a scheme; \"insecure\" is for plain HTTP"
+                ));
+            }
             for mirror in &registry.mirror {
+                if registry.mirror_by_digest_only && !mirror.pull_from_mirror.is_empty() {
+                    return Err(format!(
+                        "[[registry]] {:?} has mirror-by-digest-only, and its mirror {:?} pull-from-mirror: only one can be",
+                        registry.prefix, mirror.location
+                    ));
+                }
                 if !matches!(
                     mirror.pull_from_mirror.as_str(),
                     "" | "all" | "digest-only" | "tag-only"
@@ -262,18 +275,26 @@ mod tests {
             prefix = "a.example/team"
             location = "c.example"
             insecure = true
-            mirror-by-digest-only = true
             [[registry.mirror]]
             location = "m.example:80/x"
             insecure = true
+            pull-from-mirror = "digest-only"
             [[registry.mirror]]
             location = "n.example"
-            pull-from-mirror = "digest-only"
+            pull-from-mirror = "tag-only"
+            [[registry]]
+            prefix = "a.example/pinned"
+            mirror-by-digest-only = true
+            [[registry.mirror]]
+            location = "m.example"
             [[registry]]
             location = "evil.example"
             blocked = true
             [[registry]]
             prefix = "*.wild.example"
+            [[registry]]
+            prefix = "*.moved.example"
+            location = "new.example/old"
         "#]);
         assert_eq!(names(&conf, "a.example/x/y"), ["b.example/cache/x/y"]);
         assert_eq!(
@@ -282,13 +303,17 @@ mod tests {
         );
         let places = conf.places("a.example/team/app").unwrap().unwrap();
         assert!(places[0].insecure && places[0].mirror && places[0].digests && !places[0].tags);
+        assert!(!places[1].digests && places[1].tags);
         assert!(places[2].insecure && !places[2].mirror && places[2].tags);
+        let places = conf.places("a.example/pinned").unwrap().unwrap();
+        assert!(places[0].digests && !places[0].tags && places[1].tags);
         // A prefix ends at a boundary.
         assert_eq!(names(&conf, "a.example/teamwork/app"), ["b.example/cache/teamwork/app"]);
         assert!(conf.places("a.example.org/x").unwrap().is_none());
         assert!(conf.places("evil.example/x").unwrap_err().contains("blocks"));
         assert_eq!(names(&conf, "sub.wild.example/x"), ["sub.wild.example/x"]);
         assert!(conf.places("wild.example/x").unwrap().is_none());
+        assert_eq!(names(&conf, "a.b.moved.example/x/y"), ["new.example/old/x/y"]);
     }
 
     #[test]
@@ -316,6 +341,12 @@ mod tests {
             ("[registries.search]\nregistries = []", "version 1"),
             ("[[registry]]\ninsecure = true", "neither prefix nor location"),
             ("short-name-mode = \"x\"", "not known"),
+            ("[[registry]]\nlocation = \"https://a.example\"", "scheme"),
+            (
+                "[[registry]]\nlocation = \"a\"\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = \"b\"\n\
+                 pull-from-mirror = \"all\"",
+                "only one",
+            ),
             (
                 "[[registry]]\nlocation = \"a\"\n[[registry.mirror]]\nlocation = \"b\"\npull-from-mirror = \"x\"",
                 "not known",

@@ -30,6 +30,8 @@ pub(in crate::images) struct Endpoint {
     pub digests: bool,
     /// Images may be sent to it.
     pub push: bool,
+    /// It may be asked what refers to a manifest.
+    pub referrers: bool,
     /// It is no registry: `base` is the address of one blob, which a manifest has given. Nothing secret is shown there.
     pub blob_only: bool,
     pub settings: Arc<Settings>,
@@ -50,6 +52,7 @@ impl Endpoint {
             tags: false,
             digests: true,
             push: false,
+            referrers: false,
             blob_only: true,
             settings: Arc::default(),
         })
@@ -131,6 +134,7 @@ impl Sources<'_> {
                         tags: host.resolve,
                         digests: host.pull,
                         push: host.push,
+                        referrers: host.referrers,
                         ..own
                     });
                 };
@@ -149,6 +153,7 @@ impl Sources<'_> {
                     tags: host.resolve,
                     digests: host.pull,
                     push: host.push,
+                    referrers: host.referrers,
                     blob_only: false,
                     settings: Arc::new(host.settings.clone()),
                 })
@@ -221,6 +226,7 @@ impl Sources<'_> {
             tags: true,
             digests: true,
             push: !mirror,
+            referrers: true,
             blob_only: false,
             settings: Arc::new(settings),
         };

@@ -31,6 +31,8 @@ pub(super) struct Host {
     pub resolve: bool,
     /// Images may be sent.
     pub push: bool,
+    /// It may be asked what refers to a manifest.
+    pub referrers: bool,
     pub settings: Settings,
 }
 
@@ -108,6 +110,7 @@ impl Host {
             pull: true,
             resolve: true,
             push: true,
+            referrers: true,
             settings,
         }
     }
@@ -163,20 +166,25 @@ fn host(address: &str, table: Table, directory: &Path) -> Result<Host, String> {
         };
     }
     if let Some(capabilities) = table.capabilities.filter(|all| !all.is_empty()) {
-        (host.pull, host.resolve, host.push) = (false, false, false);
+        (host.pull, host.resolve, host.push, host.referrers) = (false, false, false, false);
         for capability in capabilities {
             match capability.as_str() {
                 "pull" => host.pull = true,
                 "resolve" => host.resolve = true,
                 "push" => host.push = true,
+                "referrers" => host.referrers = true,
                 other => return Err(format!("there is no capability {other:?}")),
             }
         }
     }
     for client in table.client.0 {
-        let mut files = client.0.into_iter().map(|file| directory.join(file));
+        // The key's name may be left empty: then it is in the certificate's file.
+        let mut files = client.0.into_iter();
         match (files.next(), files.next(), files.next()) {
-            (Some(certificate), key, None) => host.settings.clients.push((certificate, key)),
+            (Some(certificate), key, None) if !certificate.is_empty() => {
+                let key = key.filter(|key| !key.is_empty()).map(|key| directory.join(key));
+                host.settings.clients.push((directory.join(certificate), key));
+            }
             _ => return Err("client is a file, or pairs of a certificate and a key".into()),
         }
     }
@@ -206,6 +214,8 @@ fn duration(text: &str) -> Option<Duration> {
         rest = &rest[digits..];
         let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
         let unit = match &rest[..end] {
+            "ns" => 1e-9,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
             "ms" => 0.001,
             "s" => 1.0,
             "m" => 60.0,
@@ -335,7 +345,7 @@ mod tests {
             [host."https://z.example:8443/cache"]
             capabilities = ["pull", "resolve"]
             ca = ["a.pem", "/b.pem"]
-            client = [["c.cert", "c.key"], "both.pem"]
+            client = [["c.cert", "c.key"], "both.pem", ["pair.pem", ""]]
             skip_verify = true
             dial_timeout = "1.5s"
             [host."https://z.example:8443/cache".header]
@@ -344,12 +354,15 @@ mod tests {
             [host."http://a.example/x/v2"]
             [host."b.example/plain"]
             override_path = true
+            capabilities = ["referrers"]
+            dial_timeout = "250us"
         "#;
         let hosts = parse(text, Path::new("/d")).unwrap();
         assert_eq!(hosts.len(), 4);
         assert_eq!(hosts[0].address.as_deref(), Some("https://z.example:8443"));
         assert_eq!(hosts[0].path, "/cache/v2");
         assert!(hosts[0].pull && hosts[0].resolve && !hosts[0].push && hosts[0].settings.skip_verify);
+        assert!(!hosts[0].referrers && hosts[1].referrers && !hosts[2].push && hosts[2].referrers);
         assert_eq!(
             hosts[0].settings.authorities,
             [PathBuf::from("/d/a.pem"), "/b.pem".into()]
@@ -358,7 +371,8 @@ mod tests {
             hosts[0].settings.clients,
             [
                 ("/d/c.cert".into(), Some("/d/c.key".into())),
-                (PathBuf::from("/d/both.pem"), None)
+                (PathBuf::from("/d/both.pem"), None),
+                (PathBuf::from("/d/pair.pem"), None)
             ]
         );
         assert_eq!(hosts[0].settings.dial_timeout, Some(Duration::from_millis(1500)));
@@ -383,6 +397,7 @@ mod tests {
             ("capabilities = [\"fly\"]", "no capability \"fly\""),
             ("dial_timeout = \"soon\"", "no time"),
             ("client = [[\"a\", \"b\", \"c\"]]", "pairs"),
+            ("client = [[\"\", \"b\"]]", "pairs"),
             ("[header]\n\"a b\" = \"c\"", "no header"),
             ("[host.\"https://u:p@h\"]", "a user in the address"),
             ("[host.\"://\"]", "not an address"),

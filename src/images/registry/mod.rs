@@ -10,10 +10,12 @@ mod auth;
 mod blob;
 mod challenge;
 mod conf;
+mod document;
 mod endpoint;
 #[cfg(any(fuzzing, test))]
 pub(super) mod fuzzing;
 mod hosts;
+mod noproxy;
 mod pace;
 mod proxy;
 mod referrers;
@@ -32,10 +34,10 @@ use std::{
 
 use wharf_proto::cri;
 
-pub(super) use auth::Credentials;
 pub(super) use blob::BlobStream;
+pub(super) use document::{Document, digest_of};
 pub(super) use endpoint::Endpoint;
-pub(super) use session::{Document, Session, digest_of};
+pub(super) use session::Session;
 pub(super) use upload::{Blob, Mounted, Upload};
 
 use super::{Error, Reference, Result};
@@ -98,9 +100,8 @@ impl Client {
     /// When `auth` is malformed, a file can't be used, or the registry is blocked.
     pub async fn session(&self, reference: &Reference, auth: Option<&cri::AuthConfig>) -> Result<Session> {
         let credentials = auth
-            .map(|auth| Credentials::for_registry(auth, &reference.registry))
-            .transpose()?
-            .flatten();
+            .map(|auth| auth::Given::new(auth, &reference.registry))
+            .transpose()?;
         let (client, name) = (self.clone(), reference.clone());
         let endpoints = super::pull::blocking(move || {
             let conf = client.reload()?;

@@ -1,8 +1,6 @@
 //! What refers to a manifest: signatures, lists of contents and the like (OCI distribution specification, "Listing referrers").
 
-use http::{HeaderMap, HeaderValue, header::ACCEPT};
-
-use super::{Document, MAX_DOCUMENT, Session, digest_of, endpoint::Endpoint, transport::read};
+use super::{Document, Session, digest_of, endpoint::Endpoint};
 use crate::images::{Error, ErrorKind, Result, manifest::OCI_INDEX};
 
 impl Session {
@@ -13,7 +11,10 @@ impl Session {
     /// When no place that may know can be asked.
     pub async fn referrers(&self, digest: &str) -> Result<Option<Document>> {
         let mut unavailable = None;
-        for endpoint in self.endpoints().iter().filter(|endpoint| endpoint.digests) {
+        // Files that name capabilities may be older than this one: without a host that has it, all are asked.
+        let named = self.endpoints().iter().any(|endpoint| endpoint.referrers);
+        let asked = |endpoint: &&Endpoint| if named { endpoint.referrers } else { endpoint.digests };
+        for endpoint in self.endpoints().iter().filter(asked) {
             match self.referrers_from(endpoint, digest).await {
                 Ok(document) => return Ok(Some(document)),
                 Err(error) if error.kind() == ErrorKind::RegistryUnavailable => unavailable = Some(error),
@@ -29,18 +30,8 @@ impl Session {
 
     async fn referrers_from(&self, endpoint: &Endpoint, digest: &str) -> Result<Document> {
         let what = format!("what refers to {digest}");
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static(OCI_INDEX));
-        let answer = self
-            .get(endpoint, &format!("referrers/{digest}"), headers, &what)
-            .await?;
-        let bytes = read(answer.into_body(), MAX_DOCUMENT, self.http().patience.stall)
-            .await
-            .map_err(|reason| Error::Registry {
-                what,
-                host: endpoint.host.clone(),
-                reason,
-            })?;
+        let path = format!("referrers/{digest}");
+        let (_, bytes) = self.small(endpoint, &path, OCI_INDEX, &what).await?;
         Ok(Document {
             digest: digest_of(&bytes),
             bytes,
@@ -63,7 +54,7 @@ impl Session {
         document: &Document,
     ) -> Result<()> {
         let tag = fallback_tag(subject);
-        let known = match self.manifest(&tag).await {
+        let known = match self.manifest_from(endpoint, &tag, &format!("manifest {tag}")).await {
             Ok(known) => Some(known),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(error),

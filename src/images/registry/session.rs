@@ -2,40 +2,27 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderValue, StatusCode, Uri,
-    header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER},
-};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header::RETRY_AFTER};
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 
 use super::{
-    BlobStream, MAX_DOCUMENT, auth,
-    auth::Credentials,
+    BlobStream, auth,
+    auth::{Credentials, Given},
     challenge::{self, Challenge},
+    document::Held,
     endpoint::Endpoint,
     token,
-    transport::{Answer, Failure, Http, Message, host_of, read},
+    transport::{Answer, Failure, Http, Message, read},
 };
-use crate::images::{Error, ErrorKind, Reference, Result, manifest};
+use crate::images::{Error, ErrorKind, Reference, Result};
 
 /// Longest error document that is looked at.
 const MAX_ERROR: usize = 16 << 10;
 /// A registry that can't be connected to gets fewer chances than a busy one: kubelet comes again.
-const MAX_CONNECTS: u32 = 3;
-/// Longest wait that a registry can ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
-
-/// A manifest or index as the registry sent it, with the digest of its bytes.
-#[derive(Debug, Clone)]
-pub(in crate::images) struct Document {
-    pub bytes: Bytes,
-    pub digest: String,
-    /// The header's; what the document says itself counts more.
-    pub media_type: String,
-}
+pub(super) const MAX_CONNECTS: u32 = 3;
+/// Longest wait that a registry can ask for; kubelet and people come again sooner than after more.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
 /// A repository with credentials. Cheap to clone; tokens are shared.
 #[derive(Clone)]
@@ -45,7 +32,9 @@ struct Inner {
     http: Arc<Http>,
     repository: String,
     endpoints: Vec<Endpoint>,
-    credentials: Option<Credentials>,
+    credentials: Option<Given>,
+    /// Content that came within descriptors.
+    held: Arc<Held>,
     /// What the endpoints accepted last, by host. Held while a token is fetched, so that layers fetch one together.
     authorizations: Mutex<HashMap<String, HeaderValue>>,
 }
@@ -55,12 +44,13 @@ impl Session {
         http: Arc<Http>,
         endpoints: Vec<Endpoint>,
         reference: &Reference,
-        credentials: Option<Credentials>,
+        credentials: Option<Given>,
     ) -> Self {
         Self(Arc::new(Inner {
             repository: reference.repository.clone(),
             endpoints,
             credentials,
+            held: Arc::default(),
             authorizations: Mutex::default(),
             http,
         }))
@@ -77,6 +67,7 @@ impl Session {
             repository: self.0.repository.clone(),
             endpoints: self.0.endpoints.iter().cloned().chain(more).collect(),
             credentials: self.0.credentials.clone(),
+            held: self.0.held.clone(),
             authorizations: Mutex::default(),
         }))
     }
@@ -89,86 +80,12 @@ impl Session {
         &self.0.http
     }
 
-    /// The manifest or index that `selector` (a tag or digest) names. A digest is checked.
-    ///
-    /// # Errors
-    /// Of the registry itself, if all mirrors failed too.
-    pub async fn manifest(&self, selector: &str) -> Result<Document> {
-        let what = format!("manifest {}:{selector}", self.0.repository).replace(":sha256:", "@sha256:");
-        let mut last: Option<Error> = None;
-        let by_digest = selector.starts_with("sha256:");
-        for endpoint in &self.0.endpoints {
-            if !(if by_digest { endpoint.digests } else { endpoint.tags }) {
-                continue;
-            }
-            match self.manifest_from(endpoint, selector, &what).await {
-                Ok(document) => return Ok(document),
-                Err(error) => {
-                    if endpoint.mirror {
-                        tracing::debug!(%error, mirror = endpoint.host, "a mirror does not help");
-                    }
-                    // What a registry said tells more than that it can't be reached in another way too.
-                    if last.is_none() || endpoint.mirror || error.kind() != ErrorKind::RegistryUnavailable {
-                        last = Some(error);
-                    } else if let Some(last) = &mut last
-                        && last.kind() == ErrorKind::RegistryUnavailable
-                    {
-                        *last = error;
-                    }
-                }
-            }
-        }
-        Err(last.unwrap_or(Error::NotFound {
-            what,
-            host: String::new(),
-        }))
+    pub(super) fn repository(&self) -> &str {
+        &self.0.repository
     }
 
-    async fn manifest_from(&self, endpoint: &Endpoint, selector: &str, what: &str) -> Result<Document> {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static(manifest::ACCEPTED));
-        let answer = self
-            .get(endpoint, &format!("manifests/{selector}"), headers, what)
-            .await?;
-        let media_type = answer
-            .headers()
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.split(';').next())
-            .unwrap_or_default()
-            .trim()
-            .to_owned();
-        let promised = answer
-            .headers()
-            .get("docker-content-digest")
-            .and_then(|value| value.to_str().ok())
-            .filter(|digest| digest.starts_with("sha256:"))
-            .map(ToOwned::to_owned);
-        let bytes = read(answer.into_body(), MAX_DOCUMENT, self.0.http.patience.stall)
-            .await
-            .map_err(|reason| Error::Registry {
-                what: what.to_owned(),
-                host: endpoint.host.clone(),
-                reason,
-            })?;
-        let digest = digest_of(&bytes);
-        let expected = if selector.starts_with("sha256:") {
-            Some(selector.to_owned())
-        } else {
-            promised
-        };
-        match expected {
-            Some(expected) if expected != digest => Err(Error::Mismatch {
-                what: what.to_owned(),
-                expected,
-                got: digest,
-            }),
-            _ => Ok(Document {
-                bytes,
-                digest,
-                media_type,
-            }),
-        }
+    pub(super) fn held(&self) -> &Held {
+        &self.0.held
     }
 
     /// Asks the registry itself whether it accepts the credentials.
@@ -183,7 +100,13 @@ impl Session {
             if let Some(root) = endpoint.base.strip_suffix(&repository) {
                 endpoint.base = root.to_owned();
             }
-            match self.get(&endpoint, "", HeaderMap::new(), "the registry").await {
+            let what = "the registry";
+            let message = Message::get(address(&endpoint, "", what)?, endpoint.settings.clone());
+            let manner = Manner {
+                action: LOGIN,
+                ..Manner::reading(&[StatusCode::OK])
+            };
+            match self.exchange(&endpoint, message, &manner, what).await {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::RegistryUnavailable => last = Some(error),
                 Err(error) => return Err(error),
@@ -193,69 +116,6 @@ impl Session {
             what: "the registry".into(),
             host: String::new(),
         }))
-    }
-
-    /// A small blob, whole and checked.
-    ///
-    /// # Errors
-    /// When it is larger than [`MAX_DOCUMENT`], can't be had or has another digest.
-    pub async fn document(&self, digest: &str, size: u64) -> Result<Bytes> {
-        if size > MAX_DOCUMENT as u64 {
-            return Err(Error::BadContent {
-                what: format!("blob {digest}"),
-                reason: format!("{size} bytes are too many for a configuration"),
-            });
-        }
-        let mut stream = self.blob_from(digest, size, 0);
-        let mut bytes = Vec::new();
-        while let Some(chunk) = stream.next().await? {
-            bytes.extend_from_slice(&chunk);
-        }
-        let got = digest_of(&bytes);
-        if got != digest {
-            return Err(Error::Mismatch {
-                what: format!("blob {digest}"),
-                expected: digest.to_owned(),
-                got,
-            });
-        }
-        Ok(bytes.into())
-    }
-
-    /// A small document at an address that is no registry's, asked for without credentials; `None` if it is not there.
-    ///
-    /// # Errors
-    /// When it can't be asked for, or is larger than `limit` bytes.
-    pub async fn elsewhere(&self, address: &str, limit: usize) -> Result<Option<Vec<u8>>> {
-        let bad = |host: String, reason: String| Error::Registry {
-            what: "a signature".into(),
-            host,
-            reason,
-        };
-        let uri: Uri = address
-            .parse()
-            .ok()
-            .filter(|uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some())
-            .ok_or_else(|| bad(String::new(), "its address is malformed".into()))?;
-        let host = host_of(&uri);
-        let answer = match self.0.http.send(Message::get(uri, Arc::default())).await {
-            Ok(answer) => answer.response,
-            Err(Failure::Network { host, reason }) => return Err(Error::RegistryUnavailable { host, reason }),
-            Err(Failure::Refused { host, reason }) => return Err(bad(host, reason)),
-        };
-        match answer.status() {
-            StatusCode::OK => {
-                let read = read(answer.into_body(), limit, self.0.http.patience.stall).await;
-                read.map(|bytes| Some(bytes.to_vec()))
-                    .map_err(|reason| bad(host, reason))
-            }
-            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
-            status if status.is_server_error() => Err(Error::RegistryUnavailable {
-                host,
-                reason: format!("it answered {status}"),
-            }),
-            status => Err(bad(host, format!("it answered {status}"))),
-        }
     }
 
     /// The bytes of a blob of `size` bytes, not hashed yet.
@@ -341,9 +201,7 @@ impl Session {
                         attempt -= 1;
                         continue;
                     }
-                    status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-                        (format!("it answered {status}"), retry_after(response.headers()))
-                    }
+                    status if may_pass(status) => (format!("it answered {status}"), retry_after(response.headers())),
                     // The address that we were redirected to has expired.
                     status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if foreign => {
                         (format!("the host that it redirects to answered {status}"), None)
@@ -351,14 +209,20 @@ impl Session {
                     _ => return Err(self.refused(endpoint, response, manner.action, what).await),
                 },
             };
+            let unavailable = |reason: String| Error::RegistryUnavailable {
+                host: endpoint.host.clone(),
+                reason,
+            };
+            if let Some(wait) = wait.filter(|wait| *wait > MAX_RETRY_AFTER) {
+                return Err(unavailable(format!(
+                    "{reason}, and wants to be left alone for {wait:?}"
+                )));
+            }
             if !manner.again {
                 tokio::time::sleep(wait.unwrap_or_default()).await;
             }
             if !manner.again || attempt >= patience.attempts {
-                return Err(Error::RegistryUnavailable {
-                    host: endpoint.host.clone(),
-                    reason,
-                });
+                return Err(unavailable(reason));
             }
             tracing::debug!(host = endpoint.host, reason, attempt, "a registry request is repeated");
             let wait = wait.unwrap_or(patience.back_off * 2_u32.saturating_pow(attempt - 1));
@@ -377,9 +241,9 @@ impl Session {
         }
     }
 
-    /// Mirrors get no credentials: they were given for the registry.
+    /// Mirrors get those only that name them: others were given for the registry.
     fn credentials(&self, endpoint: &Endpoint) -> Option<&Credentials> {
-        self.0.credentials.as_ref().filter(|_| !endpoint.mirror)
+        self.0.credentials.as_ref()?.shown_to(&endpoint.host, endpoint.mirror)
     }
 
     /// Finds what `endpoint` wants after it answered `refused` with 401.
@@ -417,7 +281,11 @@ impl Session {
                     return Err(unauthorized("the registry token is not accepted"));
                 }
                 let own = || format!("repository:{}:{}", self.0.repository, manner.scope());
-                let mut scopes = vec![scope.unwrap_or_else(own)];
+                // Who only logs in wants nothing of any repository, which may not be there.
+                let mut scopes: Vec<String> = scope
+                    .or_else(|| (manner.action != LOGIN).then(own))
+                    .into_iter()
+                    .collect();
                 scopes.extend(manner.from.map(|from| format!("repository:{from}:pull")));
                 let request = token::request(
                     &refused.uri,
@@ -502,13 +370,21 @@ impl Session {
     }
 }
 
+/// The action of one who wants to know only whether the credentials are right.
+const LOGIN: &str = "login";
+
+/// Whether another attempt may find the registry in a better state.
+pub(super) fn may_pass(status: StatusCode) -> bool {
+    status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+}
+
 /// How a request is made.
 pub(super) struct Manner<'a> {
     /// Answers that are no errors.
     pub fine: &'a [StatusCode],
     /// It may be repeated after a failure without asking what has become of it.
     pub again: bool,
-    /// `pull` or `push`.
+    /// `pull`, `push` or `login`.
     pub action: &'static str,
     /// Another repository that is read from.
     pub from: Option<&'a str>,
@@ -548,19 +424,14 @@ fn authority(url: &str) -> Option<&str> {
     url.split_once("://")?.1.split('/').next()
 }
 
+/// How long a registry wants to be left alone: seconds, or until a date (RFC 9110, section 10.2.3).
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse() {
+    Some(match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => httpdate::parse_http_date(text)
             .ok()?
             .duration_since(std::time::SystemTime::now())
             .unwrap_or_default(),
-    };
-    Some(wait.min(MAX_RETRY_AFTER))
-}
-
-/// `sha256:...` of `bytes`.
-pub(in crate::images) fn digest_of(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+    })
 }

@@ -1,12 +1,13 @@
 //! Tokens, which registries have fetched from a server of their own choice (Docker's token authentication).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, StatusCode, Uri, header::CONTENT_TYPE};
 use serde::Deserialize;
 
 use super::{
     auth::Credentials,
+    session::{may_pass, retry_after},
     settings::Settings,
     transport::{Answer, Failure, Http, Message, host_of, read},
 };
@@ -14,6 +15,8 @@ use crate::images::{Error, Result};
 
 /// Longest answer of a token server.
 const MAX_TOKEN: usize = 1 << 20;
+/// Longest wait that a token server can ask for: all requests to the registry wait for the token.
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Sends `request` and reads the token in the answer.
 ///
@@ -24,11 +27,10 @@ pub(super) async fn fetch(http: &Http, request: Message, action: &'static str, w
     let patience = &http.patience;
     let mut attempt = 1;
     let response = loop {
+        let mut wait = None;
         let reason = match http.send(request.clone()).await {
             Ok(Answer { response, .. }) if response.status() == StatusCode::OK => break response,
-            Ok(Answer { response, .. })
-                if !response.status().is_server_error() && response.status() != StatusCode::TOO_MANY_REQUESTS =>
-            {
+            Ok(Answer { response, .. }) if !may_pass(response.status()) => {
                 return Err(Error::Unauthorized {
                     action,
                     what: what.to_owned(),
@@ -36,14 +38,17 @@ pub(super) async fn fetch(http: &Http, request: Message, action: &'static str, w
                     reason: format!("the token server answered {}", response.status()),
                 });
             }
-            Ok(Answer { response, .. }) => format!("the token server answered {}", response.status()),
+            Ok(Answer { response, .. }) => {
+                wait = retry_after(response.headers());
+                format!("the token server answered {}", response.status())
+            }
             Err(Failure::Network { reason, .. } | Failure::Refused { reason, .. }) => reason,
         };
         attempt += 2;
-        if attempt > patience.attempts {
+        if attempt > patience.attempts || wait.is_some_and(|wait| wait > MAX_WAIT) {
             return Err(Error::RegistryUnavailable { host, reason });
         }
-        tokio::time::sleep(patience.back_off * attempt).await;
+        tokio::time::sleep(wait.unwrap_or(patience.back_off * attempt)).await;
     };
     let unusable = |reason: String| Error::Registry {
         what: "token".into(),
@@ -52,7 +57,7 @@ pub(super) async fn fetch(http: &Http, request: Message, action: &'static str, w
     };
     let body = read(response.into_body(), MAX_TOKEN, patience.stall)
         .await
-        .map_err(unusable)?;
+        .map_err(|unread| unusable(unread.to_string()))?;
     let answer: TokenAnswer =
         serde_json::from_slice(&body).map_err(|_| unusable("the token server's answer can't be read".into()))?;
     answer
@@ -95,7 +100,9 @@ pub(super) fn request(
         form.add("service", service);
     }
     if let Some(Credentials::Identity(token)) = credentials {
-        form.add("scope", &scopes.join(" "));
+        if !scopes.is_empty() {
+            form.add("scope", &scopes.join(" "));
+        }
         form.add("grant_type", "refresh_token");
         form.add("client_id", "wharf");
         form.add("refresh_token", token);

@@ -46,6 +46,21 @@ pub(super) enum Failure {
     Refused { host: String, reason: String },
 }
 
+/// The address that a response came from, which is among its extensions where it is not the one that was asked.
+#[derive(Debug, Clone)]
+pub(super) struct CameFrom(pub Uri);
+
+/// Why a body could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unread {
+    /// It has more bytes than this.
+    #[error("it is larger than {0} bytes")]
+    Large(usize),
+    /// It may be whole the next time.
+    #[error("{0}")]
+    Broken(String),
+}
+
 /// A response and where it came from.
 pub(super) struct Answer {
     pub response: Response<Incoming>,
@@ -108,16 +123,17 @@ impl Http {
         let mut foreign = false;
         for _ in 0..=MAX_REDIRECTS {
             let host = host_of(&message.uri);
-            let response = self.once(&message, &host).await?;
-            if !matches!(
-                response.status(),
-                StatusCode::MOVED_PERMANENTLY
-                    | StatusCode::FOUND
-                    | StatusCode::SEE_OTHER
-                    | StatusCode::TEMPORARY_REDIRECT
-                    | StatusCode::PERMANENT_REDIRECT
-            ) || !matches!(message.method, Method::GET | Method::HEAD)
-            {
+            let mut response = self.once(&message, &host).await?;
+            let follows = match response.status() {
+                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => true,
+                // Of other requests these make a GET, which is no upload.
+                StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND | StatusCode::SEE_OTHER => {
+                    matches!(message.method, Method::GET | Method::HEAD)
+                }
+                _ => false,
+            };
+            if !follows {
+                response.extensions_mut().insert(CameFrom(message.uri));
                 return Ok(Answer { response, foreign });
             }
             let refused = |reason: &str| Failure::Refused {
@@ -233,24 +249,27 @@ impl Http {
 }
 
 /// Reads a whole body of at most `limit` bytes.
-pub(super) async fn read(body: Incoming, limit: usize, stall: Duration) -> Result<Bytes, String> {
+///
+/// # Errors
+/// When it has more, breaks off or stalls.
+pub(super) async fn read(body: Incoming, limit: usize, stall: Duration) -> Result<Bytes, Unread> {
     let mut limited = http_body_util::Limited::new(body, limit);
     let mut bytes = Vec::new();
     let mut pace = Pace::new(stall);
     loop {
         match pace.next(limited.frame()).await {
-            Err(how) => return Err(how.to_string()),
+            Err(how) => return Err(Unread::Broken(how.to_string())),
             Ok(None) => return Ok(bytes.into()),
             Ok(Some(Ok(frame))) => {
                 if let Ok(data) = frame.into_data() {
                     bytes.extend_from_slice(&data);
-                    pace.came(data.len()).map_err(|how| how.to_string())?;
+                    pace.came(data.len()).map_err(|how| Unread::Broken(how.to_string()))?;
                 }
             }
             Ok(Some(Err(error))) if error.is::<http_body_util::LengthLimitError>() => {
-                return Err(format!("it is larger than {limit} bytes"));
+                return Err(Unread::Large(limit));
             }
-            Ok(Some(Err(error))) => return Err(error.to_string()),
+            Ok(Some(Err(error))) => return Err(Unread::Broken(error.to_string())),
         }
     }
 }

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use super::{
     Endpoint, Session,
     session::{Manner, address},
-    transport::{Message, resolve},
+    transport::{CameFrom, Message, resolve},
 };
 use crate::images::{Error, ErrorKind, Result, pull::blocking};
 
@@ -298,10 +298,14 @@ impl Session {
     async fn stand(&self, endpoint: &Endpoint, upload: &Upload, what: &str) -> Result<Stand> {
         let fine = [StatusCode::NO_CONTENT, StatusCode::OK, StatusCode::NOT_FOUND];
         let message = message(endpoint, Method::GET, upload.location.clone());
-        let answer = self.exchange(endpoint, message, &pushing(&fine), what).await?;
-        if answer.status() == StatusCode::NOT_FOUND {
-            return Ok(Stand::Lost);
-        }
+        let answer = match self.exchange(endpoint, message, &pushing(&fine), what).await {
+            Ok(answer) if answer.status() != StatusCode::NOT_FOUND => answer,
+            Err(error) if matches!(error.kind(), ErrorKind::RegistryUnavailable | ErrorKind::Unauthorized) => {
+                return Err(error);
+            }
+            // There are registries that don't tell.
+            Ok(_) | Err(_) => return Ok(Stand::Lost),
+        };
         let next = begun(&upload.location, &answer).unwrap_or_else(|| upload.again());
         Ok(Stand::At(next, range_end(answer.headers()).unwrap_or_default()))
     }
@@ -330,11 +334,18 @@ fn message(endpoint: &Endpoint, method: Method, uri: Uri) -> Message {
     }
 }
 
-/// Where an upload goes on, as `answer` to a request to `base` says. Never from HTTPS to plain HTTP.
+/// Where an upload goes on, as `answer` to a request to `base` says. Never from HTTPS to plain HTTP: of a host that does not
+/// know that it is behind TLS, and says so of itself, the rest of the address is taken.
 fn begun(base: &Uri, answer: &Response<Incoming>) -> Option<Upload> {
-    let location = resolve(base, text(answer.headers(), LOCATION.as_str())?)?;
+    let base = answer.extensions().get::<CameFrom>().map_or(base, |from| &from.0);
+    let mut location = resolve(base, text(answer.headers(), LOCATION.as_str())?)?;
     if base.scheme_str() == Some("https") && location.scheme_str() != Some("https") {
-        return None;
+        if location.authority() != base.authority() {
+            return None;
+        }
+        location = format!("https{}", location.to_string().strip_prefix("http")?)
+            .parse()
+            .ok()?;
     }
     let wanted = text(answer.headers(), "oci-chunk-min-length").and_then(|text| text.parse().ok());
     Some(Upload {

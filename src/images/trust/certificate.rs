@@ -5,11 +5,13 @@ use std::time::Duration;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject as _};
 
 use super::{
-    der::{BOOLEAN, EXTENSIONS, OBJECT_ID, OCTET_STRING, Reader, SEQUENCE, UTF8_STRING, VERSION},
+    der::{BOOLEAN, EXTENSIONS, Element, OBJECT_ID, OCTET_STRING, Reader, SEQUENCE, UTF8_STRING, VERSION},
     key::{Material, PublicKey, algorithms},
     roots::Trusted,
     sct,
 };
+
+const MALFORMED: &str = "its certificate is malformed";
 
 /// id-kp-codeSigning, 1.3.6.1.5.5.7.3.3.
 const CODE_SIGNING: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 3];
@@ -58,27 +60,13 @@ pub(super) fn check(chain: &[Vec<u8>], trusted: &Trusted, at: u64) -> Result<(),
     let Some((first, rest)) = chain.split_first() else {
         return Err("it has no certificate".into());
     };
-    let leaf = first;
     let roots = trusted
         .authorities
         .iter()
         .filter(|authority| authority.is_good_at(at))
         .flat_map(|one| &one.chain);
-    let leaf = CertificateDer::from(leaf.as_slice());
-    let leaf = webpki::EndEntityCert::try_from(&leaf).map_err(|error| format!("its certificate: {error}"))?;
     let between: Vec<CertificateDer<'_>> = rest.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-    let anchors: Result<Vec<TrustAnchor<'_>>, _> = roots.clone().map(webpki::anchor_from_trusted_cert).collect();
-    let anchors = anchors.map_err(|error| format!("an authority's certificate: {error}"))?;
-    leaf.verify_for_usage(
-        algorithms(),
-        &anchors,
-        &between,
-        UnixTime::since_unix_epoch(Duration::from_secs(at)),
-        webpki::KeyUsage::required_if_present(CODE_SIGNING),
-        None,
-        None,
-    )
-    .map_err(|error| format!("its certificate was not good when it was made: {error}"))?;
+    leads(first, &between, roots.clone(), CODE_SIGNING, at)?;
     if trusted.certificate_logs.is_empty() {
         return Ok(());
     }
@@ -86,12 +74,45 @@ pub(super) fn check(chain: &[Vec<u8>], trusted: &Trusted, at: u64) -> Result<(),
     sct::check(first, &issuers, &trusted.certificate_logs)
 }
 
-/// Reads what the certificate `der` says.
+/// Checks that the certificate `leaf` leads by way of `between` to one of `anchors`, and was good for `usage` at that second of
+/// Unix time. That it says itself what it is for must be seen apart.
 ///
 /// # Errors
-/// When it is malformed, has a key of another kind, is not for signing code, or names two issuers.
-pub(super) fn said(der: &[u8]) -> Result<Said, String> {
-    let malformed = || "its certificate is malformed".to_owned();
+/// What is wrong, in a few words.
+pub(super) fn leads<'a>(
+    leaf: &[u8],
+    between: &[CertificateDer<'_>],
+    anchors: impl Iterator<Item = &'a CertificateDer<'static>>,
+    usage: &'static [u8],
+    at: u64,
+) -> Result<(), String> {
+    let leaf = CertificateDer::from(leaf);
+    let leaf = webpki::EndEntityCert::try_from(&leaf).map_err(|error| format!("its certificate: {error}"))?;
+    let anchor = |one: &'a CertificateDer<'static>| webpki::anchor_from_trusted_cert(one);
+    let anchors: Result<Vec<TrustAnchor<'_>>, _> = anchors.map(anchor).collect();
+    let anchors = anchors.map_err(|error| format!("an authority's certificate: {error}"))?;
+    leaf.verify_for_usage(
+        algorithms(),
+        &anchors,
+        between,
+        UnixTime::since_unix_epoch(Duration::from_secs(at)),
+        webpki::KeyUsage::required_if_present(usage),
+        None,
+        None,
+    )
+    .map(drop)
+    .map_err(|error| format!("its certificate was not good when it was made: {error}"))
+}
+
+/// Extensions by their object identifiers.
+pub(super) type Extensions<'a> = Vec<(&'a [u8], Element<'a>)>;
+
+/// Key and extensions of the certificate `der`.
+///
+/// # Errors
+/// When it is malformed, or has a key of another kind.
+pub(super) fn parts(der: &[u8]) -> Result<(PublicKey, Extensions<'_>), String> {
+    let malformed = || MALFORMED.to_owned();
     let mut body = Reader::new(der)
         .next_if(SEQUENCE)
         .and_then(|whole| whole.inner().next_if(SEQUENCE))
@@ -104,13 +125,7 @@ pub(super) fn said(der: &[u8]) -> Result<Said, String> {
     }
     let key = body.next_if(SEQUENCE).ok_or_else(malformed)?;
     let key = PublicKey::from_der(key.whole).ok_or("its certificate has a key of a kind that is not supported")?;
-    let mut said = Said {
-        key,
-        identities: Vec::new(),
-        issuer: None,
-    };
-    let mut plain = None;
-    let mut signs_code = false;
+    let mut extensions = Vec::new();
     while let Some(element) = body.next() {
         if element.tag != EXTENSIONS {
             continue;
@@ -120,22 +135,46 @@ pub(super) fn said(der: &[u8]) -> Result<Said, String> {
             let mut parts = extension.inner();
             let name = parts.next_if(OBJECT_ID).ok_or_else(malformed)?.content;
             parts.next_if(BOOLEAN);
-            let value = parts.next_if(OCTET_STRING).ok_or_else(malformed)?;
-            match name {
-                ALTERNATIVE_NAME => said.identities.extend(names(value.inner()).ok_or_else(malformed)?),
-                KEY_USAGE => {
-                    let mut usages = value.inner().next_if(SEQUENCE).ok_or_else(malformed)?.inner();
-                    while let Some(usage) = usages.next_if(OBJECT_ID) {
-                        signs_code |= usage.content == CODE_SIGNING;
-                    }
-                }
-                ISSUER => {
-                    let text = value.inner().next_if(UTF8_STRING).ok_or_else(malformed)?.content;
-                    said.issuer = Some(utf8(text).ok_or_else(malformed)?);
-                }
-                ISSUER_PLAIN => plain = Some(utf8(value.content).ok_or_else(malformed)?),
-                _ => {}
+            extensions.push((name, parts.next_if(OCTET_STRING).ok_or_else(malformed)?));
+        }
+    }
+    Ok((key, extensions))
+}
+
+/// Whether a certificate says that it is for `usage`.
+pub(super) fn is_for(extensions: &Extensions<'_>, usage: &[u8]) -> bool {
+    let lists = extensions.iter().filter(|(name, _)| *name == KEY_USAGE);
+    lists
+        .filter_map(|(_, value)| value.inner().next_if(SEQUENCE))
+        .any(|list| {
+            let mut list = list.inner();
+            std::iter::from_fn(|| list.next_if(OBJECT_ID)).any(|one| one.content == usage)
+        })
+}
+
+/// Reads what the certificate `der` says.
+///
+/// # Errors
+/// When it is malformed, has a key of another kind, is not for signing code, or names two issuers.
+pub(super) fn said(der: &[u8]) -> Result<Said, String> {
+    let malformed = || MALFORMED.to_owned();
+    let (key, extensions) = parts(der)?;
+    let signs_code = is_for(&extensions, CODE_SIGNING);
+    let mut said = Said {
+        key,
+        identities: Vec::new(),
+        issuer: None,
+    };
+    let mut plain = None;
+    for (name, value) in extensions {
+        match name {
+            ALTERNATIVE_NAME => said.identities.extend(names(value.inner()).ok_or_else(malformed)?),
+            ISSUER => {
+                let text = value.inner().next_if(UTF8_STRING).ok_or_else(malformed)?.content;
+                said.issuer = Some(utf8(text).ok_or_else(malformed)?);
             }
+            ISSUER_PLAIN => plain = Some(utf8(value.content).ok_or_else(malformed)?),
+            _ => {}
         }
     }
     // Those between it and its authority need not say what they are for; it must.

@@ -5,7 +5,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{key::PublicKey, proof::Proof, roots::Known};
+use super::{key::PublicKey, proof::Proof, roots::Known, signature::Raw};
 
 /// An entry of the log, and its promise to keep it, or its proof to have it, or both.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +49,46 @@ struct Spec {
     signature: Option<Signature>,
     payload_hash: Option<Hash>,
     signatures: Option<Vec<EnvelopeSignature>>,
+    /// The same of logs of the second generation (rekor-tiles, entry types 0.0.2).
+    #[serde(rename = "hashedRekordV002")]
+    second_hashed: Option<SecondHashed>,
+    #[serde(rename = "dsseV002")]
+    second_envelope: Option<SecondEnvelope>,
+}
+
+#[derive(Deserialize)]
+struct SecondHashed {
+    data: SecondHash,
+    signature: SecondSignature,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SecondEnvelope {
+    payload_hash: SecondHash,
+    signatures: Vec<SecondSignature>,
+}
+
+/// Of bytes in base64, where the first generation has hex.
+#[derive(Deserialize)]
+struct SecondHash {
+    algorithm: String,
+    digest: String,
+}
+
+#[derive(Deserialize)]
+struct SecondSignature {
+    content: String,
+    verifier: SecondVerifier,
+}
+
+/// Bytes of DER, one of them.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SecondVerifier {
+    #[serde(rename = "x509Certificate")]
+    certificate: Option<Raw>,
+    public_key: Option<Raw>,
 }
 
 #[derive(Deserialize)]
@@ -129,6 +169,13 @@ impl Body {
     fn is_about(&self, subject: &Subject<'_>) -> bool {
         let spec = &self.spec;
         match self.kind.as_str() {
+            "hashedrekord" if spec.second_hashed.is_some() => spec
+                .second_hashed
+                .as_ref()
+                .is_some_and(|entry| entry.data.is_of(subject.payload) && entry.signature.is_of(subject)),
+            "dsse" if spec.second_envelope.is_some() => spec.second_envelope.as_ref().is_some_and(|entry| {
+                entry.payload_hash.is_of(subject.payload) && entry.signatures.iter().any(|one| one.is_of(subject))
+            }),
             "hashedrekord" => {
                 spec.data.as_ref().is_some_and(|data| data.hash.is_of(subject.payload))
                     && spec.signature.as_ref().is_some_and(|signature| {
@@ -151,6 +198,33 @@ impl Body {
 impl Hash {
     fn is_of(&self, bytes: &[u8]) -> bool {
         self.algorithm == "sha256" && self.value == hex::encode(Sha256::digest(bytes))
+    }
+}
+
+impl SecondHash {
+    fn is_of(&self, bytes: &[u8]) -> bool {
+        self.algorithm == "SHA2_256" && same(&self.digest, &Sha256::digest(bytes))
+    }
+}
+
+impl SecondSignature {
+    fn is_of(&self, subject: &Subject<'_>) -> bool {
+        let signer = match (subject.certificate, &self.verifier) {
+            (
+                Some(certificate),
+                SecondVerifier {
+                    certificate: Some(raw), ..
+                },
+            ) => same(&raw.raw_bytes, certificate),
+            (
+                None,
+                SecondVerifier {
+                    public_key: Some(raw), ..
+                },
+            ) => same(&raw.raw_bytes, subject.key.der()),
+            _ => false,
+        };
+        signer && same(&self.content, subject.signature)
     }
 }
 

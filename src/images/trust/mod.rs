@@ -20,6 +20,7 @@ mod sct;
 mod signature;
 #[cfg(test)]
 mod tests;
+mod timestamp;
 mod verifiers;
 mod vouch;
 

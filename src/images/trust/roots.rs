@@ -33,6 +33,8 @@ pub(super) struct Trusted {
     pub logs: Vec<Known>,
     /// Of certificates; none is asked where there is none.
     pub certificate_logs: Vec<Known>,
+    /// Who says when it was shown a signature.
+    pub timestamp_authorities: Vec<Authority>,
 }
 
 /// A log.
@@ -86,6 +88,12 @@ impl Known {
 }
 
 impl Authority {
+    /// One that always counts.
+    #[cfg(test)]
+    pub fn always(chain: Vec<CertificateDer<'static>>) -> Self {
+        Self { chain, time: ALWAYS }
+    }
+
     /// Whether it counted at that second of Unix time.
     pub fn is_good_at(&self, second: u64) -> bool {
         self.time.has(second)
@@ -119,6 +127,7 @@ impl Roots {
                 }],
                 logs: logs(of_signatures)?,
                 certificate_logs: logs(certificate_logs)?,
+                timestamp_authorities: Vec::new(),
             }),
             Self::Trusted(material) => {
                 let json = material.read()?;
@@ -128,7 +137,7 @@ impl Roots {
     }
 }
 
-/// What is read of the file: other fields, timestamp authorities for instance, are for others.
+/// What is read of the file: other fields are for others.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct File {
@@ -139,6 +148,8 @@ struct File {
     certificate_authorities: Vec<JsonAuthority>,
     #[serde(default)]
     ctlogs: Vec<Log>,
+    #[serde(default)]
+    timestamp_authorities: Vec<JsonAuthority>,
 }
 
 #[derive(Deserialize)]
@@ -190,6 +201,11 @@ fn parse(json: &[u8]) -> Result<Trusted, String> {
             .collect::<Result<_, _>>()?,
         logs: logs(file.tlogs, "tlogs")?,
         certificate_logs: logs(file.ctlogs, "ctlogs")?,
+        timestamp_authorities: file
+            .timestamp_authorities
+            .into_iter()
+            .map(authority)
+            .collect::<Result<_, _>>()?,
     };
     if trusted.authorities.is_empty() || trusted.logs.is_empty() {
         return Err("it names no authority, or no log whose key can be used".into());

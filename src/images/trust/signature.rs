@@ -15,11 +15,14 @@ use super::{
     log::{Entry, Subject, decode},
     policy::Signer,
     proof::Proof,
-    roots::Known,
+    roots::{Authority, Known},
+    timestamp,
 };
 
 const STATEMENT: &str = "application/vnd.in-toto+json";
 const SIGNED: &str = "https://sigstore.dev/cosign/sign/v1";
+/// Timestamps of one signature that are looked at.
+const MAX_STAMPS: usize = 8;
 const SIMPLE: &str = "cosign container image signature";
 
 /// A signature that was found, not believed yet.
@@ -34,6 +37,9 @@ pub(super) struct Signature {
     /// The signer's certificate first, then those between it and its authority; DER in base64. Empty with a key.
     certificates: Vec<String>,
     log: Option<Entry>,
+    /// Authorities' responses about when they were shown it (RFC 3161), base64.
+    #[serde(default)]
+    stamps: Vec<String>,
 }
 
 /// What a signature says that was checked.
@@ -61,7 +67,12 @@ impl Signature {
             Some(json) => Some(serde_json::from_str::<Annotated>(json).ok()?.into()),
             None => None,
         };
+        let stamp = match get("dev.sigstore.cosign/rfc3161timestamp") {
+            Some(json) => Some(serde_json::from_str::<AnnotatedStamp>(json).ok()?.response),
+            None => None,
+        };
         Some(Self {
+            stamps: stamp.into_iter().collect(),
             payload: STANDARD.encode(payload),
             payload_type: String::new(),
             signature: get("dev.cosignproject.cosign/signature")?.clone(),
@@ -95,7 +106,9 @@ impl Signature {
                 },
             })
         });
+        let stamps = material.timestamps.unwrap_or_default().all.into_iter();
         Some(Self {
+            stamps: stamps.take(MAX_STAMPS).map(|one| one.response).collect(),
             payload: bundle.dsse_envelope.payload,
             payload_type: bundle.dsse_envelope.payload_type,
             signature: bundle.dsse_envelope.signatures.into_iter().next()?.sig,
@@ -143,9 +156,11 @@ impl Signature {
                 if !said.key.has_signed(&message, &bytes) {
                     return Err("it is not by the key of its certificate".into());
                 }
-                let at = self.logged(&trusted.logs, &payload, &bytes, &said.key, Some(leaf))?;
                 // Its certificate was good for minutes.
-                let at = at.ok_or("its log has it, but nobody who is trusted has signed when it got it")?;
+                let at = match self.logged(&trusted.logs, &payload, &bytes, &said.key, Some(leaf))? {
+                    Some(at) => at,
+                    None => self.stamped(&trusted.timestamp_authorities, &bytes)?,
+                };
                 certificate::check(&chain, trusted, at)?;
                 let vouched = said.issuer.as_deref().unwrap_or_default();
                 if !issuer.fits(vouched) {
@@ -179,6 +194,24 @@ impl Signature {
                 certificate,
             },
         )
+    }
+
+    /// When one of `authorities` was shown it.
+    fn stamped(&self, authorities: &[Authority], signature: &[u8]) -> Result<u64, String> {
+        let mut reason = "its log has it, but nobody who is trusted has signed when it got it".to_owned();
+        if !self.stamps.is_empty() && authorities.is_empty() {
+            return Err(format!(
+                "{reason}: it has a timestamp (RFC 3161), and trusted_root names no timestamp authority"
+            ));
+        }
+        for stamp in &self.stamps {
+            let response = decode(stamp).ok_or("its timestamp is malformed")?;
+            match timestamp::check(&response, signature, authorities) {
+                Ok(at) => return Ok(at),
+                Err(error) => reason = error,
+            }
+        }
+        Err(reason)
     }
 
     fn claims(&self, payload: &[u8]) -> Result<Vec<Claim>, String> {
@@ -275,6 +308,26 @@ struct BundleMaterial {
     chain: Option<Chain>,
     #[serde(default)]
     tlog_entries: Vec<BundleEntry>,
+    #[serde(rename = "timestampVerificationData")]
+    timestamps: Option<Stamps>,
+}
+
+#[derive(Deserialize, Default)]
+struct Stamps {
+    #[serde(rename = "rfc3161Timestamps", default)]
+    all: Vec<Stamp>,
+}
+
+#[derive(Deserialize)]
+struct Stamp {
+    #[serde(rename = "signedTimestamp")]
+    response: String,
+}
+
+#[derive(Deserialize)]
+struct AnnotatedStamp {
+    #[serde(rename = "SignedRFC3161Timestamp")]
+    response: String,
 }
 
 /// Certificates as sigstore's messages have them, the first one's issuer after it.

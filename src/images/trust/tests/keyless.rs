@@ -1,5 +1,7 @@
 //! Identities that an authority knows, and logs that know when they signed.
 
+mod stamped;
+
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
