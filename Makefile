@@ -28,7 +28,8 @@ run: setup build ## Tour: pull an image, run a pod, look at it, remove all (IMAG
 	@scripts/run-demo.sh target/wharf $(IMAGE)
 
 .PHONY: install
-install: build ## Install the binary, the systemd unit and the example configuration (DESTDIR is honoured)
+install: ## Install what `make build` has made, the systemd unit and the example configuration (DESTDIR is honoured)
+	@test -x target/wharf || { echo "target/wharf is not there: make build, as the user who has cargo" >&2; exit 1; }
 	install -D -m 0755 target/wharf $(DESTDIR)/usr/local/bin/wharf
 	install -D -m 0644 deploy/wharf.service $(DESTDIR)/etc/systemd/system/wharf.service
 	@test -e $(DESTDIR)/etc/wharf/wharf.toml || install -D -m 0644 deploy/wharf.toml $(DESTDIR)/etc/wharf/wharf.toml

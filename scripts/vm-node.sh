@@ -3,22 +3,8 @@
 # by line, and fails with what does not. Cgroup v2, the systemd driver.
 set -uo pipefail
 export WHARF_DIR=/payload
-failed=0
-
-# holds WHAT COMMAND...: the command must succeed.
-holds() {
-  local what=$1 said
-  shift
-  if said=$("$@" 2>&1); then
-    echo "ok      $what"
-  else
-    echo "FAILED  $what: $* -> $said"
-    failed=$((failed + 1))
-  fi
-}
-# equal WHAT GOT WANTED
-equal() { holds "$1 ($3)" test "$2" = "$3"; }
-cgroup_of() { cut -d: -f3 "/proc/$1/cgroup"; }
+# shellcheck source=scripts/vm-lib.sh
+. "$(dirname "$0")/vm-lib.sh"
 pid_of() { wharf inspect "$1" | jq -r '.. | .pid? // empty' | grep -m1 '^[1-9]'; }
 id_of() { wharf inspect "$1" | jq -r ".. | .id? // empty" | grep -Em1 "^[0-9a-f]{64}$"; }
 show() { systemctl show -P "$2" "$1"; }
@@ -107,14 +93,25 @@ holds "containers outlive that" alive
 # A kubelet that does nothing, with kubeadm's file.
 install -d /var/lib/kubelet
 echo 'KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock --v=2"' >/var/lib/kubelet/kubeadm-flags.env
+echo 'containerRuntimeEndpoint: "unix:///run/containerd/containerd.sock"' >/var/lib/kubelet/instance-config.yaml
 cp /var/lib/kubelet/kubeadm-flags.env /root/flags
+cp /var/lib/kubelet/instance-config.yaml /root/instance
 systemd-run -q --unit=kubelet sleep inf
 holds "kubelet is switched over" "$node/node.sh" switch
 holds "by its flag" grep -q 'endpoint=unix:///run/wharf/wharf.sock --v=2' /var/lib/kubelet/kubeadm-flags.env
+equal "and in kubeadm's own note" "$(cat /var/lib/kubelet/instance-config.yaml)" "containerRuntimeEndpoint: unix:///run/wharf/wharf.sock"
 holds "which is enough once" "$node/node.sh" switch
 holds "Wharf is not removed under kubelet" bash -c "! $node/node.sh remove"
 holds "kubelet is switched back" "$node/node.sh" back
 holds "to what was there" cmp /root/flags /var/lib/kubelet/kubeadm-flags.env
+holds "in the note too" cmp /root/instance /var/lib/kubelet/instance-config.yaml
+# Without flags, as kubeadm leaves a node from 1.34 on.
+rm /var/lib/kubelet/kubeadm-flags.env
+echo 'containerRuntimeEndpoint: "unix:///run/containerd/containerd.sock"' >/var/lib/kubelet/config.yaml
+holds "kubelet is switched over where it has no flags" "$node/node.sh" switch
+equal "by its configuration" "$(cat /var/lib/kubelet/config.yaml)" "containerRuntimeEndpoint: unix:///run/wharf/wharf.sock"
+holds "and back" "$node/node.sh" back
+equal "to what it said" "$(cat /var/lib/kubelet/config.yaml)" 'containerRuntimeEndpoint: "unix:///run/containerd/containerd.sock"'
 holds "Wharf is not removed under its pods" bash -c "! $node/node.sh remove"
 
 cat >>/etc/wharf/wharf.toml <<'END'

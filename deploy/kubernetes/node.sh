@@ -15,9 +15,11 @@ binary=/usr/local/bin/wharf
 unit=/etc/systemd/system/wharf.service
 config=/etc/wharf/wharf.toml
 socket=unix:///run/wharf/wharf.sock
-# Where kubelet's endpoint may stand: kubeadm's flags, kubelet's configuration.
+# Where kubelet's endpoint may stand: kubeadm's flags, kubelet's configuration, and from kubeadm 1.34 on its own note of
+# what this node has different from others, out of which upgrades write the configuration anew.
 flags=${KUBELET_FLAGS:-/var/lib/kubelet/kubeadm-flags.env}
 settings=${KUBELET_CONFIG:-/var/lib/kubelet/config.yaml}
+instance=${KUBELET_INSTANCE:-/var/lib/kubelet/instance-config.yaml}
 kept=/var/lib/kubelet/before-wharf
 
 say() { echo "wharf node: $*"; }
@@ -86,7 +88,7 @@ switch_kubelet() {
   fi
   [ -e "$settings" ] || [ -e "$flags" ] || fail "neither $flags nor $settings is there; see docs/install.md"
   mkdir -p "$kept"
-  for file in "$flags" "$settings"; do
+  for file in "$flags" "$settings" "$instance"; do
     [ ! -e "$file" ] || cp -p "$file" "$kept/"
   done
   if grep -qs -e "--container-runtime-endpoint=" "$flags"; then
@@ -96,6 +98,7 @@ switch_kubelet() {
   else
     echo "containerRuntimeEndpoint: $socket" >>"$settings"
   fi
+  [ ! -e "$instance" ] || sed -i "s|^containerRuntimeEndpoint:.*|containerRuntimeEndpoint: $socket|" "$instance"
   systemctl restart kubelet
   say "kubelet uses Wharf; the files of before are in $kept"
 }
@@ -106,7 +109,7 @@ switch_back() {
     return
   fi
   [ -d "$kept" ] || fail "$kept is not there: set kubelet's endpoint by hand"
-  for file in "$flags" "$settings"; do
+  for file in "$flags" "$settings" "$instance"; do
     [ ! -e "$kept/$(basename "$file")" ] || cp -p "$kept/$(basename "$file")" "$file"
   done
   rm -r "$kept"
