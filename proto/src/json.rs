@@ -1,9 +1,12 @@
 //! The canonical proto3 JSON form of messages, for `-o json`, for verbose status and for humans who read records.
 
-use std::sync::LazyLock;
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::LazyLock,
+};
 
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use prost_reflect::{DescriptorPool, DynamicMessage, Kind, SerializeOptions};
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     DescriptorPool::decode(include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin")).as_slice())
@@ -63,6 +66,34 @@ pub fn request(path: &str, bytes: &[u8]) -> Option<serde_json::Value> {
     dynamic
         .serialize_with_options(serde_json::value::Serializer, &options)
         .ok()
+}
+
+/// The fields, as `Message.field`, of all messages that a request of the gRPC service can hold, for a check that none is
+/// forgotten. Empty where there is no such service.
+#[must_use]
+pub fn fields_of_requests(service: &str) -> BTreeSet<String> {
+    let service = POOL.get_service_by_name(service);
+    let mut open: Vec<_> = service
+        .iter()
+        .flat_map(|known| known.methods())
+        .map(|method| method.input())
+        .collect();
+    let (mut seen, mut out) = (HashSet::new(), BTreeSet::new());
+    while let Some(message) = open.pop() {
+        // A map's entries are messages too, which nobody thinks of as such.
+        if !seen.insert(message.full_name().to_owned()) {
+            continue;
+        }
+        for field in message.fields() {
+            if !message.is_map_entry() {
+                out.insert(format!("{}.{}", message.name(), field.name()));
+            }
+            if let Kind::Message(inner) = field.kind() {
+                open.push(inner);
+            }
+        }
+    }
+    out
 }
 
 /// Reads the JSON form of the message named `name`; the inverse of [`to_value`].

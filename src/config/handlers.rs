@@ -11,7 +11,7 @@ use super::{BUILTIN_RUNTIME as BUILTIN, Config, model::bytes};
 
 /// Annotations of pods that ask for something of the node, and which a handler must allow: the names that CRI-O gave
 /// them, and [`DISK_LIMIT`]. Some take `/NAME` of a container behind them.
-pub const KNOWN_ANNOTATIONS: [&str; 14] = [
+pub const KNOWN_ANNOTATIONS: [&str; 16] = [
     "cpu-load-balancing.crio.io",
     "cpu-quota.crio.io",
     "irq-load-balancing.crio.io",
@@ -25,6 +25,8 @@ pub const KNOWN_ANNOTATIONS: [&str; 14] = [
     SHM_SIZE[1],
     DEVICES[0],
     DEVICES[1],
+    UMASK[0],
+    UMASK[1],
     DISK_LIMIT,
 ];
 
@@ -85,6 +87,9 @@ pub const SHM_SIZE: [&str; 2] = ["shm-size.crio.io", "io.kubernetes.cri-o.ShmSiz
 /// The annotation that gives all containers of a pod devices of the node, and its older name: as Docker writes them, with
 /// commas between them.
 pub const DEVICES: [&str; 2] = ["devices.crio.io", "io.kubernetes.cri-o.Devices"];
+
+/// The annotation that says with which file creation mask a pod's processes begin, in octal, and its older name.
+pub const UMASK: [&str; 2] = ["umask.crio.io", "io.kubernetes.cri-o.umask"];
 
 /// The annotation that says how much a container may write.
 pub const DISK_LIMIT: &str = "disk-limit.wharf.run";

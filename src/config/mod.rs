@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 pub use cgroups::{CgroupDriver, Cgroups};
 pub use containers::{Containers, ImageVolumes, MissingHostPaths, Ulimit, parse_device};
-pub use handlers::{DEVICES, DISK_LIMIT, ExecCpuAffinity, RuntimeHandler, SECCOMP_NOTIFIER, SHM_SIZE};
+pub use handlers::{DEVICES, DISK_LIMIT, ExecCpuAffinity, RuntimeHandler, SECCOMP_NOTIFIER, SHM_SIZE, UMASK};
 pub use isolation::{CpuIsolation, CpuSet};
 pub use model::{
     BUILTIN_RUNTIME, BlockIoClass, Cdi, Config, IpPreference, Log, LogFormat, NetworkMode, Pull, Rdt, Registry,

@@ -14,14 +14,14 @@ use wharf_proto::{
 };
 
 use super::{
-    Container, Error, Result, Tools, asked, base, cdi, cpus, hooks, host,
+    Container, Error, Result, Tools, asked, base, bound, cdi, cpus, hooks, host,
     image_volumes::View,
     limits, nri, passwd, restore,
     seccomp::{self, notify},
     spec, users, volumes,
 };
 use crate::{
-    config::{DEVICES, ImageVolumes, SECCOMP_NOTIFIER},
+    config::{DEVICES, ImageVolumes, SECCOMP_NOTIFIER, UMASK},
     images::{Image, rootfs::Owners},
     lsm,
     nri::Nri,
@@ -89,6 +89,8 @@ struct Made {
     cgroup_path: String,
     /// What they are called in the pod, by their names on the node. Not in the spec: the daemon moves them, not the runtime.
     net_devices: BTreeMap<String, String>,
+    /// Of its devices.
+    places: Vec<bound::Place>,
 }
 
 /// Makes the spec, lets plugins adjust it, and writes config.json.
@@ -232,6 +234,9 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         }
     }
     let devices = tools.cdi.resolve(&cdi::requested(config)?)?;
+    let own = facts.host_devices.iter().chain(&facts.devices);
+    let own = own.map(|node| (node.path.clone(), node.host_path.clone()));
+    let places = own.chain(devices.places()).collect();
     let paths = &owner.sandbox.paths;
     let policy = spec::Policy {
         apparmor_profile: daemon.apparmor_profile.clone(),
@@ -282,6 +287,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
     if let Some(base) = &base {
         base::add(base, &mut spec);
     }
+    set_umask(&annotations, &mut spec)?;
     if let Some(profile) = spec
         .process()
         .as_ref()
@@ -315,6 +321,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         resources: config.linux.as_ref().and_then(|linux| linux.resources.clone()),
         cgroup_path: cgroup_path.clone(),
         net_devices: devices.net_devices().collect(),
+        places,
     })
 }
 
@@ -325,6 +332,9 @@ fn finish(tools: &Tools, owner: &Container, bundle: &Bundle, mut made: Made) -> 
     let annotations = handler.effective(&bundle.pod.annotations);
     asked::check_directory(owner, &bundle.rootfs, &made.spec)?;
     let notifier = tell_blocked(&annotations, &bundle.runtime, owner, &mut made.spec)?;
+    if bundle.owners.is_some() {
+        bound::mount_devices(&mut made.spec, &made.places).map_err(Error::Invalid)?;
+    }
     let prepared = prepared::plan(&mut made.spec, &owner.dir, &bundle.runtime, pod_users(bundle).as_ref());
     let prepared = prepared.map_err(Error::Unsupported)?;
     prepared::write(&owner.dir, &prepared).map_err(|error| Error::State(error.to_string()))?;
@@ -353,6 +363,23 @@ fn pod_users(bundle: &Bundle) -> Option<prepared::Users> {
         uids: range(owners.uids),
         gids: range(owners.gids),
     })
+}
+
+/// The file creation mask that the pod's annotation asks for.
+fn set_umask(annotations: &HashMap<String, String>, spec: &mut Spec) -> Result<()> {
+    let Some((key, text)) = UMASK.iter().find_map(|key| Some((key, annotations.get(*key)?))) else {
+        return Ok(());
+    };
+    let mask = u32::from_str_radix(text, 8).ok().filter(|mask| *mask <= 0o777);
+    let Some(mask) = mask else {
+        return Err(Error::Invalid(format!(
+            "annotation {key}: {text:?} is no file creation mask such as \"077\""
+        )));
+    };
+    if let Some(process) = spec.process_mut() {
+        process.user_mut().set_umask(Some(mask));
+    }
+    Ok(())
 }
 
 /// Has the profile tell of what it blocks, where the pod asks for that and the container has a profile.

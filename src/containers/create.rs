@@ -158,9 +158,16 @@ pub async fn create(
     let written = bundle::write(tools, container, bundle).await?;
     container.fail_point("create.bundle").await?;
     let reference = image.digests.first().cloned().unwrap_or_else(|| image.id.clone());
+    let asked = container.record.get().config.clone().and_then(|config| config.image);
+    let asked = asked.map_or_else(String::new, |image| match image.user_specified_image.is_empty() {
+        true => image.image,
+        false => image.user_specified_image,
+    });
+    let name = image.name_like(&asked).unwrap_or_default().to_owned();
     container
         .record
         .change(|record| {
+            record.image_name = name;
             record.image_id.clone_from(&image.id);
             record.image_ref = reference;
             record.log_path = log_path;

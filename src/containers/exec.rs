@@ -36,8 +36,8 @@ pub struct Output {
 ///
 /// # Errors
 /// [`Error::State`] when the container does not run, [`Error::Exec`] when the command can't be started,
-/// [`Error::Deadline`] when it takes longer than `timeout`, it is then killed with all its descendants; or when its output takes
-/// longer than `timeout` or `drain`, what holds it goes on.
+/// [`Error::Deadline`] when it takes longer than `timeout`, it is then killed with all its descendants; [`Error::HeldOpen`] when
+/// its output takes longer than `timeout` or `drain`, what holds it goes on.
 pub async fn exec_sync(
     container: &Container,
     command: Vec<String>,
@@ -81,7 +81,7 @@ pub async fn exec_sync(
     let killed = |why: String| Error::Deadline(format!("command in container {} {why} and was killed", container.id));
     // In the words that containerd uses. What it left running is the container's own now.
     let held_open = |limit: Duration| {
-        Error::Deadline(format!(
+        Error::HeldOpen(format!(
             "command in container {}: failed to drain exec process: it has ended, but what it left running held its output open \
              for {} s",
             container.id,

@@ -1,5 +1,5 @@
 //! OCI hooks that the node's administrator has laid down in directories, as CRI-O and Podman read them: JSON files, each
-//! with a hook, when it is to run, and at which stages (oci-hooks(5), version 1.0.0).
+//! with a hook, when it is to run, and at which stages (oci-hooks(5), version 1.0.0, and 0.1.0, which older packages bring).
 //!
 //! Files are read for each container, so that a change counts at once. Of two files of one name that in the later
 //! directory counts; hooks run in the order of the files' names. A file that can't be understood refuses the container:
@@ -17,6 +17,9 @@ use serde::Deserialize;
 
 /// No sane hook is longer, bytes.
 const MAX_FILE: u64 = 1 << 20;
+
+/// Of the form of files that is known in full.
+const VERSION: &str = "1.0.0";
 
 /// Why hooks can't be taken from a directory.
 #[derive(Debug, thiserror::Error)]
@@ -80,43 +83,85 @@ struct When {
     /// Regular expressions, of which one must match.
     commands: Vec<String>,
     has_bind_mounts: Option<bool>,
+    /// Regular expressions for values of annotations, whatever their name; of version 0.1.0.
+    #[serde(skip)]
+    values: Vec<String>,
+    /// One of all conditions is enough, as in version 0.1.0.
+    #[serde(skip)]
+    one_is_enough: bool,
 }
 
 impl When {
-    /// Whether all that is said holds; nothing said is never.
+    /// Whether all that is said holds, or one of it; nothing said is never.
     fn matches(&self, subject: &Subject) -> Result<bool, String> {
-        let mut said = false;
-        if let Some(always) = self.always {
-            if !always {
-                return Ok(false);
-            }
-            said = true;
-        }
-        if let Some(wanted) = self.has_bind_mounts {
-            if !(wanted && subject.has_bind_mounts) {
-                return Ok(false);
-            }
-            said = true;
-        }
+        let mut said = Vec::new();
+        said.extend(self.always);
+        said.extend(self.has_bind_mounts.map(|wanted| wanted && subject.has_bind_mounts));
         for (name, value) in &self.annotations {
             let (name, value) = (pattern(name)?, pattern(value)?);
             let mut annotations = subject.annotations.iter();
-            if !annotations.any(|(key, text)| name.is_match(key) && value.is_match(text)) {
-                return Ok(false);
-            }
-            said = true;
+            said.push(annotations.any(|(key, text)| name.is_match(key) && value.is_match(text)));
+        }
+        for value in &self.values {
+            let value = pattern(value)?;
+            said.push(subject.annotations.values().any(|text| value.is_match(text)));
         }
         if !self.commands.is_empty() {
             let mut one = false;
             for command in &self.commands {
                 one |= pattern(command)?.is_match(subject.command);
             }
-            if !one {
-                return Ok(false);
-            }
-            said = true;
+            said.push(one);
         }
-        Ok(said)
+        Ok(match self.one_is_enough {
+            true => said.contains(&true),
+            false => !said.is_empty() && !said.contains(&false),
+        })
+    }
+}
+
+/// A file of version 0.1.0, or without a version. Its names may be in the singular.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OldFile {
+    #[serde(default, rename = "version")]
+    _version: String,
+    hook: PathBuf,
+    #[serde(default)]
+    arguments: Vec<String>,
+    #[serde(default, alias = "stage")]
+    stages: Vec<String>,
+    #[serde(default, alias = "cmd")]
+    cmds: Vec<String>,
+    #[serde(default, alias = "annotation")]
+    annotations: Vec<String>,
+    hasbindmounts: Option<bool>,
+}
+
+impl From<OldFile> for File {
+    fn from(old: OldFile) -> File {
+        let name = old.hook.display().to_string();
+        let args = match old.arguments.is_empty() {
+            true => Vec::new(),
+            false => std::iter::once(name).chain(old.arguments).collect(),
+        };
+        File {
+            version: VERSION.to_owned(),
+            hook: HookFile {
+                path: old.hook,
+                args,
+                env: Vec::new(),
+                timeout: None,
+            },
+            when: When {
+                commands: old.cmds,
+                has_bind_mounts: old.hasbindmounts,
+                values: old.annotations,
+                one_is_enough: true,
+                ..When::default()
+            },
+            stages: old.stages,
+        }
     }
 }
 
@@ -217,9 +262,23 @@ fn parse(path: &Path, text: &[u8]) -> Result<File, Error> {
         path: path.to_owned(),
         reason,
     };
-    let file: File = serde_json::from_slice(text).map_err(|error| bad(error.to_string()))?;
-    if file.version != "1.0.0" {
-        return Err(bad(format!("version {:?} is not 1.0.0", file.version)));
+    /// What is asked of a file first.
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Probe {
+        version: String,
+    }
+    let probe: Probe = serde_json::from_slice(text).map_err(|error| bad(error.to_string()))?;
+    let file = match probe.version.as_str() {
+        "" | "0.1.0" => serde_json::from_slice(text).map(|old: OldFile| old.into()),
+        _ => serde_json::from_slice(text),
+    };
+    let file: File = file.map_err(|error| bad(error.to_string()))?;
+    if file.version != VERSION {
+        return Err(bad(format!(
+            "version {:?} is neither {VERSION} nor 0.1.0",
+            file.version
+        )));
     }
     if !file.hook.path.is_absolute() {
         return Err(bad(format!("its path {} is not absolute", file.hook.path.display())));
@@ -363,9 +422,44 @@ mod tests {
         let dir = Scratch::new("version");
         fs::write(
             dir.0.join("usr/a.json"),
-            r#"{"version":"0.1.0","hook":{"path":"/x"},"stages":["prestart"]}"#,
+            r#"{"version":"2.0.0","hook":{"path":"/x"},"stages":["prestart"]}"#,
         )
         .unwrap();
-        assert!(dir.add(&Subject::default()).unwrap_err().to_string().contains("0.1.0"));
+        assert!(dir.add(&Subject::default()).unwrap_err().to_string().contains("2.0.0"));
+    }
+
+    #[test]
+    fn files_of_the_first_version_run_when_one_thing_holds() {
+        let subject = Subject {
+            annotations: HashMap::from([("any.name", "yes")]),
+            command: "/usr/bin/python3",
+            has_bind_mounts: false,
+        };
+        let cases = [
+            (r#""cmd":[".*"],"stage":["poststart"]"#, true),
+            (r#""version":"0.1.0","cmds":["ruby"],"stages":["poststart"]"#, false),
+            (
+                r#""cmds":["ruby"],"annotations":["^yes$"],"stages":["poststart"]"#,
+                true,
+            ),
+            (
+                r#""annotation":["^no$"],"hasbindmounts":true,"stage":["poststart"]"#,
+                false,
+            ),
+            (r#""stage":["poststart"]"#, false),
+        ];
+        for (text, runs) in cases {
+            let dir = Scratch::new("old");
+            let text = format!(r#"{{"hook":"/hook","arguments":["a"],{text}}}"#);
+            fs::write(dir.0.join("etc/a.json"), &text).unwrap();
+            let hooks = dir.add(&subject).unwrap();
+            assert_eq!(hooks.poststart().is_some(), runs, "{text}");
+            for hook in hooks.poststart().iter().flatten() {
+                assert_eq!(hook.args().as_ref().unwrap(), &["/hook", "a"]);
+            }
+        }
+        let dir = Scratch::new("old-bad");
+        fs::write(dir.0.join("etc/a.json"), r#"{"hook":"/hook","sometimes":1}"#).unwrap();
+        assert!(dir.add(&subject).unwrap_err().to_string().contains("sometimes"));
     }
 }

@@ -160,6 +160,8 @@ pub struct MountSource {
 pub struct DeviceNode {
     /// Absolute path in the container.
     pub path: PathBuf,
+    /// On the node.
+    pub host_path: PathBuf,
     /// Character or block device.
     pub kind: LinuxDeviceType,
     /// Device number.
@@ -379,12 +381,12 @@ fn config_device(device: &cri::Device, out: &mut Vec<DeviceNode>) -> Result<(), 
         return walk(&real, &inside, &device.permissions, out);
     }
     let metadata = real.metadata().map_err(failed("look at device", &real))?;
-    let node = node(&metadata, inside, &device.permissions);
+    let node = node(&metadata, inside, &real, &device.permissions);
     out.push(node.ok_or_else(|| failed("use device", path)(io::Error::other("not a device node")))?);
     Ok(())
 }
 
-pub(super) fn node(metadata: &fs::Metadata, path: PathBuf, access: &str) -> Option<DeviceNode> {
+pub(super) fn node(metadata: &fs::Metadata, path: PathBuf, host_path: &Path, access: &str) -> Option<DeviceNode> {
     let kind = match metadata.file_type() {
         t if t.is_char_device() => LinuxDeviceType::C,
         t if t.is_block_device() => LinuxDeviceType::B,
@@ -392,6 +394,7 @@ pub(super) fn node(metadata: &fs::Metadata, path: PathBuf, access: &str) -> Opti
     };
     Some(DeviceNode {
         path,
+        host_path: host_path.to_owned(),
         kind,
         major: nix::sys::stat::major(metadata.rdev()) as u32,
         minor: nix::sys::stat::minor(metadata.rdev()) as u32,
@@ -420,7 +423,7 @@ fn walk(dir: &Path, inside: &Path, access: &str, out: &mut Vec<DeviceNode>) -> R
         if metadata.is_dir() && !own {
             walk(&entry.path(), &path, access, out)?;
         } else if !own {
-            out.extend(node(&metadata, path, access));
+            out.extend(node(&metadata, path, &entry.path(), access));
         }
     }
     Ok(())

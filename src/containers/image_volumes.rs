@@ -69,7 +69,7 @@ pub(super) async fn mount(
 }
 
 fn failed(mount: &cri::Mount, why: impl std::fmt::Display) -> String {
-    format!("ImageVolumeMountFailed: mount at {}: {why}", mount.container_path)
+    format!("ImageVolumeMountFailed: {why} (mount at {})", mount.container_path)
 }
 
 /// What the API says of mounts with an image, and how its users are mapped: as the pod's.
@@ -79,8 +79,6 @@ fn check(mount: &cri::Mount, owners: Option<&Owners>) -> Result<()> {
     };
     let wrong = if !mount.host_path.is_empty() {
         "it has both an image and a host_path"
-    } else if !mount.readonly {
-        "an image can only be mounted readonly"
     } else if mount.propagation != 0 {
         "an image can only be mounted with private propagation"
     } else if !mapped(&mount.uid_mappings, |owners| owners.uids) || !mapped(&mount.gid_mappings, |owners| owners.gids) {
@@ -127,7 +125,15 @@ async fn mount_one(
     let path = path.map_err(|error| {
         let sub_path = &mount.image_sub_path;
         let why = match error.kind() {
-            io::ErrorKind::NotFound => format!("sub path {sub_path:?} does not exist in image volume {}", image.id),
+            io::ErrorKind::NotFound => format!(
+                "sub path {sub_path:?} does not exist in {} volume {}: no such file or directory",
+                if image.artifact.is_some() {
+                    "OCI artifact"
+                } else {
+                    "image"
+                },
+                image.id
+            ),
             io::ErrorKind::NotADirectory => {
                 format!(
                     "sub path {sub_path:?} of image {} is not a directory, and only directory subpath is supported",

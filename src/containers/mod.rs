@@ -7,6 +7,7 @@ mod access;
 mod archive;
 mod asked;
 pub mod base;
+mod bound;
 mod bundle;
 pub mod caps;
 pub mod cdi;
@@ -131,6 +132,9 @@ pub enum Error {
     /// The time given is over.
     #[error("{0}")]
     Deadline(String),
+    /// A command has ended, and what it left running holds its output open.
+    #[error("{0}")]
+    HeldOpen(String),
     /// A record or directory of the container.
     #[error(transparent)]
     Store(#[from] store::Error),

@@ -49,6 +49,11 @@ impl Face {
         let config = request
             .config
             .ok_or_else(|| Status::invalid_argument("the request has no pod sandbox config"))?;
+        if config.windows.is_some() || request.container_configs.iter().any(|one| one.windows.is_some()) {
+            return Err(Status::invalid_argument(
+                "a config of the request has windows options, on a Linux node",
+            ));
+        }
         let order = RestoreOrder {
             checkpoint: request.checkpoint_path,
             config,

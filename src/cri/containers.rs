@@ -9,7 +9,7 @@ use wharf_proto::{
     cri::{
         Container as Item, ContainerConfig, ContainerResources, ContainerState, ContainerStatus,
         ContainerStatusRequest, ContainerStatusResponse, ContainerUser, CreateContainerRequest, ExecSyncRequest,
-        ExecSyncResponse, ListContainersRequest, Mount, ReopenContainerLogRequest, StopContainerRequest,
+        ExecSyncResponse, ImageSpec, ListContainersRequest, Mount, ReopenContainerLogRequest, StopContainerRequest,
     },
     json, record,
 };
@@ -182,7 +182,7 @@ pub(super) fn full(record: &record::Container) -> ContainerStatus {
         started_at: record.started_at,
         finished_at: exit.finished_at,
         exit_code: exit.code,
-        image: config.image,
+        image: config.image.map(|image| named(image, &record.image_name)),
         image_ref: record.image_ref.clone(),
         reason: exit.reason,
         message: exit.message,
@@ -204,6 +204,14 @@ pub(super) fn full(record: &record::Container) -> ContainerStatus {
 
 /// As asked for, with the image behind each image volume (KEP-5365): what PullImage answered for it, by which kubelet knows that
 /// it is used.
+/// Kubelet asks by the image's id and shows people what is told here, so that is a name, as with both peers.
+fn named(mut image: ImageSpec, name: &str) -> ImageSpec {
+    if !name.is_empty() {
+        name.clone_into(&mut image.image);
+    }
+    image
+}
+
 fn mounts(mut mounts: Vec<Mount>, images: &[String]) -> Vec<Mount> {
     for (mount, id) in mounts.iter_mut().zip(images) {
         if let Some(image) = &mut mount.image {

@@ -56,7 +56,10 @@ impl Face {
             .collect();
         let mut info = HashMap::new();
         if verbose {
-            let config = serde_json::to_value(&*config).unwrap_or_default();
+            let longest = config.max_log_line;
+            let mut config = serde_json::to_value(&*config).unwrap_or_default();
+            // By the name that containerd gives it, for clients who look for it there.
+            config["maxContainerLogLineSize"] = longest.into();
             info.insert("config".to_owned(), config.to_string());
             let operations = node.operations();
             let json = |one: &Operation| {

@@ -10,6 +10,8 @@ mod containers;
 mod debug;
 mod elsewhere;
 mod events;
+#[cfg(test)]
+mod fields;
 mod filters;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;

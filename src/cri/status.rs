@@ -53,6 +53,8 @@ fn container_code(error: &containers::Error) -> Code {
         E::NoImage(_) => Code::NotFound,
         E::Image(error) => image_code(error),
         E::Deadline(_) => Code::DeadlineExceeded,
+        // Not a deadline: the command was in time, so a probe must not count it as one that was not.
+        E::HeldOpen(_) => Code::Unknown,
         _ => Code::Internal,
     }
 }

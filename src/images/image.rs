@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use serde::{Deserialize, Deserializer};
 use wharf_proto::record;
 
-use super::{layers::Pin, lazy::LazyImage};
+use super::{layers::Pin, lazy::LazyImage, reference::Reference};
 
 /// An image on this node.
 #[derive(Debug)]
@@ -38,6 +38,25 @@ pub struct Image {
 }
 
 impl Image {
+    /// What people call it: `asked` if that is one of its tags, else one of the same repository, else any; None without
+    /// a tag.
+    #[must_use]
+    pub fn name_like(&self, asked: &str) -> Option<&str> {
+        let asked = Reference::parse(asked).ok();
+        let same = |tag: &&String| asked.as_ref().is_some_and(|asked| asked.to_string() == **tag);
+        let near = |tag: &&String| {
+            let tag = Reference::parse(tag).ok();
+            tag.zip(asked.as_ref())
+                .is_some_and(|(tag, asked)| (&tag.registry, &tag.repository) == (&asked.registry, &asked.repository))
+        };
+        let tags = || self.tags.iter();
+        tags()
+            .find(same)
+            .or_else(|| tags().find(near))
+            .or_else(|| tags().next())
+            .map(String::as_str)
+    }
+
     /// Whether all of it is on this node.
     #[must_use]
     pub fn is_complete(&self) -> bool {

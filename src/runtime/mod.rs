@@ -17,6 +17,7 @@ pub mod features;
 pub mod prepared;
 mod report;
 pub mod seccomp_compile;
+mod streams;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};

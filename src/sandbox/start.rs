@@ -4,7 +4,7 @@ use std::{collections::HashMap, io, net::IpAddr, path::PathBuf, sync::Arc, time:
 
 use nix::mount::{MsFlags, mount};
 use wharf_proto::{
-    cri::{DnsConfig, NamespaceMode, PodSandboxConfig, Protocol},
+    cri::{DnsConfig, NamespaceMode, PodSandboxConfig, Protocol, SupplementalGroupsPolicy},
     record,
 };
 
@@ -37,6 +37,7 @@ pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
     }
     netns::Bandwidth::of(&config.annotations).map_err(|error| Error::Invalid(error.to_string()))?;
     users(config)?;
+    check_user(config)?;
     files::check_hostname(&config.hostname).map_err(|error| Error::Invalid(error.to_string()))?;
     // Its processes would see the node's name all the same.
     if files::host_network(config) && !config.hostname.is_empty() {
@@ -85,6 +86,25 @@ pub fn check(mechanisms: &Mechanisms, config: &PodSandboxConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What the pod would have its own process be, if it had one: the API wants contradictions to be refused all the same.
+fn check_user(config: &PodSandboxConfig) -> Result<()> {
+    let Some(context) = security(Some(config)) else {
+        return Ok(());
+    };
+    if context.run_as_group.is_some() && context.run_as_user.is_none() {
+        return Err(Error::Invalid(
+            "run_as_group of a pod sandbox without its run_as_user".into(),
+        ));
+    }
+    match SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Invalid(format!(
+            "supplemental_groups_policy {} of a pod sandbox is not known",
+            context.supplemental_groups_policy
+        ))),
+    }
 }
 
 /// The sysctls of a pod: what both peers set by default, then the node's settings (`NAME=value`), then what was asked

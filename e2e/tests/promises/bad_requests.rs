@@ -234,3 +234,43 @@ async fn two_calls_for_one_object_at_once_do_no_harm() {
     assert!(a.is_ok() && b.is_ok(), "{a:?}, {b:?}");
     daemon.finish().await;
 }
+
+/// Of the pod's own process, which is not there: the API wants the contradiction to be refused all the same.
+#[tokio::test]
+async fn odd_pod_configs_are_refused_and_leave_nothing() {
+    let daemon = Daemon::start().await;
+    type Change = fn(&mut pb::PodSandboxConfig);
+    fn context(config: &mut pb::PodSandboxConfig) -> &mut pb::LinuxSandboxSecurityContext {
+        let linux = config.linux.get_or_insert_default();
+        linux.security_context.get_or_insert_default()
+    }
+    let cases: &[(&str, Change)] = &[
+        ("run_as_group", |c| {
+            context(c).run_as_group = Some(pb::Int64Value { value: 5 });
+        }),
+        ("supplemental_groups_policy", |c| {
+            context(c).supplemental_groups_policy = 77;
+        }),
+        ("windows", |c| c.windows = Some(pb::WindowsPodSandboxConfig::default())),
+        ("TARGET", |c| {
+            specs::namespaces(c).pid = pb::NamespaceMode::Target.into();
+        }),
+    ];
+    for (what, change) in cases {
+        let mut config = daemon.pod("odd");
+        change(&mut config);
+        let error = daemon.cri.run_pod(&config, "").await.expect_err(what);
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert!(error.message().contains(what), "{error}");
+        let request = pb::RestorePodRequest {
+            checkpoint_path: "/no/such/checkpoint".into(),
+            config: Some(config),
+            container_configs: vec![container("main", "busybox", "true")],
+            ..Default::default()
+        };
+        let error = daemon.cri.runtime.clone().restore_pod(request).await.expect_err(what);
+        assert!(error.message().contains(what), "{error}");
+    }
+    assert!(daemon.cri.pods(None).await.unwrap().is_empty());
+    daemon.finish().await;
+}

@@ -92,7 +92,7 @@ async fn devices_bring_what_their_files_say() {
     on_each(async |daemon, dir, _| {
         let edits = format!(
             "    env: [COLOUR=red]\n    additionalGids: [4242]\n    deviceNodes:\n    - path: /dev/cdi-zero\n      \
-             hostPath: /dev/zero\n      permissions: rw\n    mounts:\n    - hostPath: {}\n      containerPath: /given\n      \
+             hostPath: /dev/zero\n      permissions: rw\n      fileMode: 0640\n    mounts:\n    - hostPath: {}\n      containerPath: /given\n      \
              options: [rbind, ro]\n",
             dir.display()
         );
@@ -114,12 +114,12 @@ async fn devices_bring_what_their_files_say() {
         security.run_as_user = Some(pb::Int64Value { value: 1002 });
         let id = daemon.started(&pod, &config, &main).await;
         let line = "echo $COLOUR $SIZE; head -c 3 /dev/cdi-zero | wc -c; cat /given/word; \
-                    touch /given/new 2>/dev/null || echo read-only; id -G; stat -c '%u %t:%T' /dev/cdi-zero";
+                    touch /given/new 2>/dev/null || echo read-only; id -G; stat -c '%u %t:%T %a' /dev/cdi-zero";
         let seen = daemon.cri.shell(&id, line).await.unwrap();
         let lines: Vec<_> = seen.lines().collect();
         assert_eq!(lines[..4], ["red large", "3", "a word", "read-only"], "{seen}");
         assert!(lines[4].split(' ').any(|gid| gid == "4242"), "{seen}");
-        assert_eq!(lines[5], "1002 1:5", "{seen}");
+        assert_eq!(lines[5], "1002 1:5 640", "{seen}");
         daemon.finish().await;
     })
     .await;

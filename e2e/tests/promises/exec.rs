@@ -92,7 +92,8 @@ async fn output_of_what_a_command_leaves_running_is_waited_for() {
         .exec(&id, &["sh", "-c", "sleep 600 & echo done"], 2)
         .await
         .expect_err("its output stays open");
-    assert_eq!(refused.code(), Code::DeadlineExceeded);
+    // Kubelet takes a deadline for a probe that has failed, and this command was in time.
+    assert_eq!(refused.code(), Code::Unknown);
     assert!(refused.message().contains("failed to drain exec process"), "{refused}");
     daemon.finish().await;
 }

@@ -320,6 +320,34 @@ async fn a_pod_says_how_large_its_shared_memory_is_where_its_handler_lets_it() {
 }
 
 #[tokio::test]
+async fn a_pod_says_which_file_creation_mask_it_has_where_its_handler_lets_it() {
+    let names = std::env::var("WHARF_HANDLERS").unwrap_or_else(|_| "builtin runc crun".into());
+    for name in names.split_whitespace() {
+        println!("---- handler {name}");
+        let daemon = daemon(name, "allowed_annotations = ['umask.crio.io']", "").await;
+        let image = daemon.busybox().await;
+        let mut config = daemon.pod("umask");
+        config.annotations = specs::map("umask.crio.io", "077");
+        let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+        let id = daemon
+            .started(&pod, &config, &container("main", &image, "exec sleep 1000"))
+            .await;
+        let seen = daemon.cri.shell(&id, "grep Umask /proc/1/status | tr -d '\\t'").await;
+        assert_eq!(seen.unwrap(), "Umask:0077\n", "{name}");
+        config.metadata.as_mut().unwrap().attempt = 1;
+        config.annotations = specs::map("umask.crio.io", "9");
+        let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+        let refused = daemon
+            .cri
+            .create(&pod, &container("main", &image, "true"), &config)
+            .await;
+        let refused = refused.expect_err("no mask");
+        assert!(refused.message().contains("umask.crio.io"), "{refused}");
+        daemon.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn a_pod_asks_for_devices_where_its_handler_and_the_node_let_it() {
     let settings = "allowed_annotations = ['devices.crio.io']";
     let more = "[containers]\nallowed_devices = ['/dev/full']\n\

@@ -232,3 +232,24 @@ async fn removed_images_give_their_space_back() {
     wharf_e2e::eventually("the space is free again", async || size(&dir) < empty + 200).await;
     daemon.finish().await;
 }
+
+/// Kubelet asks for containers by their image's id, and shows people the name that the status tells.
+#[tokio::test]
+async fn a_status_names_the_image_whatever_it_was_asked_for_by() {
+    let daemon = Daemon::start().await;
+    let config = daemon.pod("names");
+    let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+    let name = daemon.pull("busybox:latest").await;
+    let image = daemon.cri.image(&name).await.unwrap().unwrap();
+    for (n, asked) in [&image.id, &image.repo_digests[0], &name].iter().enumerate() {
+        let main = container(&format!("c{n}"), asked, "true");
+        let id = daemon.cri.create(&pod, &main, &config).await.unwrap();
+        let status = daemon.cri.status(&id).await.unwrap();
+        assert_eq!(status.image.unwrap().image, name, "asked for by {asked}");
+        assert_eq!(
+            (status.image_id, status.image_ref),
+            (image.id.clone(), image.repo_digests[0].clone())
+        );
+    }
+    daemon.finish().await;
+}

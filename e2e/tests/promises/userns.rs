@@ -421,3 +421,74 @@ async fn each_handler_has_user_namespaces_as_the_status_says() {
     })
     .await;
 }
+
+/// Nobody can make device nodes in a user namespace: the node's own are mounted, wherever the container wants them, with
+/// every handler.
+#[tokio::test]
+async fn devices_are_at_any_path_in_a_pod_with_users_of_its_own() {
+    let daemon = Daemon::start().await;
+    let mut pod = daemon.pod("devices");
+    ask(&mut pod, users());
+    let id = daemon.cri.run_pod(&pod, "").await.unwrap();
+    let mut config = container("main", &daemon.busybox().await, "exec sleep 1000");
+    ask_container(&mut config, users());
+    let device = |host: &str, inside: &str, permissions: &str| pb::Device {
+        host_path: host.into(),
+        container_path: inside.into(),
+        permissions: permissions.into(),
+    };
+    config.devices = vec![
+        device("/dev/zero", "/dev/mine", "rw"),
+        device("/dev/zero", "/dev/deep/er", "rw"),
+        // One that every container has anyway.
+        device("/dev/full", "/dev/full", "rwm"),
+        device("/dev/fuse", "/dev/fuse", "rw"),
+    ];
+    let main = daemon.started(&id, &pod, &config).await;
+    let line = "head -c 4 /dev/mine | wc -c; head -c 5 /dev/deep/er | wc -c; stat -c '%t:%T' /dev/mine /dev/fuse; \
+                echo x > /dev/full 2>/dev/null || echo full; mknod /dev/other c 1 5 2>/dev/null || echo not made";
+    let seen = daemon.cri.shell(&main, line).await.unwrap();
+    assert_eq!(seen, "4\n5\n1:5\na:e5\nfull\nnot made\n");
+    // A device that is another one than was asked for can't be.
+    config.metadata.get_or_insert_default().name = "absent".into();
+    config.devices = vec![device("/dev/no-such-device", "/dev/mine", "rw")];
+    let error = daemon
+        .cri
+        .create(&id, &config, &pod)
+        .await
+        .expect_err("an absent device");
+    assert!(error.message().contains("/dev/no-such-device"), "{error}");
+    daemon.gone(&id).await;
+    daemon.finish().await;
+}
+
+/// Servers log to /dev/stderr, and open it anew for that: the pipes must be the container's own.
+#[tokio::test]
+async fn standard_streams_can_be_opened_again_in_a_user_namespace() {
+    let daemon = Daemon::start().await;
+    let mut pod = daemon.pod("streams");
+    ask(&mut pod, users());
+    let id = daemon.cri.run_pod(&pod, "").await.unwrap();
+    let image = daemon.busybox().await;
+    for (name, user) in [("root", 0), ("other", 1000)] {
+        let line = "echo out > /dev/stdout && echo err > /dev/stderr && exec sleep 1000";
+        let mut config = container(name, &image, line);
+        ask_container(&mut config, users());
+        specs::security(&mut config).run_as_user = Some(pb::Int64Value { value: user });
+        let main = daemon.started(&id, &pod, &config).await;
+        let said = daemon
+            .cri
+            .shell(&main, "echo again > /dev/stdout; id -u")
+            .await
+            .unwrap();
+        assert_eq!(said, format!("again\n{user}\n"), "{name}");
+        let log = daemon.cri.status(&main).await.unwrap().log_path;
+        wharf_e2e::eventually("what it wrote is logged", async || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            text.contains("stdout F out\n") && text.contains("stderr F err\n")
+        })
+        .await;
+    }
+    daemon.gone(&id).await;
+    daemon.finish().await;
+}

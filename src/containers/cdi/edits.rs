@@ -26,6 +26,8 @@ pub struct Injection {
 #[derive(Debug, Clone)]
 pub(super) struct InjectedNode {
     pub path: PathBuf,
+    /// On the node.
+    pub host_path: PathBuf,
     pub kind: LinuxDeviceType,
     pub major: i64,
     pub minor: i64,
@@ -59,6 +61,12 @@ impl Injection {
     /// Network devices of the node's, by their names there, with those in the pod.
     pub fn net_devices(&self) -> impl Iterator<Item = (String, String)> {
         self.net_devices.iter().cloned()
+    }
+
+    /// Where the device nodes are in the container, and where on the machine.
+    pub fn places(&self) -> impl Iterator<Item = (PathBuf, PathBuf)> {
+        let place = |node: &InjectedNode| (node.path.clone(), node.host_path.clone());
+        self.nodes.iter().map(place)
     }
 
     fn add(&mut self, edits: &Edits) -> Result<(), String> {
@@ -107,7 +115,7 @@ fn node(wanted: &Node) -> Result<InjectedNode, String> {
     if kind.is_none() || (!fifo && major == 0 && minor == 0) {
         let host_path = wanted.host_path.as_ref().unwrap_or(&wanted.path);
         let metadata = fs::metadata(host_path).map_err(|error| fail(format!("{}: {error}", host_path.display())))?;
-        let found: DeviceNode = host::node(&metadata, wanted.path.clone(), "")
+        let found: DeviceNode = host::node(&metadata, wanted.path.clone(), host_path, "")
             .ok_or_else(|| fail(format!("{} is not a device node", host_path.display())))?;
         let same = |asked| asked == found.kind || (asked == LinuxDeviceType::U && found.kind == LinuxDeviceType::C);
         if !kind.is_none_or(same) {
@@ -122,6 +130,7 @@ fn node(wanted: &Node) -> Result<InjectedNode, String> {
     }
     Ok(InjectedNode {
         path: wanted.path.clone(),
+        host_path: wanted.host_path.as_ref().unwrap_or(&wanted.path).clone(),
         kind: kind.unwrap_or(LinuxDeviceType::C),
         major,
         minor,

@@ -102,7 +102,9 @@ pub(super) struct Hook {
 /// A sentence that says what is wrong with it.
 pub(super) fn parse(text: &str, yaml: bool) -> Result<SpecFile, String> {
     let file: SpecFile = if yaml {
-        serde_saphyr::from_str(text).map_err(|error| error.to_string())?
+        // Vendors write modes as `0660`, which YAML 1.1 and the readers of other runtimes take for octal.
+        let options = serde_saphyr::options! { legacy_octal_numbers: true };
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())?
     } else {
         serde_json::from_str(text).map_err(|error| error.to_string())?
     };

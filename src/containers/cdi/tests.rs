@@ -197,3 +197,13 @@ fn devices_are_asked_for_by_field_and_annotation_each_once() {
         assert!(text.contains("cdi.k8s.io/x"), "{bad}: {text}");
     }
 }
+
+/// As in YAML 1.1, and as containerd and CRI-O read it.
+#[test]
+fn modes_with_a_leading_zero_are_octal() {
+    let text = "cdiVersion: 0.7.0\nkind: v.com/d\ndevices:\n- name: a\n  containerEdits:\n    deviceNodes:\n    - path: /dev/null\n      \
+                fileMode: 0640\n      major: 1\n      minor: 3\n";
+    let file = super::format::parse(text, true).unwrap();
+    let node = &file.devices[0].container_edits.device_nodes[0];
+    assert_eq!((node.file_mode, node.major), (Some(0o640), 1));
+}

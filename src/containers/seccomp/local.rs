@@ -20,7 +20,7 @@ const MAX_PROFILE: u64 = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The reference is no absolute path.
-    #[error("seccomp profile {0}: localhost_ref must be an absolute path")]
+    #[error("seccomp profile {0}: no such file or directory: localhost_ref must be an absolute path")]
     NotAbsolute(PathBuf),
     /// The file cannot be read.
     #[error("read seccomp profile {path}: {source}")]

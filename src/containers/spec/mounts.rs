@@ -229,7 +229,12 @@ pub(super) fn id_mapping(mapping: cri::IdMapping) -> Result<LinuxIdMapping> {
 fn access(input: &SpecInput, mount: &cri::Mount, target: &Path) -> Result<&'static str> {
     let shown = target.display();
     if !mount.recursive_read_only {
-        return Ok(if mount.readonly { "ro" } else { "rw" });
+        // Those of images are read-only by definition, says the API, whether the request says so or not.
+        return Ok(if mount.readonly || mount.image.is_some() {
+            "ro"
+        } else {
+            "rw"
+        });
     }
     if !mount.readonly {
         return invalid(format!(

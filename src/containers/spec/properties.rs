@@ -156,6 +156,7 @@ fn device() -> impl Strategy<Value = cri::Device> {
 fn node((number, device): (usize, &cri::Device)) -> DeviceNode {
     DeviceNode {
         path: device.container_path.clone().into(),
+        host_path: device.host_path.clone().into(),
         kind: LinuxDeviceType::C,
         major: DEVICES,
         minor: number as u32,

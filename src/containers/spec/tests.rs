@@ -221,7 +221,7 @@ fn privileged() {
     case.context().seccomp = Some(cri::SecurityProfile::default());
     assert_eq!(
         case.refused(),
-        "no privileged container allowed in sandbox: the pod sandbox is not privileged"
+        "failed to generate spec opts: no privileged container allowed in sandbox: the pod sandbox is not privileged"
     );
     case.pod
         .linux
@@ -231,6 +231,7 @@ fn privileged() {
         .privileged = true;
     let disk = DeviceNode {
         path: "/dev/vda".into(),
+        host_path: "/dev/vda".into(),
         kind: oci_spec::runtime::LinuxDeviceType::B,
         major: 254,
         minor: 0,
@@ -396,6 +397,7 @@ fn read_only_root_masks_and_devices() {
     case.context().readonly_paths = vec!["/proc/sys".into()];
     case.facts.devices = vec![DeviceNode {
         path: "/dev/fuse".into(),
+        host_path: "/dev/fuse".into(),
         kind: oci_spec::runtime::LinuxDeviceType::C,
         major: 10,
         minor: 229,

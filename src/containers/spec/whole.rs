@@ -55,7 +55,9 @@ pub fn generate(input: &SpecInput) -> Result<Spec> {
 fn refuse(input: &SpecInput) -> Result<()> {
     let sandbox = input.pod.linux.as_ref().and_then(|l| l.security_context.as_ref());
     if input.privileged() && !sandbox.is_some_and(|s| s.privileged) {
-        return invalid("no privileged container allowed in sandbox: the pod sandbox is not privileged");
+        return invalid(
+            "failed to generate spec opts: no privileged container allowed in sandbox: the pod sandbox is not privileged",
+        );
     }
     let context = input.context();
     if let Some(c) = context

@@ -6,6 +6,7 @@ use crate::cgroups::{self, Cgroup};
 use crate::runtime::class;
 use crate::runtime::error::Context;
 use crate::runtime::report::{self, Report};
+use crate::runtime::streams;
 use crate::runtime::{CreateRequest, Error, Result, Stdio};
 use crate::sys::{self, Forked, MountAttr};
 use nix::sys::stat::{Mode, umask};
@@ -87,6 +88,7 @@ pub fn run(request: &CreateRequest) -> Result<Report> {
     } else if !inside {
         cgroup.join_self().map_err(cgroup_error)?;
     }
+    streams::give(&request.stdio, streams::root(plan.bundle.linux()?))?;
     take_stdio(&request.stdio)?;
     // In another user namespace the helper may set no limits any more; else they wait until init is there.
     let early = joins_users.then(|| limit(&plan, &cgroup));

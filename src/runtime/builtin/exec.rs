@@ -8,6 +8,7 @@ use crate::runtime::affinity::Affinity;
 use crate::runtime::class;
 use crate::runtime::error::Context;
 use crate::runtime::report::{self, Report};
+use crate::runtime::streams;
 use crate::runtime::{Error, ExecRequest, Result, Stdio};
 use crate::sys::{self, Forked};
 use nix::sys::stat::{Mode, fstat, stat, umask};
@@ -79,6 +80,7 @@ pub fn run(request: &ExecRequest, pidfd: OwnedFd) -> Result<Report> {
         keyring: create::keyring_name(request.id)?,
         process,
     };
+    streams::give(&request.stdio, streams::root(linux))?;
     create::take_stdio(&request.stdio)?;
     sys::setns(plan.init.as_fd(), libc::CLONE_NEWPID).context(|| "join the container's PID namespace".into())?;
     let (ours, theirs) = report::channel()?;

@@ -23,6 +23,7 @@ use super::{
     error::Context as _,
     prepared,
     report::{self, Report, spawn_helper},
+    streams,
 };
 use crate::cgroups;
 
@@ -92,7 +93,7 @@ impl Handler for Command {
     fn create(&self, request: &CreateRequest) -> Result<Pending> {
         spawn_helper(&kept(&request.stdio), || {
             class::join(request.class)?;
-            begin_score(request.bundle)?;
+            begin(request.bundle, &request.stdio)?;
             prepared::make(request.bundle)?;
             let mut invocation = self.invocation(request.bundle);
             invocation.arguments(["create", "--bundle", ".", "--pid-file", program::PID_FILE]);
@@ -144,7 +145,7 @@ impl Handler for Command {
             let process = serde_json::from_slice(request.process_json);
             let process = process.map_err(|error| Error::InvalidSpec(format!("process to execute: {error}")))?;
             Affinity::of(&process)?.begin()?;
-            begin_score(request.bundle)?;
+            begin(request.bundle, &request.stdio)?;
             let process = request.bundle.join(format!("exec-{}.json", std::process::id()));
             fs::write(&process, request.process_json)
                 .context(|| format!("write the process of an exec to {}", process.display()))?;
@@ -264,12 +265,13 @@ impl Handler for Command {
 }
 
 /// Gives this helper the container's standing with the OOM killer, for the program to inherit: crun sets none where the
-/// spec says 0, and the monitor's own must not be a container's.
-fn begin_score(bundle: &std::path::Path) -> Result<()> {
+/// spec says 0, and the monitor's own must not be a container's. The streams become the container's.
+fn begin(bundle: &std::path::Path, stdio: &Stdio) -> Result<()> {
     let path = bundle.join("config.json");
     let text = fs::read(&path).context(|| format!("read {}", path.display()))?;
     let spec: serde_json::Value =
         serde_json::from_slice(&text).map_err(|error| Error::InvalidSpec(format!("{}: {error}", path.display())))?;
+    streams::give(stdio, streams::root_in(&spec))?;
     let score = spec["process"]["oomScoreAdj"].as_i64();
     super::builtin::set_oom_score(score.and_then(|score| i32::try_from(score).ok()))
 }

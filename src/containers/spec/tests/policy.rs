@@ -78,6 +78,7 @@ fn a_privileged_container_without_the_nodes_devices() {
     case.context().privileged = true;
     let node = |path: &str, kind| DeviceNode {
         path: path.into(),
+        host_path: path.into(),
         kind,
         major: 1,
         minor: 3,
@@ -189,6 +190,7 @@ fn devices_belong_to_who_runs_the_container_if_so_configured() {
     let mut case = Case::new();
     case.facts.devices = vec![DeviceNode {
         path: "/dev/own".into(),
+        host_path: "/dev/own".into(),
         kind: oci_spec::runtime::LinuxDeviceType::C,
         major: 1,
         minor: 3,
