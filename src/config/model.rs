@@ -229,9 +229,11 @@ pub struct Pull {
     /// `"64GiB"`.
     #[serde(deserialize_with = "bytes")]
     pub max_layer_size: u64,
-    /// Let containers start before their image is complete, where its layers have a table of contents (eStargz); what they read
-    /// is fetched on demand meanwhile.
+    /// Let containers start before their image is complete, where its layers have a table of contents (eStargz, zstd:chunked);
+    /// what they read is fetched on demand meanwhile.
     pub lazy: bool,
+    /// Seconds that a container's read of what is not here waits for its registry before it fails; 1 to 3600.
+    pub lazy_timeout_secs: u64,
     /// Trees of `hosts.toml` files and certificates, by registry; the first that knows one counts. Absolute.
     pub hosts_dirs: Vec<PathBuf>,
     /// `registries.conf`, version 2, with its `.d` directory. Absolute; absent is fine.
@@ -371,6 +373,7 @@ impl Default for Pull {
             keep_partial_secs: 300,
             max_layer_size: 64 << 30,
             lazy: false,
+            lazy_timeout_secs: 90,
             hosts_dirs: [
                 "/etc/wharf/certs.d",
                 "/etc/containerd/certs.d",
