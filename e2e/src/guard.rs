@@ -61,6 +61,8 @@ async fn leftovers(daemon: &Daemon) -> Vec<String> {
     for dir in [daemon.state_dir.join("pods"), daemon.run_dir.join("pods")] {
         left.extend(files_below(&dir).into_iter().map(|path| format!("file {path}")));
     }
+    let journals = files_below(&daemon.run_dir.join("lazy"));
+    left.extend(journals.into_iter().map(|path| format!("file {path}")));
     // What runc and crun keep of a container.
     for handler in files_below(&daemon.run_dir.join("runtimes")) {
         left.extend(

@@ -11,6 +11,6 @@ fuzz_target!(|input: (&[u8], &[u8], &str)| {
         .and_then(|()| std::fs::write(etc.join("passwd"), passwd))
         .and_then(|()| std::fs::write(etc.join("group"), group));
     if written.is_ok() {
-        let _ = wharf::containers::users::resolve(dir.path(), None, user);
+        let _ = wharf::containers::users::resolve(&wharf::images::rootfs::Root::new(dir.path(), false), None, user);
     }
 });

@@ -1,11 +1,13 @@
 //! `wharf images`: the images on this node, as a table.
 
-use wharf_proto::cri;
+use std::collections::HashMap;
+
+use wharf_proto::{api, cri};
 
 use super::client::Client;
 use super::error::{Error, Outcome, Result};
 use super::output::{self, Format, Table};
-use super::units::{short_id, size};
+use super::units::{percent, short_id, size};
 
 /// Arguments of `wharf images`.
 #[derive(clap::Args)]
@@ -64,20 +66,42 @@ pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
         output::message(arguments.output, "runtime.v1.ListImagesResponse", &answer)?;
         return Ok(0);
     }
-    table(&answer.images, arguments.digests, cut).print()?;
+    table(&answer.images, &incomplete(client).await, arguments.digests, cut).print()?;
     Ok(0)
 }
 
-fn table(images: &[cri::Image], digests: bool, cut: impl Fn(&str) -> String) -> Table {
-    let mut table = match digests {
-        true => Table::new(&["IMAGE", "TAG", "DIGEST", "IMAGE ID", "SIZE"]),
-        false => Table::new(&["IMAGE", "TAG", "IMAGE ID", "SIZE"]),
-    };
+/// How much of which images is here, by id, of those that can be used before it is all; other runtimes tell of none.
+async fn incomplete(client: &Client) -> HashMap<String, String> {
+    let request = client.quick(api::ListIncompleteRequest {});
+    let answer = client.wharf().list_incomplete(request).await;
+    let images = answer.map_or_else(|_| Vec::new(), |answer| answer.into_inner().images);
+    let state = |image: &api::IncompleteImage| format!("lazy, {}", percent(image.current, image.total));
+    images
+        .into_iter()
+        .map(|image| (image.id.clone(), state(&image)))
+        .collect()
+}
+
+/// The column of states is there only if an image has one.
+fn table(
+    images: &[cri::Image],
+    states: &HashMap<String, String>,
+    digests: bool,
+    cut: impl Fn(&str) -> String,
+) -> Table {
+    let mut head = vec!["IMAGE", "TAG"];
+    head.extend(digests.then_some("DIGEST"));
+    head.extend(["IMAGE ID", "SIZE"]);
+    head.extend((!states.is_empty()).then_some("STATE"));
+    let mut table = Table::new(&head);
     for image in images {
         for (repository, tag, digest) in names(image) {
             let mut cells = vec![repository, tag];
             cells.extend(digests.then_some(digest));
             cells.extend([cut(&image.id), size(image.size)]);
+            if !states.is_empty() {
+                cells.push(states.get(&image.id).cloned().unwrap_or_default());
+            }
             table.row(cells);
         }
     }
@@ -183,11 +207,28 @@ mod tests {
             image(&[], &[]),
         ];
         assert_eq!(
-            table(&images, true, |id| short_id(id).to_owned()).render(),
+            table(&images, &HashMap::new(), true, |id| short_id(id).to_owned()).render(),
             "IMAGE                 TAG      DIGEST      IMAGE ID        SIZE\n\
              localhost:5000/a      1        sha256:aa   0123456789abc   4.27MB\n\
              docker.io/library/b   2        <none>      0123456789abc   4.27MB\n\
              <none>                <none>   <none>      0123456789abc   4.27MB\n"
+        );
+    }
+
+    #[test]
+    fn what_is_not_all_here_says_how_much_is() {
+        let states = HashMap::from([("sha256:0123456789abcdef".to_owned(), "lazy, 43 %".to_owned())]);
+        let mut other = image(&["b:2"], &[]);
+        other.id = "sha256:fedcba9876543210".into();
+        let images = [image(&["a:1"], &[]), other];
+        let text = table(&images, &states, false, |id| short_id(id).to_owned()).render();
+        assert_eq!(
+            text.lines().map(str::trim_end).collect::<Vec<_>>(),
+            [
+                "IMAGE   TAG   IMAGE ID        SIZE     STATE",
+                "a       1     0123456789abc   4.27MB   lazy, 43 %",
+                "b       2     fedcba9876543   4.27MB",
+            ]
         );
     }
 

@@ -76,6 +76,9 @@ async fn table(client: &Client, answer: &cri::StatusResponse) -> Result<()> {
     if !handlers.is_empty() {
         rows.push(("Handlers", handlers.join(", ")));
     }
+    if let Some(state) = lazy_images(answer) {
+        rows.push(("Lazy images", state));
+    }
     let mut text = String::new();
     for (key, value) in rows {
         text.push_str(&format!("{key:<15} {value}\n"));
@@ -88,6 +91,12 @@ async fn table(client: &Client, answer: &cri::StatusResponse) -> Result<()> {
         table.row(cells.map(str::to_owned));
     }
     table.print()
+}
+
+/// Whether containers can start before their images are complete, as the daemon says.
+fn lazy_images(answer: &cri::StatusResponse) -> Option<String> {
+    let daemon: Value = serde_json::from_str(answer.info.get("daemon")?).ok()?;
+    daemon.get("lazyImages")?.as_str().map(str::to_owned)
 }
 
 /// crictl's shape: the message's fields, with the verbose information spread out beside them.

@@ -11,7 +11,7 @@ use super::client::{Client, Owner, image_spec};
 use super::dockerconfig::DockerConfig;
 use super::error::{Error, Outcome, Result};
 use super::output;
-use super::units::short_id;
+use super::units::{percent, short_id};
 use crate::images::Reference;
 use progress::Progress;
 
@@ -21,6 +21,12 @@ pub struct Arguments {
     /// Print the image's id only
     #[arg(short, long)]
     quiet: bool,
+    /// End as soon as containers can start, where the image has tables of contents (eStargz, zstd:chunked); the rest comes meanwhile
+    #[arg(long, conflicts_with = "whole")]
+    lazy: bool,
+    /// End when all of the image is here, whatever the daemon's configuration says
+    #[arg(long)]
+    whole: bool,
     /// User and password for the registry; without ":PASSWORD" it is read from stdin
     #[arg(long, value_name = "USER[:PASSWORD]")]
     creds: Option<String>,
@@ -31,7 +37,12 @@ pub struct Arguments {
 /// Pulls and prints what came.
 pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
     let auth = arguments.creds.as_deref().map(credentials).transpose()?;
-    let done = pull(client, &arguments.image, auth, arguments.quiet).await?;
+    let until = match (arguments.lazy, arguments.whole) {
+        (true, _) => Some(api::PullUntil::PullUsable),
+        (_, true) => Some(api::PullUntil::PullComplete),
+        _ => None,
+    };
+    let done = pull_until(client, &arguments.image, auth, arguments.quiet, until).await?;
     if arguments.quiet {
         output::line(&done.image_id)?;
         return Ok(0);
@@ -43,7 +54,10 @@ pub async fn run(client: &Client, arguments: &Arguments) -> Outcome {
         &done.reference
     };
     let word = if done.up_to_date { "Up to date:" } else { "Pulled" };
-    output::line(&format!("{word} {reference} ({id})"))?;
+    let rest = done.incomplete.map_or_else(String::new, |rest| {
+        format!(", {} of it is here, the rest comes", percent(rest.current, rest.total))
+    });
+    output::line(&format!("{word} {reference} ({id}){rest}"))?;
     Ok(0)
 }
 
@@ -55,10 +69,23 @@ pub struct Pulled {
     pub reference: String,
     /// Nothing had to be fetched.
     pub up_to_date: bool,
+    /// How much of it is here, if it is not all.
+    incomplete: Option<api::IncompleteImage>,
 }
 
 /// Pulls an image, showing progress on stderr unless `quiet`.
 pub async fn pull(client: &Client, image: &str, auth: Option<cri::AuthConfig>, quiet: bool) -> Result<Pulled> {
+    pull_until(client, image, auth, quiet, None).await
+}
+
+/// As [`pull`]; `until` counts more than the daemon's configuration.
+async fn pull_until(
+    client: &Client,
+    image: &str,
+    auth: Option<cri::AuthConfig>,
+    quiet: bool,
+    until: Option<api::PullUntil>,
+) -> Result<Pulled> {
     let attempt = format!("pull {image}");
     let auth = match auth {
         Some(auth) => Some(auth),
@@ -67,6 +94,7 @@ pub async fn pull(client: &Client, image: &str, auth: Option<cri::AuthConfig>, q
     let message = api::PullImageRequest {
         image: image.to_owned(),
         auth: auth.clone(),
+        until: until.map(i32::from),
     };
     let mut wharf = client.wharf();
     let mut stream = match wharf.pull_image(client.patient(message, Owner::All)).await {
@@ -101,6 +129,7 @@ pub async fn pull(client: &Client, image: &str, auth: Option<cri::AuthConfig>, q
         image_id: done.image_id,
         reference,
         up_to_date: done.up_to_date,
+        incomplete: done.incomplete,
     })
 }
 
@@ -136,6 +165,7 @@ async fn plain(client: &Client, image: &str, auth: Option<cri::AuthConfig>) -> R
         image_id,
         reference: String::new(),
         up_to_date: false,
+        incomplete: None,
     })
 }
 

@@ -52,6 +52,12 @@ fn counted(count: i64, name: &str) -> String {
     format!("{count} {name}{plural} ago")
 }
 
+/// A part of a whole that is not complete: never "100 %".
+pub fn percent(part: u64, whole: u64) -> String {
+    let share = u128::from(part) * 100 / u128::from(whole.max(1));
+    format!("{} %", share.min(99))
+}
+
 /// Bytes in powers of 1000 with three digits, as `docker images` shows them: "4.27MB".
 pub fn size(bytes: u64) -> String {
     let mut value = bytes as f64;

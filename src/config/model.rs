@@ -232,9 +232,11 @@ pub struct Pull {
     /// Keep the compressed blobs of pulled layers beside their files, so that a push gives them on as they came: same bytes, same
     /// manifest, same digest. They take their size on disk.
     pub keep_blobs: bool,
-    /// Let containers start before their image is complete, where its layers have a table of contents (eStargz); what they read
-    /// is fetched on demand meanwhile.
+    /// Let containers start before their image is complete, where its layers have a table of contents (eStargz, zstd:chunked);
+    /// what they read is fetched on demand meanwhile.
     pub lazy: bool,
+    /// Seconds that a container's read of what is not here waits for its registry before it fails; 1 to 3600.
+    pub lazy_timeout_secs: u64,
     /// Trees of `hosts.toml` files and certificates, by registry; the first that knows one counts. Absolute.
     pub hosts_dirs: Vec<PathBuf>,
     /// `registries.conf`, version 2, with its `.d` directory. Absolute; absent is fine.
@@ -375,6 +377,7 @@ impl Default for Pull {
             max_layer_size: 64 << 30,
             keep_blobs: false,
             lazy: false,
+            lazy_timeout_secs: 90,
             hosts_dirs: [
                 "/etc/wharf/certs.d",
                 "/etc/containerd/certs.d",

@@ -100,6 +100,7 @@ pub fn check(config: &Config) -> Check {
     }
     absolute(&["pull", "registries_conf"], &config.pull.registries_conf)?;
     range(&["pull", "stall_timeout_secs"], config.pull.stall_timeout_secs, 1, 3600)?;
+    range(&["pull", "lazy_timeout_secs"], config.pull.lazy_timeout_secs, 1, 3600)?;
     range(&["pull", "keep_partial_secs"], config.pull.keep_partial_secs, 0, 86400)?;
     config
         .cdi

@@ -6,7 +6,7 @@ use oci_spec::runtime::Spec;
 use wharf_proto::cri::{self, ContainerConfig, PodSandboxConfig};
 
 use super::{Container, Error, Result, Tools, signals};
-use crate::images::{Image, rootfs};
+use crate::images::{Image, rootfs::Root};
 
 /// Refuses what is no image, and images that the node's policy does not trust. `named` is what was asked for, mostly an id; what
 /// the person has written counts more.
@@ -24,13 +24,13 @@ pub(super) async fn may_run(tools: &Tools, image: &Image, named: &str, config: &
 
 /// Refuses a working directory that the image has as something else. One that is not there is made at the start, and what
 /// mounts cover is seen then.
-pub(super) fn check_directory(container: &Container, rootfs: &Path, spec: &Spec) -> Result<()> {
+pub(super) fn check_directory(container: &Container, root: &Root, spec: &Spec) -> Result<()> {
     let Some(process) = spec.process() else { return Ok(()) };
     let covered = |mount: &oci_spec::runtime::Mount| process.cwd().starts_with(mount.destination());
     if spec.mounts().iter().flatten().any(covered) {
         return Ok(());
     }
-    match rootfs::open_directory_in(rootfs, process.cwd()) {
+    match root.has_directory(process.cwd()) {
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Err(Error::Invalid(format!(
             "working directory {} of container {}: not a directory",
             process.cwd().display(),

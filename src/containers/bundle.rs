@@ -22,7 +22,10 @@ use super::{
 };
 use crate::{
     config::{DEVICES, ImageVolumes, SECCOMP_NOTIFIER, UMASK},
-    images::{Image, rootfs::Owners},
+    images::{
+        Image,
+        rootfs::{Owners, Root},
+    },
     lsm,
     nri::Nri,
     runtime::{features::Features, prepared},
@@ -39,7 +42,7 @@ pub(super) struct Bundle {
     pub views: Vec<Option<View>>,
     /// The pod's users, if it has its own.
     pub owners: Option<Owners>,
-    pub rootfs: PathBuf,
+    pub root: Root,
     /// The project whose all is that it writes; 0 without.
     pub project: u32,
     /// SELinux.
@@ -187,7 +190,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         config,
         views,
         owners,
-        rootfs,
+        root,
         project,
         labels,
         cgroup_path,
@@ -202,7 +205,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         limits::check(wanted, handler.min_memory)?;
     }
     let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-    let mut user = users::resolve(rootfs, context, &image.config.user)?;
+    let mut user = users::resolve(root, context, &image.config.user)?;
     if let Some(dumped) = dumped {
         user = dumped.user(&user)?;
         dumped.make_sources(config, &daemon.containers)?;
@@ -218,7 +221,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
             &owner.id,
             &image.config.volumes,
             &config.mounts,
-            rootfs,
+            root.path(),
             &owner.dir.join("volumes"),
             owners.as_ref(),
             *project,
@@ -250,7 +253,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
     relabel(config, &facts, labels.as_ref())?;
     let had_entries = dumped.as_ref().is_some_and(|dumped| dumped.had_entries());
     let entries = match daemon.passwd_entries || had_entries {
-        true => passwd::write_missing(&owner.dir, rootfs, &user, config, &image.config)?,
+        true => passwd::write_missing(&owner.dir, root, &user, config, &image.config)?,
         false => passwd::Written::default(),
     };
     let base = handler.base_runtime_spec.as_deref().map(base::load).transpose()?;
@@ -263,7 +266,7 @@ fn make(tools: &Tools, owner: &Container, bundle: &Bundle) -> Result<Made> {
         pod,
         config,
         image: &image.config,
-        rootfs,
+        rootfs: root.path(),
         user: &user,
         files: &spec::PodFiles {
             hosts: Some(paths.etc("hosts")),
@@ -330,7 +333,7 @@ fn finish(tools: &Tools, owner: &Container, bundle: &Bundle, mut made: Made) -> 
     let daemon = &tools.mechanisms.config.get();
     let handler = daemon.handler_settings(&owner.record.get().runtime_handler);
     let annotations = handler.effective(&bundle.pod.annotations);
-    asked::check_directory(owner, &bundle.rootfs, &made.spec)?;
+    asked::check_directory(owner, &bundle.root, &made.spec)?;
     let notifier = tell_blocked(&annotations, &bundle.runtime, owner, &mut made.spec)?;
     if bundle.owners.is_some() {
         bound::mount_devices(&mut made.spec, &made.places).map_err(Error::Invalid)?;

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     images::{
         self, Mounted,
-        rootfs::{self, Owners},
+        rootfs::{self, Owners, Root},
     },
     sandbox::{self, Labels},
     store,
@@ -114,8 +114,12 @@ pub async fn create(
                 source,
             },
         })?;
-    let mounted = lazy::hand_over(tools, container, &image, mounted, label, disk_limit).await?;
-    let Mounted { rootfs, project } = mounted;
+    let mounted = lazy::hand_over(tools, container, &image, mounted, owners.clone(), label, disk_limit).await?;
+    let Mounted {
+        rootfs,
+        project,
+        served,
+    } = mounted;
     if let Some(dumped) = &dumped {
         dumped.apply(container, &rootfs, &log_path, builtin).await?;
     }
@@ -145,7 +149,7 @@ pub async fn create(
         config,
         views,
         owners,
-        rootfs,
+        root: Root::new(&rootfs, served),
         project,
         labels,
         cgroup_path: cgroup.in_spec.clone(),

@@ -4,13 +4,13 @@ use std::{path::Path, sync::Arc};
 
 use super::{Container, Error, Result, Tools};
 use crate::{
-    images::{Image, Images, Mounted},
+    images::{Image, Images, Mounted, rootfs::Owners},
     monitor::{self, Client},
 };
 
 /// Has the pod's monitor hold what a later daemon needs to go on showing the files of the root filesystem that was `mounted`.
-/// Where it can't, waits for the image and mounts it anew, with the same `label` and `limit`. Owners of such files are never
-/// mapped. Returns what is mounted in the end.
+/// Where it can't, waits for the image and mounts it anew, with the same `owners`, `label` and `limit`. Returns what is mounted
+/// in the end.
 ///
 /// # Errors
 /// When the monitor does not answer, or the image can't be completed or mounted.
@@ -19,6 +19,7 @@ pub(super) async fn hand_over(
     container: &Arc<Container>,
     image: &Arc<Image>,
     mounted: Mounted,
+    owners: Option<Owners>,
     label: Option<String>,
     limit: u64,
 ) -> Result<Mounted> {
@@ -47,7 +48,7 @@ pub(super) async fn hand_over(
     }
     tools.images.unmount_rootfs(&container.dir).await.map_err(failed)?;
     let image = tools.images.whole(Arc::clone(image)).await.map_err(failed)?;
-    let mounted = tools.images.mount_rootfs(&image, &container.dir, None, label, limit);
+    let mounted = tools.images.mount_rootfs(&image, &container.dir, owners, label, limit);
     mounted.await.map_err(failed)
 }
 

@@ -12,7 +12,10 @@ use super::{
     Error, Result,
     users::{self, ResolvedUser},
 };
-use crate::{images::ImageConfig, store};
+use crate::{
+    images::{ImageConfig, rootfs::Root},
+    store,
+};
 
 /// Files that were written.
 #[derive(Debug, Default)]
@@ -23,26 +26,26 @@ pub(super) struct Written {
     pub group: Option<PathBuf>,
 }
 
-/// Writes to `dir` what is missing in the image at `rootfs`.
+/// Writes to `dir` what is missing in the image at `root`.
 ///
 /// # Errors
 /// A home directory that would make more than one entry, a file that can't be read or written.
 pub(super) fn write_missing(
     dir: &Path,
-    rootfs: &Path,
+    root: &Root,
     user: &ResolvedUser,
     config: &ContainerConfig,
     image: &ImageConfig,
 ) -> Result<Written> {
     let mut written = Written::default();
     if !is_mounted(config, "/etc/passwd") {
-        let passwd = users::read_file(rootfs, "/etc/passwd")?;
+        let passwd = users::read_file(root, "/etc/passwd")?;
         if let Some(text) = with_user(&passwd, user, &home(user, config, image))? {
             written.passwd = Some(write(dir, "passwd", &text)?);
         }
     }
     if !is_mounted(config, "/etc/group") {
-        let group = users::read_file(rootfs, "/etc/group")?;
+        let group = users::read_file(root, "/etc/group")?;
         if let Some(text) = with_group(&group, user.gid) {
             written.group = Some(write(dir, "group", &text)?);
         }

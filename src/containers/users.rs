@@ -3,17 +3,11 @@
 //! Both files are the image's, so they are hostile: they are opened without leaving the root filesystem and parsed within
 //! bounds, and they can only choose among numbers.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    path::Path,
-};
+use std::io;
 
 use wharf_proto::cri;
 
-/// Larger files are refused rather than read in part, which could hide an entry.
-const MAX_FILE: u64 = 16 << 20;
+use crate::images::rootfs::Root;
 
 /// Why a user or group could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +79,7 @@ impl ResolvedUser {
 /// # Errors
 /// A name that is not in the image, a group without a user, an id out of range, an unreadable file.
 pub fn resolve(
-    rootfs: &Path,
+    root: &Root,
     context: Option<&cri::LinuxContainerSecurityContext>,
     image_user: &str,
 ) -> Result<ResolvedUser> {
@@ -102,7 +96,7 @@ pub fn resolve(
         (None, name, _) => (name.to_owned(), ""),
     };
 
-    let passwd = read_file(rootfs, "/etc/passwd")?;
+    let passwd = read_file(root, "/etc/passwd")?;
     let entry = match user.as_str() {
         "" => entries(&passwd).find(|e| e.uid == 0),
         number if is_number(number) => {
@@ -121,7 +115,7 @@ pub fn resolve(
         (None, number) => parse_id("user", number)?,
     };
 
-    let group_file = read_file(rootfs, "/etc/group")?;
+    let group_file = read_file(root, "/etc/group")?;
     let gid = match (run_as_group, image_group) {
         (Some(gid), _) => parse_id("run_as_group", &gid.to_string())?,
         (None, "") => entry.as_ref().map_or(0, |e| e.gid),
@@ -218,50 +212,9 @@ pub(super) fn groups(text: &str) -> impl Iterator<Item = Group<'_>> {
     })
 }
 
-/// The text of a file in the image; empty if it is not there. Symbolic links resolve inside `rootfs`.
-pub(super) fn read_file(rootfs: &Path, file: &'static str) -> Result<String> {
-    let fail = |source| Error::Io { file, source };
-    let opened = match open_in_root(rootfs, file) {
-        Ok(opened) => opened,
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(String::new()),
-        Err(e) => return Err(fail(e)),
-    };
-    let metadata = opened.metadata().map_err(fail)?;
-    if !metadata.is_file() {
-        return Err(fail(io::Error::other("not a regular file")));
-    }
-    if metadata.len() > MAX_FILE {
-        return Err(fail(io::Error::other(format!("larger than {MAX_FILE} bytes"))));
-    }
-    let mut bytes = Vec::new();
-    opened.take(MAX_FILE).read_to_end(&mut bytes).map_err(fail)?;
-    // A stray Latin-1 comment must not make the other entries unusable.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// Opens `path` with `root` as the root of every link and `..` on the way, and without waiting on a FIFO.
-pub(super) fn open_in_root(root: &Path, path: &str) -> io::Result<File> {
-    let root = File::open(root)?;
-    let path = std::ffi::CString::new(path).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    // SAFETY: open_how is plain data for which all zeroes is valid.
-    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = (libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY) as u64;
-    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
-    // SAFETY: the path is NUL-terminated and `how` outlives the call, which is told its true size.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            root.as_raw_fd(),
-            path.as_ptr(),
-            std::ptr::from_mut(&mut how),
-            std::mem::size_of::<libc::open_how>(),
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call has just returned this descriptor to nobody else.
-    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+/// The text of a file in the image; empty if it is not there. Symbolic links resolve inside `root`.
+pub(super) fn read_file(root: &Root, file: &'static str) -> Result<String> {
+    root.read(file).map_err(|source| Error::Io { file, source })
 }
 
 #[cfg(test)]

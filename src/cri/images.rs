@@ -30,7 +30,7 @@ impl Face {
                 spec.runtime_handler
             )));
         }
-        node.pull(&image, request.auth, None)
+        node.pull(&image, request.auth, None, None)
             .await
             .map_err(|error| status(&error.into()))
     }
@@ -61,6 +61,7 @@ impl Face {
         if request.verbose {
             let mut details = serde_json::json!({
                 "complete": image.is_complete(),
+                "bytesHere": image.come().map(|(here, _)| here),
                 "layers": image.layers.iter().map(|layer| &layer.diff_id).collect::<Vec<_>>(),
                 "imageSpec": {
                     "os": image.config.os,

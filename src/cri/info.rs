@@ -93,6 +93,7 @@ impl Face {
             let silent = serde_json::Value::Array(silent.collect());
             info.insert("silentMonitors".to_owned(), silent.to_string());
             let daemon = serde_json::json!({
+                "lazyImages": node.images().lazy_state(),
                 "tasks": node.alive_tasks(),
                 "streamingUrls": self.urls()?.outstanding(),
             });

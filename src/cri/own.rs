@@ -8,12 +8,13 @@ use wharf_proto::api::{
     CreateNetworkRequest, CreateNetworkResponse, DebugRequest, DebugResponse, DisconnectNetworkRequest,
     DisconnectNetworkResponse, DiskUsageRequest, DiskUsageResponse, DoctorRequest, DoctorResponse, EventsMessage,
     EventsRequest, ExportContainerRequest, FsckRequest, FsckResponse, ImageHistoryRequest, ImageHistoryResponse,
-    ImportImageRequest, ImportImageResponse, ListNetworksRequest, ListNetworksResponse, ListOperationsRequest,
-    ListOperationsResponse, ListPausedRequest, ListPausedResponse, LoadImagesResponse, LoginRequest, LoginResponse,
-    PauseContainerRequest, PauseContainerResponse, PruneNetworksRequest, PruneNetworksResponse, PullImageRequest,
-    PullProgress, PushImageRequest, PushProgress, RemoveNetworkRequest, RemoveNetworkResponse, SaveImagesRequest,
-    SignalContainerRequest, SignalContainerResponse, TagImageRequest, TagImageResponse, UnpauseContainerRequest,
-    UnpauseContainerResponse, wharf_server::Wharf,
+    ImportImageRequest, ImportImageResponse, IncompleteImage, ListIncompleteRequest, ListIncompleteResponse,
+    ListNetworksRequest, ListNetworksResponse, ListOperationsRequest, ListOperationsResponse, ListPausedRequest,
+    ListPausedResponse, LoadImagesResponse, LoginRequest, LoginResponse, PauseContainerRequest, PauseContainerResponse,
+    PruneNetworksRequest, PruneNetworksResponse, PullImageRequest, PullProgress, PullUntil, PushImageRequest,
+    PushProgress, RemoveNetworkRequest, RemoveNetworkResponse, SaveImagesRequest, SignalContainerRequest,
+    SignalContainerResponse, TagImageRequest, TagImageResponse, UnpauseContainerRequest, UnpauseContainerResponse,
+    wharf_server::Wharf,
 };
 
 use super::{
@@ -33,7 +34,8 @@ impl Wharf for Face {
         let request = request.into_inner();
         let node = self.node()?.clone();
         let (sender, events) = mpsc::unbounded_channel();
-        let work = async move { node.pull(&request.image, request.auth, Some(sender)).await };
+        let lazily = request.until.map(|_| request.until() == PullUntil::PullUsable);
+        let work = async move { node.pull(&request.image, request.auth, Some(sender), lazily).await };
         Ok(Response::new(told(events, work)))
     }
 
@@ -74,6 +76,24 @@ impl Wharf for Face {
         let paused = containers.iter().filter(|container| container.is_paused());
         let container_ids = paused.map(|container| container.id.clone()).collect();
         Ok(Response::new(ListPausedResponse { container_ids }))
+    }
+
+    async fn list_incomplete(
+        &self,
+        _: Request<ListIncompleteRequest>,
+    ) -> Result<Response<ListIncompleteResponse>, Status> {
+        let list = self.node()?.images().list();
+        let incomplete = list.iter().filter_map(|image| {
+            let (current, total) = image.come()?;
+            Some(IncompleteImage {
+                id: image.id.clone(),
+                current,
+                total,
+            })
+        });
+        Ok(Response::new(ListIncompleteResponse {
+            images: incomplete.collect(),
+        }))
     }
 
     async fn tag_image(&self, request: Request<TagImageRequest>) -> Result<Response<TagImageResponse>, Status> {

@@ -25,7 +25,7 @@ const STREAMS: [&str; 3] = [
     "/wharf.v1.Wharf/MigrateImages",
 ];
 /// Calls of Wharf's own that change nothing, beside those of [`READS`].
-const OWN_READS: [&str; 11] = [
+const OWN_READS: [&str; 12] = [
     "/runtime.v1.RuntimeService/ContainerStats",
     "/runtime.v1.RuntimeService/PodSandboxStats",
     "/runtime.v1.RuntimeService/GetContainerEvents",
@@ -35,6 +35,7 @@ const OWN_READS: [&str; 11] = [
     "/wharf.v1.Wharf/DiskUsage",
     "/wharf.v1.Wharf/Events",
     "/wharf.v1.Wharf/ListOperations",
+    "/wharf.v1.Wharf/ListIncomplete",
     "/wharf.v1.Wharf/ListNetworks",
     "/wharf.v1.Wharf/ListPaused",
 ];

@@ -63,6 +63,12 @@ impl Image {
         self.lazy.is_none()
     }
 
+    /// Bytes of its layers' blobs that are on this node and of all, of an image that can be used before it is complete.
+    #[must_use]
+    pub fn come(&self) -> Option<(u64, u64)> {
+        self.lazy.as_ref().map(|lazy| lazy.come(&self.layers))
+    }
+
     /// Where the files of its layers are, the uppermost first; there as long as somebody holds the image. None of one that
     /// is not complete.
     #[must_use]

@@ -85,8 +85,23 @@ pub(super) struct Descriptor {
     pub size: u64,
     /// Where else than in the registry a layer is that may not be passed on; few, by HTTPS.
     pub urls: Vec<String>,
-    /// Digest of a layer's table of contents, with which it can be used before it is here.
-    pub toc: Option<String>,
+    /// A layer's table of contents, with which it can be used before it is here.
+    pub toc: Option<Toc>,
+}
+
+/// Where a layer's table of contents is, and what vouches for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Toc {
+    /// Its place is in the blob's footer; the digest is that of the JSON (stargz-snapshotter, docs/estargz.md).
+    EStargz { digest: String },
+    /// Bytes of the blob, compressed, whose digest this is, and their length unpacked (containers/storage,
+    /// docs/containers-storage-zstd-chunked.md).
+    ZstdChunked {
+        digest: String,
+        offset: u64,
+        length: u64,
+        unpacked: u64,
+    },
 }
 
 impl Manifest {
@@ -419,13 +434,26 @@ impl Entry {
         urls.take(MAX_URLS).cloned().collect()
     }
 
-    /// Digest of the table of contents of an eStargz layer (stargz-snapshotter, docs/estargz.md).
-    fn toc(&self) -> Option<String> {
-        let toc = self
-            .annotations
-            .as_ref()?
-            .get("containerd.io/snapshot/stargz/toc.digest")?;
-        is_digest(toc).then(|| toc.clone())
+    /// The table of contents that the descriptor tells of; none if what it says of it makes no sense.
+    fn toc(&self) -> Option<Toc> {
+        let annotations = self.annotations.as_ref()?;
+        let digest = |key: &str| annotations.get(key).filter(|digest| is_digest(digest)).cloned();
+        if self.media_type.ends_with("+zstd") {
+            let digest = digest("io.github.containers.zstd-chunked.manifest-checksum")?;
+            let position = annotations.get("io.github.containers.zstd-chunked.manifest-position")?;
+            let mut numbers = position.split(':').map(|number| number.parse::<u64>().ok());
+            let mut number = || numbers.next().flatten();
+            let (offset, length, unpacked, kind) = (number()?, number()?, number()?, number()?);
+            // The only kind that there is: JSON as that of eStargz.
+            return (kind == 1 && numbers.next().is_none()).then_some(Toc::ZstdChunked {
+                digest,
+                offset,
+                length,
+                unpacked,
+            });
+        }
+        let digest = digest("containerd.io/snapshot/stargz/toc.digest")?;
+        Some(Toc::EStargz { digest })
     }
 
     /// The name that it was given.
@@ -442,6 +470,46 @@ mod tests {
     use super::*;
 
     const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+    #[test]
+    fn tables_of_contents_are_found_by_their_annotations_or_not_at_all() {
+        let toc = |kind: &str, annotations: &str| {
+            let json = format!(
+                r#"{{"mediaType":"application/vnd.oci.image.layer.v1.tar+{kind}","digest":"{A}","size":7,
+                "annotations":{{{annotations}}}}}"#
+            );
+            serde_json::from_str::<Entry>(&json.replace("DIGEST", A)).unwrap().toc()
+        };
+        let stargz = r#""containerd.io/snapshot/stargz/toc.digest":"DIGEST""#;
+        assert_eq!(toc("gzip", stargz), Some(Toc::EStargz { digest: A.to_owned() }));
+        assert_eq!(toc("gzip", &stargz.replace("DIGEST", "sha256:no")), None);
+        let chunked = |position: &str| {
+            format!(
+                r#""io.github.containers.zstd-chunked.manifest-checksum":"DIGEST",
+                "io.github.containers.zstd-chunked.manifest-position":"{position}""#
+            )
+        };
+        let found = Toc::ZstdChunked {
+            digest: A.to_owned(),
+            offset: 10,
+            length: 20,
+            unpacked: 30,
+        };
+        assert_eq!(toc("zstd", &chunked("10:20:30:1")), Some(found));
+        for wrong in [
+            "",
+            "10:20:30",
+            "10:20:30:2",
+            "10:20:30:1:5",
+            "-1:20:30:1",
+            "10:20:x:1",
+            "99999999999999999999:1:1:1",
+        ] {
+            assert_eq!(toc("zstd", &chunked(wrong)), None, "{wrong}");
+        }
+        // Each counts for its own compression only.
+        assert_eq!((toc("zstd", stargz), toc("gzip", &chunked("10:20:30:1"))), (None, None));
+    }
 
     fn parsed(json: &str, media_type: &str) -> Result<Parsed> {
         let document = Document {

@@ -66,6 +66,8 @@ pub struct Mounted {
     pub rootfs: PathBuf,
     /// The project whose its writable layer is; 0 without.
     pub project: u32,
+    /// A part of it is served by this daemon, whose own threads must not touch it: see [`rootfs::apart`].
+    pub served: bool,
 }
 
 /// See [`super::Images::mount_rootfs`].
@@ -77,27 +79,45 @@ pub(super) async fn mount(
     label: Option<String>,
     limit: u64,
 ) -> Result<Mounted> {
-    if let Some(lazy) = &image.lazy
-        // Their owners can't be mapped, or the daemon would copy out of them itself.
-        && owners.is_none()
-        && lazy.pins().is_none()
-        && image.config.volumes.is_empty()
-        && let Some(lowers) = lazy::mount(room, lazy, &image.layers, container).await?
-    {
-        let mounted = mount_lazily(room, image, lazy, container, lowers, label, limit).await;
-        if mounted.is_err() {
-            lazy::forget(room, container).await?;
+    if let Some(lazy) = image.lazy.as_ref().filter(|lazy| lazy.pins().is_none()) {
+        let obstacle = match room.lazy.obstacle().await {
+            Some(lack) => Some(lack),
+            None if !image.config.volumes.is_empty() => {
+                Some("the image declares volumes, which begin with a copy of what is there".to_owned())
+            }
+            None if owners.is_some() && !room.lazy.maps_owners().await => Some(
+                "its pod has a user namespace, and files on demand can be mapped from Linux 6.12 on only".to_owned(),
+            ),
+            None => None,
+        };
+        if let Some(reason) = obstacle {
+            let name = container.file_name().unwrap_or_default().to_string_lossy();
+            tracing::info!(container = %name, image = %lazy.reference, reason, "the container waits until its image is complete");
+        } else if let Some(lowers) = lazy::mount(room, lazy, &image.layers, container).await? {
+            let mounted = mount_lazily(room, (image, lazy), container, lowers, owners, label, limit).await;
+            if mounted.is_err() {
+                lazy::forget(room, container).await?;
+            }
+            return mounted;
         }
-        return mounted;
     }
     let (directory, owner) = (container.to_owned(), room.clone());
     hold(room, image, container, move |layers| {
-        writable(&owner, layers, &directory, owners.as_ref(), label.as_deref(), limit)
+        writable(
+            &owner,
+            layers,
+            &directory,
+            owners.as_ref(),
+            label.as_deref(),
+            limit,
+            false,
+        )
     })
     .await
 }
 
-/// Mounts `layers` (top first) at `directory` so that no more than `limit` bytes can be written. Blocking.
+/// Mounts `layers` (top first), some of which may be `served`, at `directory` so that no more than `limit` bytes can be written.
+/// Blocking.
 fn writable(
     room: &Room,
     layers: &[PathBuf],
@@ -105,19 +125,28 @@ fn writable(
     owners: Option<&rootfs::Owners>,
     label: Option<&str>,
     limit: u64,
+    served: bool,
 ) -> Result<Mounted> {
     Ok(room.projects.assign(directory, limit, |project| {
-        let rootfs = rootfs::mount_labelled(layers, directory, owners, label, project)?;
-        Ok(Mounted { rootfs, project })
+        let mount = if served {
+            rootfs::apart::mount_served
+        } else {
+            rootfs::mount_labelled
+        };
+        Ok(Mounted {
+            rootfs: mount(layers, directory, owners, label, project)?,
+            project,
+            served,
+        })
     })?)
 }
 
 async fn mount_lazily(
     room: &Arc<Room>,
-    image: &Image,
-    lazy: &Arc<LazyImage>,
+    (image, lazy): (&Image, &Arc<LazyImage>),
     container: &Path,
     mut lowers: Vec<PathBuf>,
+    owners: Option<rootfs::Owners>,
     label: Option<String>,
     limit: u64,
 ) -> Result<Mounted> {
@@ -128,7 +157,10 @@ async fn mount_lazily(
     let text = noted(image, names);
     lowers.reverse();
     let (directory, owner) = (container.to_owned(), room.clone());
-    let mount = move || writable(&owner, &lowers, &directory, None, label.as_deref(), limit);
+    let mount = move || {
+        let (owners, label) = (owners.as_ref(), label.as_deref());
+        writable(&owner, &lowers, &directory, owners, label, limit, true)
+    };
     let mounted = note(room, container, text, Held::Lazy(lazy.clone()), mount).await?;
     // overlayfs has its own hold of it.
     let directory = container.to_owned();
@@ -240,7 +272,7 @@ pub(super) async fn unmount(room: &Arc<Room>, container: &Path) -> Result<()> {
     match mounted {
         // One look at the disk less.
         Some(Held::Whole(_)) => Ok(()),
-        None if !room.lazy.is_enabled() => Ok(()),
+        None if !room.lazy.is_used() => Ok(()),
         mounted => {
             drop(mounted);
             lazy::forget(room, container).await

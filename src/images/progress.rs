@@ -6,7 +6,9 @@ use std::sync::{
 };
 
 use tokio::sync::mpsc::UnboundedSender;
-use wharf_proto::api::{LayerProgress, LayerState, PullDone, PullProgress, PullResolved, pull_progress::Event};
+use wharf_proto::api::{
+    IncompleteImage, LayerProgress, LayerState, PullDone, PullProgress, PullResolved, pull_progress::Event,
+};
 
 use super::Layer;
 
@@ -50,6 +52,21 @@ impl Progress {
         state.send(Event::Resolved(resolved));
     }
 
+    /// Of one layer that comes by itself.
+    pub fn of(layer: &Layer) -> Arc<Self> {
+        let progress = Self::default();
+        progress.resolved(String::new(), String::new(), std::slice::from_ref(layer));
+        Arc::new(progress)
+    }
+
+    /// Bytes of the blob `digest` that have come.
+    pub fn come(&self, digest: &str) -> u64 {
+        let state = self.lock();
+        let layers = state.resolved.iter().flat_map(|resolved| &resolved.layers);
+        let mut own = layers.filter(|layer| layer.digest == digest);
+        own.next().map_or(0, |layer| layer.current)
+    }
+
     pub fn layer(&self, digest: &str, layer_state: LayerState, current: u64, total: u64) {
         let event = LayerProgress {
             digest: digest.to_owned(),
@@ -66,12 +83,17 @@ impl Progress {
         state.send(Event::Layer(event));
     }
 
-    /// The end; listeners are let go.
-    pub fn done(&self, image_id: &str, up_to_date: bool) {
+    /// The end; listeners are let go. `come` is said of an image that is not all here.
+    pub fn done(&self, image_id: &str, up_to_date: bool, come: Option<(u64, u64)>) {
         let mut state = self.lock();
         state.send(Event::Done(PullDone {
             image_id: image_id.to_owned(),
             up_to_date,
+            incomplete: come.map(|(current, total)| IncompleteImage {
+                id: image_id.to_owned(),
+                current,
+                total,
+            }),
         }));
         state.listeners.clear();
     }

@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 use wharf_proto::{api::LayerState, cri};
 
 use super::{
-    Error, ErrorKind, Layer, Reference, Result,
+    Error, ErrorKind, Image, Layer, Reference, Result,
     artifact::{self, Resolved},
     extract::extract,
     index::{Arrival, parse_config},
@@ -25,24 +25,26 @@ use crate::failpoint;
 /// Indexes in indexes.
 pub(super) const MAX_DEPTH: usize = 3;
 
-/// What makes two pulls the same: the reference, and who asks.
-pub(super) type PullKey = (Reference, String);
+/// What makes two pulls the same: the reference, who asks, and whether it may end before the image is complete.
+pub(super) type PullKey = (Reference, String, bool);
 /// How a shared pull ends.
 pub(super) type PullResult = std::result::Result<String, Arc<Error>>;
 /// How a shared layer ends.
 pub(super) type LayerResult = std::result::Result<Pin, Arc<Error>>;
 
-/// The pull of `reference` by `auth` as a future that does it.
+/// The pull of `reference` by `auth` as a future that does it; `lazily`: until the image can be used.
 pub(super) fn start(
     room: Arc<Room>,
     reference: Reference,
     auth: Option<cri::AuthConfig>,
+    lazily: bool,
 ) -> (BoxFuture<'static, PullResult>, Arc<Progress>) {
     let progress = Arc::new(Progress::default());
     let heard = progress.clone();
     let work = async move {
-        let (id, up_to_date) = run(&room, &reference, auth.as_ref(), &heard).await?;
-        heard.done(&id, up_to_date);
+        let (id, up_to_date) = run(&room, &reference, auth.as_ref(), &heard, lazily).await?;
+        let image = room.index.get(&id);
+        heard.done(&id, up_to_date, image.and_then(|image| image.come()));
         Ok(id)
     };
     (
@@ -52,7 +54,7 @@ pub(super) fn start(
 }
 
 /// The key of a pull; credentials are hashed.
-pub(super) fn key(reference: &Reference, auth: Option<&cri::AuthConfig>) -> PullKey {
+pub(super) fn key(reference: &Reference, auth: Option<&cri::AuthConfig>, lazily: bool) -> PullKey {
     let who = auth.map_or_else(String::new, |auth| {
         let parts = [
             &auth.username,
@@ -68,7 +70,7 @@ pub(super) fn key(reference: &Reference, auth: Option<&cri::AuthConfig>) -> Pull
         }
         digest_of(text.as_bytes())
     });
-    (reference.clone(), who)
+    (reference.clone(), who, lazily)
 }
 
 async fn run(
@@ -76,6 +78,7 @@ async fn run(
     reference: &Reference,
     auth: Option<&cri::AuthConfig>,
     progress: &Arc<Progress>,
+    lazily: bool,
 ) -> Result<(String, bool)> {
     let session = room.client.session(reference, auth).await?;
     let (documents, content) = resolve(&session, reference).await?;
@@ -100,14 +103,18 @@ async fn run(
             progress.layer(&layer.digest, LayerState::LayerExists, layer.size, layer.size);
         }
         let known = image.digests.contains(&format!("{}@{top}", reference.name()));
-        let (room, reference, id, top) = (room.clone(), reference.clone(), id.clone(), top.clone());
+        let (owner, name, id, top) = (room.clone(), reference.clone(), id.clone(), top.clone());
         let speaks = evidence.clone();
         let named = blocking(move || {
-            room.index.keep_evidence(&id, speaks)?;
-            room.index.name(&id, &reference, Some(&top))
+            owner.index.keep_evidence(&id, speaks)?;
+            owner.index.name(&id, &name, Some(&top))
         })
         .await?;
         if named {
+            if !lazily && !image.is_complete() {
+                await_whole(room, &session, &image, &reference.registry, progress).await?;
+                return Ok((image.id.clone(), false));
+            }
             return Ok((image.id.clone(), known));
         }
         // Removed meanwhile.
@@ -141,7 +148,7 @@ async fn run(
     let checkpoint = documents
         .iter()
         .any(|document| manifest::is_checkpoint(&document.bytes));
-    let found = if checkpoint {
+    let found = if checkpoint || !lazily {
         Vec::new()
     } else {
         lazy::find(room, &session, &manifest, &layers, reference).await
@@ -213,6 +220,25 @@ async fn run(
     brought?;
     reach(room, "pull.shown").await?;
     Ok((id, false))
+}
+
+/// Waits for the rest of `image`, which can be used already, and tells how far its layers are.
+async fn await_whole(
+    room: &Arc<Room>,
+    session: &Session,
+    image: &Image,
+    registry: &str,
+    progress: &Arc<Progress>,
+) -> Result<()> {
+    let coming = image.lazy.iter().flat_map(|lazy| lazy.coming());
+    let coming: Vec<Layer> = coming.map(|lazy| lazy.layer.clone()).collect();
+    stream::iter(coming)
+        // The transfers that are under way, if they are.
+        .map(|layer| fetch(room.clone(), session.clone(), registry, layer, progress.clone()))
+        .buffered(room.parallel_layers)
+        .try_collect::<Vec<Pin>>()
+        .await?;
+    lazy::whole(room, image).await.map(drop)
 }
 
 /// What a manifest describes.

@@ -82,7 +82,7 @@ impl Images {
         let paused = paused::Paused::new(Duration::from_secs(cfg.pull.keep_partial_secs));
         let expiring = paused.clone();
         let projects = rootfs::Projects::new(cfg.project_ids());
-        let (lazy, coming) = lazy::Lazy::new(cfg.pull.lazy);
+        let (lazy, coming) = lazy::Lazy::new(cfg);
         let room = pull::blocking(move || {
             let layers = layers::Layers::open(&root, max_layer, keep_blobs)?;
             Ok(Room {
@@ -107,6 +107,10 @@ impl Images {
         janitor.spawn(expiring.expire());
         janitor.spawn(coming);
         let room = Arc::new(room);
+        if room.lazy.is_enabled() {
+            // So that who looks at the daemon's state sees it.
+            let _ = room.lazy.obstacle().await;
+        }
         let index = room.clone();
         let unfinished = pull::blocking(move || index.index.unfinished()).await?;
         lazy::again(&room, unfinished);
@@ -130,7 +134,8 @@ impl Images {
 
     /// Pulls `reference` and returns the image id (`sha256:...`). Equal calls at the same time share one transfer. When
     /// every caller has dropped its future, the pull ends; what it has unpacked is kept for a while, for the next try. `progress` ends with `PullDone` if the
-    /// pull succeeds, and is dropped in any case.
+    /// pull succeeds, and is dropped in any case. Where the configuration says so, this returns when the image can be used,
+    /// which may be before it is complete.
     ///
     /// # Errors
     /// See [`Error`]; [`Error::kind`] sorts them.
@@ -140,11 +145,27 @@ impl Images {
         auth: Option<cri::AuthConfig>,
         progress: Option<UnboundedSender<api::PullProgress>>,
     ) -> Result<String> {
+        let lazily = self.room.lazy.is_enabled();
+        self.pull_until(reference, auth, progress, lazily).await
+    }
+
+    /// As [`Images::pull`], whatever the configuration says: until the image can be used if `lazily`, else until it is
+    /// complete.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn pull_until(
+        &self,
+        reference: &str,
+        auth: Option<cri::AuthConfig>,
+        progress: Option<UnboundedSender<api::PullProgress>>,
+        lazily: bool,
+    ) -> Result<String> {
         let names = self.room.client.names(reference).await?;
         let mut last = None;
         for name in names {
             match self
-                .pull_one(Reference::parse(&name)?, auth.clone(), progress.clone())
+                .pull_one(Reference::parse(&name)?, auth.clone(), progress.clone(), lazily)
                 .await
             {
                 // A short name may be in the next registry.
@@ -163,9 +184,10 @@ impl Images {
         reference: Reference,
         auth: Option<cri::AuthConfig>,
         progress: Option<UnboundedSender<api::PullProgress>>,
+        lazily: bool,
     ) -> Result<String> {
-        let key = pull::key(&reference, auth.as_ref());
-        let start = || pull::start(self.room.clone(), reference, auth);
+        let key = pull::key(&reference, auth.as_ref(), lazily);
+        let start = || pull::start(self.room.clone(), reference, auth, lazily);
         let (pull, heard, _) = self.room.pulls.join(key, start);
         if let Some(listener) = progress {
             heard.listen(listener);
@@ -352,6 +374,12 @@ impl Images {
             return Ok(image);
         }
         lazy::whole(&self.room, &image).await
+    }
+
+    /// Whether images are used here before they are complete, for people.
+    #[must_use]
+    pub fn lazy_state(&self) -> String {
+        self.room.lazy.state()
     }
 
     /// What a later daemon needs to go on showing the files of the container in `container_dir`, whose image was not complete

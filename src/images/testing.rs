@@ -330,6 +330,8 @@ impl Lab {
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory).unwrap();
         let mut config: Config = toml::from_str(&format!("state_dir = {directory:?}\n{extra}")).unwrap();
+        config.run_dir = directory.join("run");
+        std::fs::create_dir_all(&config.run_dir).unwrap();
         if !extra.contains("keep_partial_secs") {
             config.pull.keep_partial_secs = 0;
         }

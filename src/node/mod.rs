@@ -264,7 +264,8 @@ impl Node {
         self.inner.operations.list()
     }
 
-    /// Pulls an image; see [`Images::pull`]. `listener` hears how far it is.
+    /// Pulls an image; see [`Images::pull`]. `listener` hears how far it is; `lazily` counts more than the configuration, see
+    /// [`Images::pull_until`].
     ///
     /// # Errors
     /// As there.
@@ -273,10 +274,17 @@ impl Node {
         reference: &str,
         auth: Option<AuthConfig>,
         listener: Option<UnboundedSender<PullProgress>>,
+        lazily: Option<bool>,
     ) -> images::Result<String> {
         let stage = sandbox::Stage::default();
         let (progress, mut told) = unbounded_channel();
-        let pull = self.images().pull(reference, auth, Some(progress));
+        let images = self.images();
+        let pull = async {
+            match lazily {
+                None => images.pull(reference, auth, Some(progress)).await,
+                Some(lazily) => images.pull_until(reference, auth, Some(progress), lazily).await,
+            }
+        };
         let hear = |progress: PullProgress| {
             match &progress.event {
                 Some(pull_progress::Event::Resolved(_)) => stage.enter("layers"),

@@ -17,6 +17,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use wharf_e2e::lab::{PROCESSES, is_v2};
+use wharf_e2e::trickle::Manner;
 
 /// Where the hierarchies are mounted; itself one where there is only version 2.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -30,8 +31,10 @@ fn main() -> ExitCode {
         ["fuse", dir] => fuse(Path::new(dir)).map(|()| 0),
         ["disk", dir, store, log] => disk([dir, store, log].map(Path::new)).map(|()| 0),
         ["nri-plugin", log] => nri_plugin(Path::new(log)).map(|()| 0),
-        ["trickle", address] => trickle(address, wharf_e2e::registry::ADDRESS).map(|()| 0),
-        ["trickle", address, upstream] => trickle(address, upstream).map(|()| 0),
+        ["trickle", address] => proxy(address, wharf_e2e::registry::ADDRESS, Manner::Trickle).map(|()| 0),
+        ["trickle", address, upstream] => proxy(address, upstream, Manner::Trickle).map(|()| 0),
+        ["forward", address, upstream] => proxy(address, upstream, Manner::Forward).map(|()| 0),
+        ["rangeless", address, upstream] => proxy(address, upstream, Manner::Rangeless).map(|()| 0),
         ["meddle", address, upstream, rules, log] => {
             meddle(address, upstream, Path::new(rules), Path::new(log)).map(|()| 0)
         }
@@ -44,8 +47,9 @@ fn main() -> ExitCode {
         ["critest-images", dir] => critest_images(Path::new(dir)).map(|()| 0),
         _ => Err(
             "usage: lab cgroup NAME [--no-cgroup2] [SLICE] | lab run [--no-cgroup2] NAME COMMAND... | \
-                  lab whoami ADDRESS | lab fuse DIR | lab trickle ADDRESS [UPSTREAM] | \
-                  lab meddle ADDRESS UPSTREAM RULES LOG | lab disk DIR FILE LOG | \
+                  lab whoami ADDRESS | lab fuse DIR | lab trickle ADDRESS [UPSTREAM] | lab forward ADDRESS UPSTREAM | \
+                  lab rangeless ADDRESS UPSTREAM | lab meddle ADDRESS UPSTREAM RULES LOG | \
+                  lab disk DIR FILE LOG | \
                   lab nri-plugin LOG | \
                   lab critest-images DIR"
                 .into(),
@@ -91,8 +95,9 @@ fn meddle(address: &str, upstream: &str, rules: &Path, log: &Path) -> Result {
     wharf_e2e::meddler::serve(address, upstream, rules, log, told).map_err(|error| error.to_string().into())
 }
 
-fn trickle(address: &str, upstream: &str) -> Result {
-    wharf_e2e::trickle::serve(address, upstream, |what| println!("{what}")).map_err(|error| error.to_string().into())
+fn proxy(address: &str, upstream: &str, manner: Manner) -> Result {
+    let tell = |what: &str| println!("{what}");
+    wharf_e2e::trickle::serve(address, upstream, manner, tell).map_err(|error| error.to_string().into())
 }
 
 /// Prints the digest of the image that critest pulls by digest, which can't be the public one's.

@@ -106,6 +106,7 @@ fn every_fail_point_is_in_the_table() {
         .flat_map(|(_, names)| *names)
         .copied()
         .chain(crate::monitor_points::POINTS.map(|(name, ..)| name))
+        .chain(crate::lazy_faults::POINTS)
         .map(str::to_owned)
         .collect();
     assert_eq!(found, listed);

@@ -8,17 +8,20 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
 use wharf_e2e::fixtures::{self, estargz, storage::digest};
-use wharf_e2e::{Daemon, Options, container, eventually, logs, registry::WRITABLE};
+use wharf_e2e::{Daemon, Options, container, eventually, logs, registry::WRITABLE, trickle::Manner};
 use wharf_proto::cri::ContainerState;
 
 /// What is served here sends a byte a second, but for manifests and parts.
-const SLOW: &str = "127.0.0.1:5009";
+pub const SLOW: &str = "127.0.0.1:5009";
+
+/// Its configuration.
+pub const ON: &str = "[pull]\nlazy = true\nlazy_timeout_secs = 4\n";
 
 /// A daemon with images that may be used before they are complete, `lazy:latest` of `mib` MiB more in a registry of its own, and
 /// the digest of its large layer.
-async fn daemon(mib: usize) -> (Daemon, String) {
+pub async fn daemon(mib: usize) -> (Daemon, String) {
     let daemon = Daemon::with(Options {
-        tables: "[pull]\nlazy = true\nkeep_partial_secs = 0\n".into(),
+        tables: format!("{ON}keep_partial_secs = 0\n"),
         writable_registry: true,
         ..Options::default()
     })
@@ -27,34 +30,41 @@ async fn daemon(mib: usize) -> (Daemon, String) {
     (daemon, blob)
 }
 
-struct Slow {
+/// A registry of [`SLOW`]'s address.
+pub struct Slow {
+    manner: Manner,
     server: Child,
     told: Lines<BufReader<ChildStdout>>,
 }
 
 impl Slow {
-    async fn start(daemon: &Daemon) -> Self {
+    /// One that sends a byte a second.
+    pub async fn start(daemon: &Daemon) -> Self {
+        Self::of(daemon, Manner::Trickle).await
+    }
+
+    pub async fn of(daemon: &Daemon, manner: Manner) -> Self {
         let mut server = daemon
             .lab
             .command(wharf_e2e::lab::program("lab").unwrap())
-            .args(["trickle", SLOW, WRITABLE])
+            .args([manner.word(), SLOW, WRITABLE])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut told = BufReader::new(server.stdout.take().unwrap()).lines();
         assert_eq!(told.next_line().await.unwrap().as_deref(), Some("ready"));
-        Self { server, told }
+        Self { manner, server, told }
     }
 
     /// Waits until the pull of the whole layer has begun.
-    async fn trickles(&mut self) {
+    pub async fn trickles(&mut self) {
         assert_eq!(self.told.next_line().await.unwrap().as_deref(), Some("trickles"));
     }
 
-    async fn end(mut self, daemon: &Daemon) {
+    pub async fn end(mut self, daemon: &Daemon) {
         for (pid, line) in daemon.lab.processes() {
-            if line.contains("trickle") {
+            if line.contains(&format!("{} {SLOW}", self.manner.word())) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }
@@ -62,17 +72,17 @@ impl Slow {
     }
 }
 
-fn large() -> String {
+pub fn large() -> String {
     let sum = digest(&estargz::noise(1, estargz::LARGE.1));
     format!("{}  /{}\n", sum.trim_start_matches("sha256:"), estargz::LARGE.0)
 }
 
-fn fill(number: u64) -> String {
+pub fn fill(number: u64) -> String {
     let sum = digest(&estargz::noise(100 + number, 1 << 20));
     format!("{}  /data/fill-{number}\n", sum.trim_start_matches("sha256:"))
 }
 
-fn records(daemon: &Daemon, kind: &str) -> usize {
+pub fn records(daemon: &Daemon, kind: &str) -> usize {
     std::fs::read_dir(daemon.state_dir.join("images").join(kind))
         .unwrap()
         .count()
@@ -176,7 +186,7 @@ async fn a_container_of_an_incomplete_image_outlives_a_killed_daemon_and_reads_o
 }
 
 /// The process in the lab whose command line has `part`.
-fn running(daemon: &Daemon, part: &str) -> i32 {
+pub fn running(daemon: &Daemon, part: &str) -> i32 {
     let found = daemon.lab.processes().into_iter().find(|(_, line)| line.contains(part));
     found.expect("the container's process").0
 }

@@ -33,6 +33,7 @@ mod ids;
 mod images;
 mod inout;
 mod lazy;
+mod lazy_faults;
 mod life;
 mod limits;
 mod logs;

@@ -44,6 +44,7 @@ impl Wharf for Daemon {
         let done = api::PullDone {
             image_id: "sha256:cc".into(),
             up_to_date: false,
+            incomplete: None,
         };
         let mut events = vec![Event::Resolved(resolved), Event::Layer(layer(1, 5))];
         if message.image == "torn" {
@@ -88,6 +89,13 @@ impl Wharf for Daemon {
         _: Request<api::ListPausedRequest>,
     ) -> Result<Response<api::ListPausedResponse>, Status> {
         Err(Status::unimplemented("list_paused"))
+    }
+
+    async fn list_incomplete(
+        &self,
+        _: Request<api::ListIncompleteRequest>,
+    ) -> Result<Response<api::ListIncompleteResponse>, Status> {
+        Err(Status::unimplemented("list_incomplete"))
     }
 
     async fn load_images(

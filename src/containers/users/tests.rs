@@ -1,10 +1,10 @@
 use super::*;
 use std::{fs, path::PathBuf};
 
-struct Root(PathBuf);
+struct Tree(PathBuf);
 
-impl Root {
-    fn new(name: &str) -> Root {
+impl Tree {
+    fn new(name: &str) -> Tree {
         let dir = std::env::temp_dir().join(format!("wharf-users-{}-{name}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(dir.join("etc")).unwrap();
@@ -13,15 +13,19 @@ impl Root {
         fs::write(dir.join("etc/passwd"), passwd).unwrap();
         let group = "root:x:0:\nwww-data:x:33:\nextra:x:50000:other,app\nroots:x:10:root\n";
         fs::write(dir.join("etc/group"), group).unwrap();
-        Root(dir)
+        Tree(dir)
+    }
+
+    fn root(&self) -> Root {
+        Root::new(&self.0, false)
     }
 
     fn image(&self, user: &str) -> Result<ResolvedUser> {
-        resolve(&self.0, None, user)
+        resolve(&self.root(), None, user)
     }
 }
 
-impl Drop for Root {
+impl Drop for Tree {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
@@ -33,7 +37,7 @@ fn number(value: i64) -> Option<cri::Int64Value> {
 
 #[test]
 fn the_image_user_may_be_names_or_numbers_with_a_group() {
-    let root = Root::new("image");
+    let root = Tree::new("image");
     let ids = |user: &str| root.image(user).map(|u| (u.uid, u.gid)).unwrap();
     assert_eq!(ids(""), (0, 0));
     assert_eq!(ids("www-data"), (33, 33));
@@ -48,7 +52,7 @@ fn the_image_user_may_be_names_or_numbers_with_a_group() {
 
 #[test]
 fn unknown_names_are_named() {
-    let root = Root::new("unknown");
+    let root = Tree::new("unknown");
     assert_eq!(
         root.image("ghost").unwrap_err().to_string(),
         "no user \"ghost\" in the image's /etc/passwd"
@@ -63,41 +67,44 @@ fn unknown_names_are_named() {
 
 #[test]
 fn groups_of_the_image_are_merged_unless_the_policy_is_strict() {
-    let root = Root::new("groups");
+    let root = Tree::new("groups");
     let mut context = cri::LinuxContainerSecurityContext {
         run_as_user: number(1000),
         supplemental_groups: vec![1234, 1000],
         ..Default::default()
     };
     assert_eq!(
-        resolve(&root.0, Some(&context), "").unwrap().groups,
+        resolve(&root.root(), Some(&context), "").unwrap().groups,
         [1000, 50000, 1234]
     );
     context.supplemental_groups_policy = cri::SupplementalGroupsPolicy::Strict as i32;
-    assert_eq!(resolve(&root.0, Some(&context), "").unwrap().groups, [1000, 1234]);
+    assert_eq!(resolve(&root.root(), Some(&context), "").unwrap().groups, [1000, 1234]);
     context.run_as_group = number(7);
-    assert_eq!(resolve(&root.0, Some(&context), "").unwrap().groups, [7, 1234, 1000]);
+    assert_eq!(
+        resolve(&root.root(), Some(&context), "").unwrap().groups,
+        [7, 1234, 1000]
+    );
 }
 
 #[test]
 fn the_request_wins_over_the_image() {
-    let root = Root::new("request");
+    let root = Tree::new("request");
     let context = cri::LinuxContainerSecurityContext {
         run_as_username: "www-data".into(),
         ..Default::default()
     };
-    assert_eq!(resolve(&root.0, Some(&context), "app:extra").unwrap().gid, 33);
+    assert_eq!(resolve(&root.root(), Some(&context), "app:extra").unwrap().gid, 33);
     let context = cri::LinuxContainerSecurityContext {
         run_as_group: number(5),
         ..Default::default()
     };
-    let error = resolve(&root.0, Some(&context), "app").unwrap_err();
+    let error = resolve(&root.root(), Some(&context), "app").unwrap_err();
     assert!(matches!(error, Error::GroupWithoutUser(5)), "{error}");
 }
 
 #[test]
 fn links_never_leave_the_root() {
-    let root = Root::new("links");
+    let root = Tree::new("links");
     fs::write(root.0.join("inside"), "inner:x:77:78::/:\n").unwrap();
     fs::remove_file(root.0.join("etc/passwd")).unwrap();
     std::os::unix::fs::symlink("/inside", root.0.join("etc/passwd")).unwrap();
@@ -109,7 +116,7 @@ fn links_never_leave_the_root() {
 
 #[test]
 fn without_files_numbers_still_work() {
-    let root = Root::new("empty");
+    let root = Tree::new("empty");
     fs::remove_dir_all(root.0.join("etc")).unwrap();
     assert_eq!(root.image("12:13").unwrap().groups, [13]);
     assert_eq!(root.image("").unwrap().uid, 0);

@@ -15,7 +15,9 @@ use wharf_proto::cri;
 
 use super::{
     LazyImage, Lower, complete,
-    layer::{LazyLayer, Place},
+    format::Place,
+    journal::Journal,
+    layer::LazyLayer,
     server::{self, Server},
 };
 use crate::{
@@ -81,6 +83,8 @@ pub(in crate::images) async fn mount(
         }
     }
     let (at, plan, served) = (container.to_owned(), plan(image, layers), coming.clone());
+    let journal = room.lazy.journal(container);
+    room.lazy.begin().await?;
     let attached = blocking(move || {
         let written = || -> Result<()> {
             store::write_file(&at.join(PLAN), plan.as_bytes(), 0o600)?;
@@ -93,7 +97,8 @@ pub(in crate::images) async fn mount(
             Ok(())
         };
         written()?;
-        Ok(server::attach(&at.join(MOUNT)))
+        let kept = Journal::create(&journal).map_err(Error::io("make", &journal))?;
+        Ok(server::attach(&at.join(MOUNT)).map(|device| (device, kept)))
     })
     .await?;
     let give_up = |reason: String| async move {
@@ -101,16 +106,16 @@ pub(in crate::images) async fn mount(
         forget(room, container).await?;
         Ok(None)
     };
-    let device = match attached {
-        Ok(device) => device,
+    let (device, journal) = match attached {
+        Ok(attached) => attached,
         Err(error) => return give_up(format!("mount a FUSE file system: {error}")).await,
     };
     let kept = device.try_clone().map_err(Error::io("keep", "/dev/fuse"))?;
     let (able, can) = oneshot::channel();
-    serve(room, coming, device, Some(able), container);
+    serve(room, coming, device, journal, Some(able), container);
     if !can.await.unwrap_or(false) {
         drop(kept);
-        return give_up("the kernel's FUSE is older than that of Linux 6.9".into()).await;
+        return give_up("the kernel's FUSE is older than that of Linux 5.1".into()).await;
     }
     let served = Served {
         device: kept,
@@ -148,7 +153,7 @@ pub(in crate::images) fn detach(container: &Path) -> Result<()> {
 pub(in crate::images) async fn forget(room: &Arc<Room>, container: &Path) -> Result<()> {
     let served = lock(&room.lazy.served).remove(container);
     drop(served);
-    let at = container.to_owned();
+    let (at, journal) = (container.to_owned(), room.lazy.journal(container));
     blocking(move || {
         // The first that is made, and the last that goes.
         let plan = at.join(PLAN);
@@ -165,6 +170,7 @@ pub(in crate::images) async fn forget(room: &Arc<Room>, container: &Path) -> Res
         while gone(table(&at, number))? {
             number += 1;
         }
+        gone(journal)?;
         gone(plan).map(drop)
     })
     .await
@@ -174,12 +180,13 @@ fn serve(
     room: &Arc<Room>,
     layers: Vec<Arc<LazyLayer>>,
     device: OwnedFd,
+    journal: Journal,
     able: Option<oneshot::Sender<bool>>,
     container: &Path,
 ) {
     let name = container.file_name().unwrap_or_default().to_string_lossy().into_owned();
     room.lazy.spawn(Box::pin(async move {
-        if let Err(error) = Server::new(layers).serve(device, able).await {
+        if let Err(error) = Server::new(layers).serve(device, journal, able).await {
             tracing::error!(container = name, %error, "the files of an image that is not complete can't be served any more");
         }
     }));
@@ -305,9 +312,23 @@ pub(in crate::images) async fn resume(room: &Arc<Room>, container: &Path, device
         image: image.clone(),
     };
     lock(&room.lazy.served).insert(container.to_owned(), served);
+    room.lazy.begin().await?;
+    let path = room.lazy.journal(container);
+    let (journal, is_new) = blocking(move || match Journal::open(&path) {
+        Ok(journal) => Ok((journal, false)),
+        // Its daemon has kept none.
+        Err(error) => {
+            tracing::info!(journal = %path.display(), %error, "what was asked and not answered is asked for again");
+            Ok((Journal::create(&path).map_err(Error::io("make", &path))?, true))
+        }
+    })
+    .await?;
     let again = device.try_clone().map_err(Error::io("keep", "/dev/fuse"))?;
-    serve(room, coming, device, None, container);
-    server::ask_again(&again).map_err(Error::io("have the kernel ask again on", "/dev/fuse"))?;
+    serve(room, coming, device, journal, None, container);
+    if is_new && let Err(error) = server::ask_again(&again) {
+        let name = container.file_name().unwrap_or_default().to_string_lossy();
+        tracing::warn!(container = %name, %error, "the kernel can't ask again: reads that an earlier daemon has not answered wait until the container's file system goes");
+    }
     complete(room, &image, token, session, None);
     Ok(())
 }

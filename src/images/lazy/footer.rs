@@ -6,7 +6,7 @@ use std::io::Read;
 pub(super) const LENGTH: u64 = 51;
 /// Largest table, compressed and not.
 pub(super) const MAX_COMPRESSED: u64 = 32 << 20;
-const MAX_TABLE: u64 = 128 << 20;
+pub(super) const MAX_TABLE: u64 = 128 << 20;
 /// Name of the archive's entry that is the table.
 const NAME: &[u8] = b"stargz.index.json";
 const BLOCK: usize = 512;

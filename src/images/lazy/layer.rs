@@ -3,14 +3,14 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _},
+    io,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::FutureExt as _;
@@ -20,18 +20,19 @@ use tokio::sync::{Semaphore, watch};
 
 use super::{
     footer,
-    table::{Kind, Table},
+    format::{Format, Member, Place},
+    table::{Kind, Table, ZEROS},
     workers::Workers,
 };
 use crate::images::{
     Error, ErrorKind, Layer, Result,
     flight::Flights,
     layers::Pin,
+    manifest::Toc,
+    progress::Progress,
     registry::{Session, digest_of},
 };
 
-/// How long a read waits for a registry that does not answer; then it fails.
-const PATIENCE: Duration = Duration::from_secs(90);
 /// Wait before the second attempt, doubled for each further one up to the second figure.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(8));
 
@@ -44,15 +45,8 @@ pub(in crate::images) struct Means {
     pub workers: Workers,
     /// Bytes that were kept of all layers that are not whole.
     pub kept: Arc<AtomicU64>,
-}
-
-/// Where a layer's table of contents is, and what it must be.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(in crate::images) struct Place {
-    /// Of the table, JSON.
-    pub digest: String,
-    /// Where it begins in the blob.
-    pub offset: u64,
+    /// How long a read waits for a registry that does not answer; then it fails.
+    pub patience: Duration,
 }
 
 /// A layer that is used before it is whole.
@@ -60,6 +54,8 @@ pub(in crate::images) struct LazyLayer {
     pub layer: Layer,
     pub(super) place: Place,
     pub(in crate::images) table: Table,
+    /// How far the pull of the whole is.
+    pub(super) progress: Arc<Progress>,
     /// The name of the image, for messages.
     image: String,
     session: Session,
@@ -80,14 +76,14 @@ pub(in crate::images) struct LazyLayer {
 }
 
 impl LazyLayer {
-    /// Finds the table of contents of `layer`, which must have the digest `toc`, in the registry.
+    /// Finds the table of contents of `layer`, for which `toc` vouches, in the registry.
     ///
     /// # Errors
     /// When it can't be had, or the layer can't be used so.
     pub async fn find(
         session: &Session,
         layer: &Layer,
-        toc: &str,
+        toc: &Toc,
         image: &str,
         means: &Means,
         scratch: &Path,
@@ -95,6 +91,28 @@ impl LazyLayer {
         let bad = |reason: String| Error::BadContent {
             what: format!("layer {}", layer.digest),
             reason,
+        };
+        if let Toc::ZstdChunked {
+            digest,
+            offset,
+            length,
+            unpacked,
+        } = toc
+        {
+            let end = offset.checked_add(*length).filter(|end| *end <= layer.size);
+            let fits = *length <= footer::MAX_COMPRESSED && *unpacked <= footer::MAX_TABLE;
+            let end = end.filter(|_| fits);
+            let end = end.ok_or_else(|| bad(format!("its table of contents can't be at {offset}")))?;
+            let bytes = session.part(&layer.digest, *offset, end).await?;
+            let place = Place {
+                digest: digest.clone(),
+                offset: *offset,
+                format: Format::ZstdChunked { unpacked: *unpacked },
+            };
+            return Self::open(session, layer, place, bytes, image, means, scratch).await;
+        }
+        let Toc::EStargz { digest } = toc else {
+            return Err(bad("its table of contents is of an unknown kind".into()));
         };
         let tail = layer.size.checked_sub(footer::LENGTH);
         let tail = tail.ok_or_else(|| bad("it is too short to have a table of contents".into()))?;
@@ -105,8 +123,9 @@ impl LazyLayer {
         }
         let bytes = session.part(&layer.digest, offset, tail).await?;
         let place = Place {
-            digest: toc.to_owned(),
+            digest: digest.clone(),
             offset,
+            format: Format::EStargz,
         };
         Self::open(session, layer, place, bytes, image, means, scratch).await
     }
@@ -130,16 +149,8 @@ impl LazyLayer {
                 what: format!("layer {}", known.digest),
                 reason,
             };
-            let json = footer::table(&toc).map_err(bad)?;
-            let got = digest_of(&json);
-            if got != wanted.digest {
-                return Err(Error::Mismatch {
-                    what: format!("table of contents of layer {}", known.digest),
-                    expected: wanted.digest,
-                    got,
-                });
-            }
-            let table = Table::parse(&json, wanted.offset).map_err(bad)?;
+            let json = wanted.json(&known.digest, &toc)?;
+            let table = Table::parse(&json, wanted.content_end()).map_err(bad)?;
             let file = File::options()
                 .read(true)
                 .write(true)
@@ -158,6 +169,7 @@ impl LazyLayer {
             place,
             here: table.groups.iter().map(|_| AtomicBool::new(false)).collect(),
             table,
+            progress: Progress::of(layer),
             image: image.to_owned(),
             session: session.clone(),
             means: means.clone(),
@@ -200,6 +212,17 @@ impl LazyLayer {
         let _ = self.means.workers.run(free).await;
     }
 
+    /// Bytes of the blob that have come: by the pull of the whole, or by what was read.
+    pub fn come(&self) -> u64 {
+        if self.whole().is_some() {
+            return self.layer.size;
+        }
+        let here = self.table.groups.iter().zip(&self.here);
+        let read = here.filter(|(_, here)| here.load(Ordering::Relaxed));
+        let read: u64 = read.map(|(group, _)| group.end - group.from).sum();
+        read.max(self.progress.come(&self.layer.digest))
+    }
+
     /// The whole layer, if it has come.
     pub fn whole(&self) -> Option<&Pin> {
         self.whole.get()
@@ -227,6 +250,7 @@ impl LazyLayer {
         let mut need: Vec<usize> = all[first..]
             .iter()
             .take_while(|chunk| chunk.at < end)
+            .filter(|chunk| chunk.group != ZEROS)
             .map(|chunk| chunk.group as usize)
             .collect();
         need.dedup();
@@ -304,20 +328,18 @@ impl LazyLayer {
         if self.here[group].load(Ordering::Acquire) {
             return Ok(());
         }
-        let _turn = self.turns.acquire().await;
-        let (from, end) = (self.table.groups[group].from, self.table.groups[group].end);
-        let (begun, mut wait) = (Instant::now(), BACK_OFF.0);
-        let bytes = loop {
-            match self.session.part(&self.layer.digest, from, end).await {
-                Ok(bytes) => break bytes,
-                Err(error) if error.kind() == ErrorKind::RegistryUnavailable && begun.elapsed() < PATIENCE => {
-                    tracing::warn!(image = self.image, layer = self.layer.digest, %error, "a part of an image that is in use is asked for again");
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(BACK_OFF.1);
-                }
-                Err(error) => return Err(error),
-            }
-        };
+        // Waiting for a turn counts, too: who reads waits for all of it.
+        let bytes = tokio::time::timeout(self.means.patience, self.part(group));
+        let bytes = bytes.await.unwrap_or_else(|_| {
+            Err(Error::RegistryUnavailable {
+                host: self.session.hosts(),
+                reason: format!(
+                    "layer {} has not come within {} s",
+                    self.layer.digest,
+                    self.means.patience.as_secs()
+                ),
+            })
+        })?;
         let layer = self.clone();
         let unpack = move || layer.keep(group, &bytes);
         self.means
@@ -325,6 +347,23 @@ impl LazyLayer {
             .run(unpack)
             .await
             .ok_or(Error::ShuttingDown("images"))?
+    }
+
+    /// The bytes of the blob that `group` is in, however long that takes.
+    async fn part(&self, group: usize) -> Result<Vec<u8>> {
+        let _turn = self.turns.acquire().await;
+        let (from, end) = (self.table.groups[group].from, self.table.groups[group].end);
+        let mut wait = BACK_OFF.0;
+        loop {
+            match self.session.part(&self.layer.digest, from, end).await {
+                Err(error) if error.kind() == ErrorKind::RegistryUnavailable => {
+                    tracing::warn!(image = self.image, layer = self.layer.digest, %error, "a part of an image that is in use is asked for again");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(BACK_OFF.1);
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Unpacks the chunks of `group`, checks them and keeps them. Blocking.
@@ -349,7 +388,7 @@ impl LazyLayer {
                 None => {
                     let skip = usize::try_from(chunk.offset - part.from).unwrap_or(usize::MAX);
                     let rest = bytes.get(skip..).ok_or_else(|| bad("it is cut off".into()))?;
-                    (chunk.offset, Member::new(rest))
+                    (chunk.offset, Member::new(rest, self.place.format).map_err(torn)?)
                 }
             };
             open.skip_to(chunk.inner).map_err(torn)?;
@@ -388,36 +427,5 @@ impl Drop for LazyLayer {
 impl std::fmt::Debug for LazyLayer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.layer.digest)
-    }
-}
-
-/// A gzip member that is being read.
-struct Member<'a> {
-    content: flate2::bufread::GzDecoder<&'a [u8]>,
-    at: u64,
-}
-
-impl<'a> Member<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        Self {
-            content: flate2::bufread::GzDecoder::new(bytes),
-            at: 0,
-        }
-    }
-
-    fn skip_to(&mut self, at: u64) -> io::Result<()> {
-        let gap = at - self.at;
-        let skipped = io::copy(&mut self.content.by_ref().take(gap), &mut io::sink())?;
-        self.at += skipped;
-        if skipped < gap {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, into: &mut [u8]) -> io::Result<()> {
-        self.content.read_exact(into)?;
-        self.at += into.len() as u64;
-        Ok(())
     }
 }

@@ -1,17 +1,21 @@
 //! Containers that start before their image is complete.
 //!
-//! A layer with a table of contents that the manifest vouches for (eStargz) need not be here to be mounted: the daemon shows it
-//! as a file system of its own, over FUSE, and fetches what is read. Meanwhile the layer is pulled whole as any other; then
+//! A layer with a table of contents that the manifest vouches for (eStargz, zstd:chunked) need not be here to be mounted: the daemon
+//! shows it as a file system of its own, over FUSE, and fetches what is read. Meanwhile the layer is pulled whole as any other; then
 //! new containers use it from disk, and what earlier ones read comes from there. An image that is not complete is never
 //! written down as one: what is kept of it on disk (`incomplete/`) only says what to pull again after a restart.
 //!
 //! Each container has a file system of its own (`server`), so that its pod's monitor can hold the device for a daemon that
-//! comes after this one. `layer` is the content, `table` and `footer` are the format, `wire` is the kernel's.
+//! comes after this one, and a `journal` of what the kernel has asked and not heard. `layer` is the content, `table`, `footer` and
+//! `chunked` are the formats, `wire` is the kernel's. No thread of the daemon touches what it serves: `rootfs::apart` does.
 
+mod chunked;
 mod container;
 mod footer;
+mod format;
 #[cfg(any(fuzzing, test))]
 pub(super) mod fuzzing;
+mod journal;
 mod layer;
 mod server;
 mod table;
@@ -20,22 +24,31 @@ mod workers;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Weak, atomic::AtomicU64, atomic::Ordering},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{OnceCell, mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wharf_proto::cri;
 
 use super::{
-    Error, ErrorKind, Image, Layer, Reference, Result, incomplete::Unfinished, layers::Pin, manifest::Manifest,
-    progress::Progress, pull, registry::Session, room::Room,
+    Error, ErrorKind, Image, Layer, Reference, Result,
+    incomplete::Unfinished,
+    layers::Pin,
+    manifest::{Manifest, Toc},
+    pull,
+    registry::Session,
+    room::Room,
 };
+use crate::{config::Config, store};
 pub(super) use container::{detach, forget, handle, mount, planned, resume, was_served};
 pub(super) use layer::LazyLayer;
 use layer::Means;
@@ -53,20 +66,32 @@ pub(super) type Task = BoxFuture<'static, ()>;
 /// What the room has for images that are not complete.
 pub(super) struct Lazy {
     enabled: bool,
+    /// There may be containers that are served, or were.
+    used: AtomicBool,
+    /// Where the journals are, by container.
+    journals: PathBuf,
+    /// What the kernel can do, or lacks; known once it matters.
+    abilities: OnceCell<std::result::Result<wire::Abilities, String>>,
     means: Means,
     tasks: mpsc::UnboundedSender<Task>,
     served: container::All,
 }
 
 impl Lazy {
-    /// Images may be used before they are complete if `enabled`. The future does the work that goes on in the background.
-    pub fn new(enabled: bool) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    /// As the configuration wants it. The future does the work that goes on in the background. Looks at the disk once.
+    pub fn new(config: &Config) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (tasks, mut coming) = mpsc::unbounded_channel::<Task>();
+        let enabled = config.pull.lazy;
+        let journals = config.run_dir.join("lazy");
         let lazy = Self {
             enabled,
+            used: AtomicBool::new(enabled || journals.exists()),
+            journals,
+            abilities: OnceCell::new(),
             means: Means {
                 workers: workers::Workers::default(),
                 kept: Arc::new(AtomicU64::new(0)),
+                patience: Duration::from_secs(config.pull.lazy_timeout_secs),
             },
             tasks,
             served: container::All::default(),
@@ -86,9 +111,60 @@ impl Lazy {
         (lazy, work)
     }
 
-    /// Whether images may be used before they are complete.
+    /// Whether images are used before they are complete where a pull does not say otherwise.
     pub fn is_enabled(&self) -> bool {
         self.enabled
+    }
+
+    /// Whether there may be something of containers whose images were not complete.
+    pub fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Why no image can be used here before it is complete; none if it can. The kernel is asked once.
+    pub async fn obstacle(&self) -> Option<String> {
+        self.abilities().await.as_ref().err().cloned()
+    }
+
+    /// Whether the files of such an image can be shown to a pod with a user namespace.
+    pub async fn maps_owners(&self) -> bool {
+        matches!(self.abilities().await, Ok(abilities) if abilities.maps_owners)
+    }
+
+    async fn abilities(&self) -> &std::result::Result<wire::Abilities, String> {
+        let ask = || async {
+            let found = pull::blocking(|| Ok(server::probe())).await;
+            let found = found.unwrap_or_else(|error| Err(error.to_string()));
+            if let Err(reason) = &found {
+                tracing::warn!(
+                    reason,
+                    "images are pulled whole: this machine can't start containers before that"
+                );
+            }
+            found
+        };
+        self.abilities.get_or_init(ask).await
+    }
+
+    /// For people: whether images are used before they are complete.
+    pub fn state(&self) -> String {
+        match (self.abilities.get(), self.enabled) {
+            (Some(Err(reason)), _) => format!("not possible: {reason}"),
+            (_, true) => "on".to_owned(),
+            (_, false) => "off, unless a pull asks for it".to_owned(),
+        }
+    }
+
+    /// Has the place for journals made, and remembers that there may be some.
+    async fn begin(&self) -> Result<()> {
+        self.used.store(true, Ordering::Relaxed);
+        let journals = self.journals.clone();
+        pull::blocking(move || Ok(store::create_dir(&journals)?)).await
+    }
+
+    /// Where the journal of `container` is.
+    fn journal(&self, container: &std::path::Path) -> PathBuf {
+        self.journals.join(container.file_name().unwrap_or_default())
     }
 
     /// Bytes on disk that are kept of layers that are not whole.
@@ -161,6 +237,15 @@ impl LazyImage {
         self.layers.iter().map(|lower| lower.pin().cloned()).collect()
     }
 
+    /// Bytes of the blobs of `layers`, which are its, that are here, and of all.
+    pub fn come(&self, layers: &[Layer]) -> (u64, u64) {
+        let here = self.layers.iter().zip(layers).map(|(lower, layer)| match lower {
+            Lower::Whole(_) => layer.size,
+            Lower::Lazy(lazy) => lazy.come(),
+        });
+        (here.sum(), layers.iter().map(|layer| layer.size).sum())
+    }
+
     /// The layers that come.
     pub fn coming(&self) -> impl Iterator<Item = &Arc<LazyLayer>> {
         self.layers.iter().filter_map(|lower| match lower {
@@ -178,11 +263,15 @@ pub(super) async fn find(
     layers: &[Layer],
     reference: &Reference,
 ) -> Vec<Option<Arc<LazyLayer>>> {
-    if !room.lazy.enabled {
+    if room.lazy.obstacle().await.is_some() {
+        return Vec::new();
+    }
+    if let Err(error) = room.lazy.begin().await {
+        tracing::warn!(image = %reference, %error, "an image is pulled before it is used");
         return Vec::new();
     }
     let tocs = manifest.layers.iter().map(|descriptor| descriptor.toc.clone());
-    let each: Vec<(Layer, Option<String>)> = layers.iter().cloned().zip(tocs).collect();
+    let each: Vec<(Layer, Option<Toc>)> = layers.iter().cloned().zip(tocs).collect();
     let tables = each.into_iter().map(|(layer, toc)| {
         let (room, session, name) = (room.clone(), session.clone(), reference.to_string());
         async move {
@@ -259,7 +348,7 @@ async fn bring(room: &Weak<Room>, session: &Session, name: &Reference, layers: &
             let mut wait = BACK_OFF.0;
             loop {
                 let owner = room.upgrade().ok_or_else(closed)?;
-                let (wanted, progress) = (layer.layer.clone(), Arc::new(Progress::default()));
+                let (wanted, progress) = (layer.layer.clone(), layer.progress.clone());
                 match pull::fetch(owner, session.clone(), &name.registry, wanted, progress).await {
                     Ok(pin) => {
                         layer.complete(pin).await;
@@ -304,7 +393,6 @@ pub(super) async fn whole(room: &Room, image: &Image) -> Result<Arc<Image>> {
     let Some(lazy) = &image.lazy else {
         return room.index.get(&image.id).ok_or_else(missing);
     };
-    tracing::info!(image = %lazy.reference, "waits until the image is complete");
     let mut ended = lazy.ended.subscribe();
     let ended = ended.wait_for(Option::is_some).await;
     match ended.ok().and_then(|ended| ended.clone()) {
@@ -337,7 +425,7 @@ pub(super) fn again(room: &Arc<Room>, unfinished: Vec<Unfinished>) {
         room.lazy.spawn(Box::pin(async move {
             let mut wait = BACK_OFF.0;
             while let Some(room) = owner.upgrade() {
-                let (pull, _) = pull::start(room.clone(), reference.clone(), None);
+                let (pull, _) = pull::start(room.clone(), reference.clone(), None, true);
                 let pulled = pull.await;
                 match pulled {
                     Ok(_) => {

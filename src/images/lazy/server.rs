@@ -1,8 +1,8 @@
 //! The file system of one container: a directory for each of its layers that has not come whole, served over /dev/fuse.
 //!
-//! It has no state but its layers: files are opened without the daemon, numbers of files are places in the layers' tables, and
-//! what is not answered can be asked again. So another daemon, which gets the device from the pod's monitor, goes on where this
-//! one was killed.
+//! It has no state but its layers and the journal of open requests: files are opened without the daemon, and numbers of files are
+//! places in the layers' tables. So another daemon, which gets the device from the pod's monitor, goes on where this one was
+//! killed.
 
 use std::{
     fs::File,
@@ -24,15 +24,15 @@ use tokio::{
 };
 
 use super::{
+    journal::Journal,
     layer::LazyLayer,
     table::{Kind, Node},
     wire::{self, Request, op},
 };
+use crate::{failpoint, sys};
 
 /// The directory of the layers.
 const ROOT: u64 = 1;
-/// Reads that wait for content, of one container.
-const MOST: usize = 512;
 
 /// What a container is served.
 pub(super) struct Server {
@@ -46,11 +46,7 @@ pub(super) struct Server {
 /// # Errors
 /// When the kernel has no FUSE, or refuses.
 pub(super) fn attach(dir: &Path) -> io::Result<OwnedFd> {
-    let device = File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
-        .open("/dev/fuse")?;
+    let device = open_device()?;
     let options = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
         device.as_raw_fd()
@@ -63,6 +59,41 @@ pub(super) fn attach(dir: &Path) -> io::Result<OwnedFd> {
         Some(options.as_str()),
     )?;
     Ok(device.into())
+}
+
+/// What this kernel's FUSE can do, asked of a file system that is mounted nowhere. Blocking.
+///
+/// # Errors
+/// What it lacks.
+pub(super) fn probe() -> Result<wire::Abilities, String> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+    let device = open_device().map_err(|error| failed("open /dev/fuse", &error))?;
+    let parameters = [
+        ("source", "wharf".to_owned()),
+        ("fd", device.as_raw_fd().to_string()),
+        ("rootmode", "40000".to_owned()),
+        ("user_id", "0".to_owned()),
+        ("group_id", "0".to_owned()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value));
+    let _mount = sys::fsmount("fuse", &parameters, 0).map_err(|error| failed("make a FUSE file system", &error))?;
+    // The kernel has asked by now: it does not wait for the answer.
+    let mut buffer = vec![0; wire::BUFFER];
+    let length = nix::unistd::read(&device, &mut buffer).map_err(|errno| failed("read /dev/fuse", &errno))?;
+    let request = Request::parse(buffer.get(..length).unwrap_or_default());
+    let init = request.filter(|request| request.operation == op::INIT);
+    let (_, can) = init
+        .and_then(|init| wire::init(&init))
+        .ok_or("its FUSE does not begin as it should")?;
+    can.ok_or_else(|| "its FUSE is older than that of Linux 5.1".to_owned())
+}
+
+fn open_device() -> io::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .open("/dev/fuse")
 }
 
 /// Takes the file system away from `dir`; who uses it goes on. Nothing there is fine. Blocking.
@@ -105,50 +136,95 @@ impl Server {
         Self { root, layers }
     }
 
-    /// Answers `device` until the file system is gone. `able` hears whether the kernel can do what is needed, if it says so:
-    /// one that another daemon has begun to serve does not say it again.
-    pub async fn serve(self, device: OwnedFd, mut able: Option<oneshot::Sender<bool>>) -> io::Result<()> {
-        let device = Arc::new(watch(device)?);
+    /// Answers `device` until the file system is gone, at first what is open in `journal`. `able` hears whether the kernel can
+    /// do what is needed, if it says so: one that another daemon has begun to serve does not say it again.
+    pub async fn serve(
+        self,
+        device: OwnedFd,
+        journal: Journal,
+        mut able: Option<oneshot::Sender<bool>>,
+    ) -> io::Result<()> {
+        let desk = Arc::new(Desk {
+            device: watch(device)?,
+            journal,
+        });
         let mut reads = JoinSet::new();
-        let mut buffer = vec![0; wire::BUFFER];
-        loop {
-            if reads.len() >= MOST {
-                reads.join_next().await;
+        for slot in desk.journal.open_slots() {
+            if !self.answer(&desk, slot, &mut able, &mut reads).await {
+                return Ok(());
             }
-            let length = tokio::select! {
-                Some(_) = reads.join_next(), if !reads.is_empty() => continue,
-                read = next(&device, &mut buffer) => match read {
-                    Ok(Some(length)) => length,
-                    // It has been unmounted everywhere.
-                    Ok(None) => return Ok(()),
-                    Err(error) => return Err(error),
-                },
-            };
-            let Some(request) = Request::parse(buffer.get(..length).unwrap_or_default()) else {
+        }
+        loop {
+            let Some(slot) = desk.journal.take() else {
+                // Only reads of content keep their places.
+                reads.join_next().await;
                 continue;
             };
-            let unique = request.unique;
-            match self.reply(&request, &mut able) {
-                Reply::Now(result) => send(&device, unique, result.as_deref().map_err(|errno| *errno)),
-                Reply::Read {
-                    layer,
-                    node,
-                    offset,
-                    size,
-                } => {
-                    let device = device.clone();
-                    reads.spawn(async move {
-                        let result = layer.read(node, offset, size).await;
-                        send(&device, unique, result.as_deref().map_err(|errno| *errno));
-                    });
+            loop {
+                tokio::select! {
+                    Some(_) = reads.join_next(), if !reads.is_empty() => {}
+                    read = desk.next(slot) => match read {
+                        Ok(true) => break,
+                        // It has been unmounted everywhere.
+                        Ok(false) => return Ok(()),
+                        Err(error) => return Err(error),
+                    },
                 }
-                Reply::None => {}
-                Reply::End => return Ok(()),
+            }
+            if !self.answer(&desk, slot, &mut able, &mut reads).await {
+                return Ok(());
             }
         }
     }
 
-    fn reply(&self, request: &Request, able: &mut Option<oneshot::Sender<bool>>) -> Reply {
+    /// Answers the request in `slot`, or has it answered when its content has come. False: it was the last.
+    async fn answer(
+        &self,
+        desk: &Arc<Desk>,
+        slot: usize,
+        able: &mut Option<oneshot::Sender<bool>>,
+        reads: &mut JoinSet<()>,
+    ) -> bool {
+        let bytes = desk.journal.request(slot);
+        let Some(request) = Request::parse(&bytes) else {
+            desk.journal.done(slot);
+            return true;
+        };
+        if let Err(errno) = reach(request.operation).await {
+            desk.send(slot, request.unique, Err(errno));
+            return true;
+        }
+        let mut can = None;
+        match self.reply(&request, &mut can) {
+            Reply::Now(result) => desk.send(slot, request.unique, result.as_deref().map_err(|errno| *errno)),
+            Reply::Read {
+                layer,
+                node,
+                offset,
+                size,
+            } => {
+                let (desk, unique) = (desk.clone(), request.unique);
+                reads.spawn(async move {
+                    let result = layer.read(node, offset, size).await;
+                    desk.send(slot, unique, result.as_deref().map_err(|errno| *errno));
+                });
+            }
+            Reply::None => desk.journal.done(slot),
+            Reply::End => {
+                desk.journal.done(slot);
+                return false;
+            }
+        }
+        // Told once the kernel knows what it may do.
+        if let Some(can) = can
+            && let Some(able) = able.take()
+        {
+            let _ = able.send(can);
+        }
+        true
+    }
+
+    fn reply(&self, request: &Request, able: &mut Option<bool>) -> Reply {
         match request.operation {
             op::FORGET | op::BATCH_FORGET | op::INTERRUPT => return Reply::None,
             op::DESTROY => return Reply::End,
@@ -156,9 +232,7 @@ impl Server {
                 let Some((body, can)) = wire::init(request) else {
                     return Reply::Now(Err(libc::EPROTO));
                 };
-                if let Some(able) = able.take() {
-                    let _ = able.send(can);
-                }
+                *able = Some(can.is_some());
                 return Reply::Now(Ok(body));
             }
             op::STATFS => return Reply::Now(Ok(statfs())),
@@ -294,35 +368,54 @@ fn watch(device: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(device, awaited()) }?)
 }
 
-/// The length of the next request; `None` when the file system is gone.
-async fn next(device: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    loop {
-        let mut ready = device.ready(awaited()).await?;
-        match nix::unistd::read(device.get_ref().as_fd(), buffer) {
-            Ok(length) => return Ok(Some(length)),
-            Err(Errno::ENODEV) => return Ok(None),
-            Err(Errno::EAGAIN) => ready.clear_ready(),
-            // Taken back before it was read.
-            Err(Errno::EINTR | Errno::ENOENT) => {}
-            Err(errno) => return Err(errno.into()),
+/// Where a test kills the daemon between a question and its answer; see [`failpoint`].
+async fn reach(operation: u32) -> Result<(), i32> {
+    let reached = match operation {
+        op::LOOKUP => failpoint::reach("lazy.lookup").await,
+        op::READ => failpoint::reach("lazy.read").await,
+        _ => return Ok(()),
+    };
+    reached.map_err(|_| libc::EIO)
+}
+
+/// Where requests come from and answers go to.
+struct Desk {
+    device: AsyncFd<OwnedFd>,
+    journal: Journal,
+}
+
+impl Desk {
+    /// Waits for the next request, which is then in `slot`; false when the file system is gone. May be given up.
+    async fn next(&self, slot: usize) -> io::Result<bool> {
+        loop {
+            let mut ready = self.device.ready(awaited()).await?;
+            match self.journal.read(slot, self.device.get_ref()) {
+                Ok(()) => return Ok(true),
+                Err(Errno::ENODEV) => return Ok(false),
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                // Taken back before it was read.
+                Err(Errno::EINTR | Errno::ENOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
     }
-}
 
-/// Answers; who asked may have gone.
-fn send(device: &AsyncFd<OwnedFd>, unique: u64, result: Result<&[u8], i32>) {
-    let bytes = wire::answer(unique, result);
-    if let Err(errno) = nix::unistd::write(device.get_ref().as_fd(), &bytes)
-        && !matches!(errno, Errno::ENOENT | Errno::ENODEV)
-    {
-        tracing::warn!(%errno, "the kernel does not take an answer about a file of an image");
+    /// Answers what is in `slot`; who asked may have gone.
+    fn send(&self, slot: usize, unique: u64, result: Result<&[u8], i32>) {
+        let bytes = wire::answer(unique, result);
+        if let Err(errno) = nix::unistd::write(self.device.get_ref().as_fd(), &bytes)
+            && !matches!(errno, Errno::ENOENT | Errno::ENODEV)
+        {
+            tracing::warn!(%errno, "the kernel does not take an answer about a file of an image");
+        }
+        self.journal.done(slot);
     }
 }
 
-/// Has the kernel ask again what a daemon that is gone has not answered.
+/// Has the kernel ask again what a daemon that is gone has not answered: for one that has kept no journal.
 ///
 /// # Errors
-/// When the kernel can't, or the file system is gone.
+/// When the kernel can't (before Linux 6.9), or the file system is gone.
 pub(super) fn ask_again(device: &OwnedFd) -> io::Result<()> {
     nix::unistd::write(device.as_fd(), &wire::resend())?;
     Ok(())

@@ -88,6 +88,7 @@ pub(in crate::images) struct Chunk {
     pub digest: [u8; 32],
     /// Place in the content of all chunks, one behind the other.
     pub at: u64,
+    /// [`ZEROS`] without.
     pub group: u32,
 }
 
@@ -140,7 +141,16 @@ struct Entry {
     chunk_size: u64,
     #[serde(default, rename = "chunkDigest")]
     chunk_digest: String,
+    /// Of the whole file.
+    #[serde(default)]
+    digest: String,
+    /// Empty: data.
+    #[serde(default, rename = "chunkType")]
+    chunk_type: String,
 }
+
+/// In place of a chunk's group: there is nothing to fetch, it is all zeroes.
+pub(super) const ZEROS: u32 = u32::MAX;
 
 impl Table {
     /// Reads a table whose blob has content up to `end`.
@@ -273,15 +283,27 @@ impl Table {
         if length == 0 || length > file.left {
             return Err("is longer than its file");
         }
-        if length > MAX_CHUNK || entry.inner > MAX_CHUNK {
-            return Err("is too large to be fetched on demand");
-        }
-        if entry.offset >= end {
-            return Err("lies behind the end of the content");
-        }
-        let digest = entry.chunk_digest.strip_prefix("sha256:").unwrap_or_default();
+        let zeros = match entry.chunk_type.as_str() {
+            "" => false,
+            "zeros" => true,
+            _ => return Err("has pieces of an unknown type"),
+        };
         let mut sum = [0; 32];
-        hex::decode_to_slice(digest, &mut sum).map_err(|_| "has no digest")?;
+        if !zeros {
+            if length > MAX_CHUNK || entry.inner > MAX_CHUNK {
+                return Err("is too large to be fetched on demand");
+            }
+            if entry.offset >= end {
+                return Err("lies behind the end of the content");
+            }
+            // Of a file in one piece zstd:chunked says it once.
+            let digest = match entry.chunk_digest.as_str() {
+                "" if length == *size => &entry.digest,
+                digest => digest,
+            };
+            let digest = digest.strip_prefix("sha256:").unwrap_or_default();
+            hex::decode_to_slice(digest, &mut sum).map_err(|_| "has no digest")?;
+        }
         file.left -= length;
         chunks.end += 1;
         self.chunks.push(Chunk {
@@ -290,7 +312,7 @@ impl Table {
             size: length,
             digest: sum,
             at: self.length,
-            group: 0,
+            group: if zeros { ZEROS } else { 0 },
         });
         self.length = self.length.checked_add(length).ok_or("is too large")?;
         Ok(())
@@ -398,7 +420,8 @@ impl Table {
 
     /// Puts chunks together that lie beside each other.
     fn group(&mut self, end: u64) -> Result<(), String> {
-        let mut order: Vec<u32> = (0..u32::try_from(self.chunks.len()).unwrap_or(u32::MAX)).collect();
+        let all = 0..u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
+        let mut order: Vec<u32> = all.filter(|at| self.chunks[*at as usize].group != ZEROS).collect();
         order.sort_by_key(|at| {
             let chunk = &self.chunks[*at as usize];
             (chunk.offset, chunk.inner)

@@ -33,8 +33,8 @@ const MINOR: u32 = 38;
 const MAX_PAGES: u16 = 256;
 /// The kernel refuses a smaller one.
 pub(super) const MAX_WRITE: u32 = 4096;
-/// Room for any request.
-pub(super) const BUFFER: usize = 64 << 10;
+/// Room for any request, and no less than the kernel wants (`FUSE_MIN_READ_BUFFER`).
+pub(super) const BUFFER: usize = 8192;
 
 const ASYNC_READ: u64 = 1;
 const PARALLEL_DIROPS: u64 = 1 << 18;
@@ -43,10 +43,17 @@ const MAX_PAGES_SET: u64 = 1 << 22;
 const CACHE_SYMLINKS: u64 = 1 << 23;
 const NO_OPENDIR: u64 = 1 << 24;
 const INIT_EXT: u64 = 1 << 30;
-const HAS_RESEND: u64 = 1 << 39;
-/// Without these a file system can't be served as it is here: no state in open files, and questions that a killed daemon has
-/// taken with it are asked again (Linux 6.9).
-const NEEDED: u64 = NO_OPEN | NO_OPENDIR | HAS_RESEND;
+/// Its mounts may show its files as others' (Linux 6.12).
+const ALLOW_IDMAP: u64 = 1 << 40;
+/// Without these a file system can't be served as it is here: no state in open files (Linux 5.1).
+const NEEDED: u64 = NO_OPEN | NO_OPENDIR;
+
+/// What a kernel can do that has all that is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Abilities {
+    /// Files can be shown as those of a user namespace.
+    pub maps_owners: bool,
+}
 
 /// A request of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,8 +123,8 @@ pub(super) fn resend() -> Vec<u8> {
     bytes
 }
 
-/// The answer to INIT, and whether the kernel can do what is needed.
-pub(super) fn init(request: &Request) -> Option<(Vec<u8>, bool)> {
+/// The answer to INIT, and what the kernel can do, if that is what is needed.
+pub(super) fn init(request: &Request) -> Option<(Vec<u8>, Option<Abilities>)> {
     let (minor, readahead) = (word(request.body, 4)?, word(request.body, 8)?);
     let low = u64::from(word(request.body, 12)?);
     let high = if low & INIT_EXT == 0 {
@@ -126,7 +133,7 @@ pub(super) fn init(request: &Request) -> Option<(Vec<u8>, bool)> {
         u64::from(word(request.body, 16)?)
     };
     let theirs = low | high << 32;
-    let wanted = NEEDED | ASYNC_READ | PARALLEL_DIROPS | MAX_PAGES_SET | CACHE_SYMLINKS | INIT_EXT;
+    let wanted = NEEDED | ASYNC_READ | PARALLEL_DIROPS | MAX_PAGES_SET | CACHE_SYMLINKS | INIT_EXT | ALLOW_IDMAP;
     let flags = wanted & theirs;
     let mut body = Vec::with_capacity(64);
     for value in [MAJOR, minor.min(MINOR), readahead, flags as u32] {
@@ -142,7 +149,10 @@ pub(super) fn init(request: &Request) -> Option<(Vec<u8>, bool)> {
     body.extend(0_u16.to_ne_bytes());
     body.extend(((flags >> 32) as u32).to_ne_bytes());
     body.resize(64, 0);
-    Some((body, theirs & NEEDED == NEEDED))
+    let abilities = Abilities {
+        maps_owners: theirs & ALLOW_IDMAP != 0,
+    };
+    Some((body, (theirs & NEEDED == NEEDED).then_some(abilities)))
 }
 
 /// A directory entry's or file's answer to LOOKUP; without one, that there is none, for good.

@@ -1,7 +1,7 @@
 //! Paths inside a root filesystem, whose symlinks are not to be trusted.
 
 use std::{
-    io,
+    io::{self, Read as _},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -39,6 +39,33 @@ pub fn directory_in(root: &Path, path: &Path) -> io::Result<PathBuf> {
     } else {
         Err(io::Error::from_raw_os_error(libc::ESTALE))
     }
+}
+
+/// The text of the file `path` of the tree `root`, of at most `most` bytes; empty if it is not there. Symbolic links resolve
+/// inside of `root`; bytes that are no UTF-8 are replaced: a stray Latin-1 comment must not make the rest unusable.
+///
+/// # Errors
+/// When it is no regular file, or larger, or can't be read.
+pub fn read_text_in(root: &Path, path: &str, most: u64) -> io::Result<String> {
+    let root = std::fs::File::open(root)?;
+    // Without waiting on a FIFO.
+    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    let opened = match sys::openat2(root.as_fd(), Path::new(path), flags, 0, resolve) {
+        Ok(opened) => std::fs::File::from(opened),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(String::new()),
+        Err(error) => return Err(error),
+    };
+    let metadata = opened.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    if metadata.len() > most {
+        return Err(io::Error::other(format!("larger than {most} bytes")));
+    }
+    let mut bytes = Vec::new();
+    opened.take(most).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! filesystem below. Owns what a directory has under `rootfs`, `upper`, `work`, `empty`, `empty2` and `mapped`; never knows
 //! images or records, never follows a symlink a container made. All of it blocks: run it with `spawn_blocking`.
 
+pub mod apart;
 pub mod changes;
 mod copy;
 mod inside;
@@ -18,6 +19,7 @@ mod xattrs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use apart::Root;
 pub use copy::copy_directory;
 pub use inside::{directory_in, open_directory_in};
 pub use mapped::Owners;

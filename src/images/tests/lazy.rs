@@ -63,6 +63,113 @@ fn stargz() -> Fixture {
     fixture
 }
 
+/// An image of one layer of zstd:chunked: `a`, of [`SIZE`] bytes, zeroes and three bytes more, and `b`. Its table, and where it is.
+fn chunked() -> (Fixture, Vec<u8>, usize) {
+    let content = [noise(SIZE), vec![0; 5000], b"end".to_vec()].concat();
+    let archive = tar(&[("a", &content), ("b", b"bee")]);
+    let (a, zeros, end) = (512, 512 + SIZE, 512 + SIZE + 5000);
+    let bee = 512 + content.len().next_multiple_of(512) + 512;
+    let mut blob = Vec::new();
+    let mut offsets = Vec::new();
+    for part in [
+        0..a,
+        a..zeros,
+        zeros..end,
+        end..end + 3,
+        end + 3..bee,
+        bee..bee + 3,
+        bee + 3..archive.len(),
+    ] {
+        offsets.push(blob.len());
+        blob.extend(zstd::encode_all(&archive[part], 1).unwrap());
+    }
+    let toc = serde_json::json!({ "version": 1, "entries": [
+        { "name": "a", "type": "reg", "mode": 0o644, "size": content.len(), "offset": offsets[1], "chunkSize": SIZE,
+            "chunkDigest": digest_of(&content[..SIZE]), "digest": digest_of(&content) },
+        { "name": "a", "type": "chunk", "offset": offsets[2], "chunkOffset": SIZE, "chunkSize": 5000, "chunkType": "zeros" },
+        { "name": "a", "type": "chunk", "offset": offsets[3], "chunkOffset": SIZE + 5000, "chunkSize": 3,
+            "chunkDigest": digest_of(b"end") },
+        { "name": "b", "type": "reg", "mode": 0o600, "size": 3, "offset": offsets[5], "digest": digest_of(b"bee") },
+    ]})
+    .to_string();
+    let packed = zstd::encode_all(toc.as_bytes(), 1).unwrap();
+    blob.extend(0x184d_2a50_u32.to_le_bytes());
+    blob.extend((packed.len() as u32).to_le_bytes());
+    let offset = blob.len();
+    blob.extend(&packed);
+    let mut fixture = image(&[(blob, digest_of(&archive))], "lazy");
+    annotate(
+        &mut fixture,
+        &digest_of(&packed),
+        &format!("{offset}:{}:{}:1", packed.len(), toc.len()),
+    );
+    (fixture, packed, toc.len())
+}
+
+/// Has the manifest vouch for a table of zstd:chunked with `digest` at `position`.
+fn annotate(fixture: &mut Fixture, digest: &str, position: &str) {
+    let mut manifest: serde_json::Value = serde_json::from_slice(&fixture.manifest).unwrap();
+    manifest["layers"][0]["mediaType"] = serde_json::json!("application/vnd.oci.image.layer.v1.tar+zstd");
+    manifest["layers"][0]["annotations"] = serde_json::json!({
+        "io.github.containers.zstd-chunked.manifest-checksum": digest,
+        "io.github.containers.zstd-chunked.manifest-position": position,
+    });
+    fixture.manifest = manifest.to_string().into_bytes();
+    fixture.digest = digest_of(&fixture.manifest);
+}
+
+#[tokio::test]
+async fn zstd_chunked_is_read_in_parts_too_and_what_its_manifest_says_wrongly_is_pulled_whole() {
+    let (fixture, packed, length) = chunked();
+    let open = Arc::new(AtomicBool::new(false));
+    let server = serve(&fixture, &open, |reply| reply).await;
+    let lab = Lab::new(ON).await;
+    lab.images.adopt(&[]).await.unwrap();
+    let image = pulled(&lab, &server).await;
+    let layer = layer(&image);
+    let content = [noise(SIZE), vec![0; 5000], b"end".to_vec()].concat();
+    let node = layer.table.find("a").unwrap();
+    for (from, size) in [
+        (0, 10),
+        (SIZE - 5, 10),
+        (SIZE + 1, 5),
+        (SIZE + 4990, 100),
+        (0, SIZE + 5003),
+    ] {
+        let read = layer.read(node, from as u64, size as u32).await.unwrap();
+        assert_eq!(read, content[from..(from + size).min(content.len())], "{from}");
+    }
+    let bee = layer.table.find("b").unwrap();
+    assert_eq!(layer.read(bee, 0, 10).await.unwrap(), b"bee");
+    assert!(image.come().unwrap().0 > 0);
+    open.store(true, Ordering::Relaxed);
+    assert!(lab.images.whole(image).await.unwrap().is_complete());
+
+    let good = digest_of(&packed);
+    let (at, packed) = (packed_at(&fixture), packed.len());
+    for (digest, position) in [
+        (digest_of(b"another"), format!("{at}:{packed}:{length}:1")),
+        (good.clone(), format!("{at}:{packed}:{}:1", length + 1)),
+        (good.clone(), format!("{}:{packed}:{length}:1", at + 1)),
+        (good.clone(), format!("{}:{packed}:{length}:1", 1_u64 << 62)),
+        (good.clone(), format!("{at}:{packed}:{}:1", u64::MAX)),
+        (good.clone(), format!("{}:{packed}:{length}:1", u64::MAX)),
+    ] {
+        let mut fixture = fixture.clone();
+        annotate(&mut fixture, &digest, &position);
+        let server = serve(&fixture, &Arc::new(AtomicBool::new(true)), |reply| reply).await;
+        let lab = Lab::new(ON).await;
+        assert!(pulled(&lab, &server).await.is_complete(), "{position}");
+    }
+}
+
+/// Where the table is, by the manifest.
+fn packed_at(fixture: &Fixture) -> u64 {
+    let manifest: serde_json::Value = serde_json::from_slice(&fixture.manifest).unwrap();
+    let position = &manifest["layers"][0]["annotations"]["io.github.containers.zstd-chunked.manifest-position"];
+    position.as_str().unwrap().split(':').next().unwrap().parse().unwrap()
+}
+
 /// Has the manifest vouch for the table with `digest`.
 fn vouch(fixture: &mut Fixture, digest: &str) {
     let mut manifest: serde_json::Value = serde_json::from_slice(&fixture.manifest).unwrap();

@@ -76,6 +76,31 @@ fn chunks_follow_each_other_and_those_that_lie_together_are_fetched_together() {
 }
 
 #[test]
+fn zstd_chunked_says_the_digest_of_a_file_in_one_piece_once_and_zeroes_need_no_bytes() {
+    let table = parse(
+        r#"{"name":"a","type":"reg","size":9,"mode":420,"offset":10,"endOffset":30,"digest":"DIGEST"},
+        {"name":"b","type":"reg","size":99999999999,"offset":40,"chunkSize":5,"chunkDigest":"DIGEST","digest":"DIGEST"},
+        {"name":"b","type":"chunk","offset":50,"chunkOffset":5,"chunkSize":99999999990,"chunkType":"zeros"},
+        {"name":"b","type":"chunk","offset":60,"chunkOffset":99999999995,"chunkSize":4,"chunkDigest":"DIGEST"}"#,
+    )
+    .unwrap();
+    let groups: Vec<u32> = table.chunks.iter().map(|chunk| chunk.group).collect();
+    assert_eq!(groups, [0, 0, ZEROS, 0]);
+    assert_eq!(table.groups[0].chunks, [0, 1, 3]);
+    assert_eq!(table.length, 100_000_000_008);
+    // The file's own digest is not that of its first piece.
+    let why = refused(r#"{"name":"b","type":"reg","size":9,"offset":40,"chunkSize":5,"digest":"DIGEST"}"#);
+    assert!(why.contains("has no digest"), "{why}");
+    let why = refused(r#"{"name":"b","type":"reg","size":9,"offset":4,"chunkType":"ones","digest":"DIGEST"}"#);
+    assert!(why.contains("unknown type"), "{why}");
+    // More than a number can say.
+    let huge = r#"{"name":"NAME","type":"reg","size":9999999999999999999,"offset":4,"chunkType":"zeros"}"#;
+    let why = refused(&[huge.replace("NAME", "a"), huge.replace("NAME", "b")].join(","));
+    assert!(why.contains("is too large"), "{why}");
+    assert!(parse(r#"{"name":"a","type":"reg","size":-1}"#).is_err());
+}
+
+#[test]
 fn what_a_layer_deletes_and_has_again_hides_what_is_below() {
     let table = parse(r#"{"name":".wh.d","type":"reg"},{"name":"d/f","type":"reg"}"#).unwrap();
     let directory = &table.nodes[table.find("d").unwrap() as usize];
