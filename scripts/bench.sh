@@ -114,6 +114,7 @@ start() {
   sockets+=("$socket")
 }
 peers=()
+on_cni=(--cni "$dir/cni/10-bench.conflist")
 builtin=
 containerd=
 for name in $endpoints; do
@@ -131,6 +132,7 @@ for name in $endpoints; do
     wharf-cni)
       start wharf-cni "$run/cni/wharf.sock" "$wharf" serve --config "$dir/wharf-cni.toml"
       peers+=(--endpoint "$name=unix://$run/cni/wharf.sock" --daemon-pid "$name=$pid")
+      on_cni+=(--on-cni "$name")
       ;;
     containerd | containerd-crun)
       if [ -z "$containerd" ]; then
@@ -138,6 +140,7 @@ for name in $endpoints; do
         containerd=$pid
         peers+=(--daemon-pid "$name=$pid")
       fi
+      on_cni+=(--on-cni "$name")
       peers+=(--peer "$name=unix://$run/containerd.sock")
       [ "$name" = containerd ] || peers+=(--handler "$name=crun")
       ;;
@@ -154,8 +157,9 @@ for socket in "${sockets[@]}"; do
   exit 1
 done
 
+[ "${mode[0]:-}" != reads ] || on_cni=()
 status=0
-"$BENCH_PROGRAM" "${mode[@]}" "${peers[@]}" \
+"$BENCH_PROGRAM" "${mode[@]}" "${peers[@]}" "${on_cni[@]}" \
   --image 127.0.0.1:5000/busybox:latest --pull 127.0.0.1:5000/big "$@" || status=$?
 [ $status = 0 ] || tail -n 30 "$dir"/*.log >&2
 kill "${daemons[@]}" 2>/dev/null || true

@@ -147,6 +147,23 @@ pub fn in_use() -> Option<usize> {
     None
 }
 
+/// So much that was freed at the end of an arena stays there for the next moment: [`tidy`] gives it back when the burst is over.
+const REST: i32 = 8 << 20;
+/// From this size on, a piece of memory comes from the kernel and goes back to it by itself: more than a read of the network
+/// takes, which a pull makes thousands of.
+const OF_ITS_OWN: i32 = 1 << 20;
+
+/// Sets how the allocator shares and keeps memory; to be called before there is a second thread.
+pub fn set_up() {
+    share_arenas();
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no precondition. They can't fail with these values.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, REST);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, OF_ITS_OWN);
+    }
+}
+
 /// Lets all threads share two of the allocator's arenas, before there is a second thread. By itself it makes one for each of
 /// the threads that come and go, eight for a processor, and what is left in each can't be used by the others: some MB with
 /// fifty pods. Threads have small pieces of their own all the same.

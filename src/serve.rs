@@ -98,7 +98,7 @@ pub enum Error {
 /// When it can't start, or the server fails.
 pub fn run(config: Config, again: Reloading) -> Result<(), Error> {
     let system = |attempt| move |source| Error::System { attempt, source };
-    memory::share_arenas();
+    memory::set_up();
     // What whoever started the daemon had open is nothing to monitors, which outlive it.
     sys::close_range(3, u32::MAX, true).map_err(system("mark inherited descriptors"))?;
     // Held until the process ends.

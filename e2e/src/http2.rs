@@ -195,6 +195,20 @@ impl Caller {
     /// # Errors
     /// When the call fails.
     pub fn call(&mut self, path: &str, message: &[u8]) -> Result<(usize, Duration)> {
+        self.call_into(path, message, None)
+    }
+
+    /// The answering message, with the five bytes that precede it.
+    ///
+    /// # Errors
+    /// When the call fails.
+    pub fn fetch(&mut self, path: &str, message: &[u8]) -> Result<Vec<u8>> {
+        let mut body = Vec::new();
+        self.call_into(path, message, Some(&mut body))?;
+        Ok(body)
+    }
+
+    fn call_into(&mut self, path: &str, message: &[u8], mut body: Option<&mut Vec<u8>>) -> Result<(usize, Duration)> {
         let id = self.next;
         self.next += 2;
         let length = u32::try_from(message.len())?.to_be_bytes();
@@ -221,7 +235,12 @@ impl Caller {
                     SETTINGS if flags & 1 == 0 => self.stream.write_all(&frame(SETTINGS, 1, 0, &[]))?,
                     PING if flags & 1 == 0 => self.stream.write_all(&frame(PING, 1, 0, payload))?,
                     RST_STREAM | GOAWAY => return Err(format!("the server refused: frame {kind}").into()),
-                    DATA => came += length,
+                    DATA => {
+                        came += length;
+                        if let Some(body) = &mut body {
+                            body.extend_from_slice(payload);
+                        }
+                    }
                     _ => {}
                 }
                 ended |= matches!(kind, DATA | HEADERS) && flags & 1 != 0;

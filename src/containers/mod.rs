@@ -206,8 +206,6 @@ pub struct Container {
     pub stage: Stage,
     /// Whether anybody has been told of it.
     pub claim: Claim,
-    /// Its line in lists.
-    pub listed: Rendering<Arc<record::Container>>,
     /// Its line in lists of stats.
     pub stats_listed: Rendering<usage::Told>,
     /// Its part in lists of metrics.
@@ -237,12 +235,11 @@ impl Container {
         Self {
             id: record.id.clone(),
             created_at: record.created_at,
-            record: Published::new(container_record(&dir), record),
+            record: Published::ringing(container_record(&dir), record, sandbox.listing.bell.clone()),
             dir,
-            sandbox,
             stage: Stage::default(),
-            claim: Claim::default(),
-            listed: Rendering::default(),
+            claim: Claim::ringing(sandbox.listing.bell.clone()),
+            sandbox,
             stats_listed: Rendering::default(),
             metrics_listed: Rendering::default(),
             meter: usage::Meter::default(),

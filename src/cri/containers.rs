@@ -1,13 +1,13 @@
 //! Containers in CRI's words.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use prost::Message as _;
 use tonic::{Request, Status};
 use wharf_proto::{
     cri::{
-        Container as Item, ContainerConfig, ContainerResources, ContainerState, ContainerStatus,
+        Container as Item, ContainerConfig, ContainerFilter, ContainerResources, ContainerState, ContainerStatus,
         ContainerStatusRequest, ContainerStatusResponse, ContainerUser, CreateContainerRequest, ExecSyncRequest,
         ExecSyncResponse, ImageSpec, ListContainersRequest, Mount, ReopenContainerLogRequest, StopContainerRequest,
     },
@@ -16,14 +16,14 @@ use wharf_proto::{
 
 use super::{
     Face, checkpoints,
-    filters::{id_matches, labels_match},
+    filters::{id_matches, labels_match, whole_id},
     owners,
     status::status,
 };
-use crate::containers::{Container, signals};
-
-/// A container and the state of it that a list tells.
-type Listed = (Arc<Container>, Arc<record::Container>);
+use crate::{
+    containers::{Container, signals},
+    node::Listed,
+};
 
 impl Face {
     pub(super) async fn create(&self, request: CreateContainerRequest) -> Result<String, Status> {
@@ -85,12 +85,24 @@ impl Face {
 
     /// As [`Face::list_containers`], each item encoded.
     pub(super) fn encoded_containers(&self, request: &Request<ListContainersRequest>) -> Result<Vec<Bytes>, Status> {
-        let encode = |record: &Arc<record::Container>| item(record).encode_to_vec();
-        let wanted = self.wanted_containers(request)?;
-        let items = wanted
-            .iter()
-            .map(|(container, record)| container.listed.of(record, encode));
-        Ok(items.collect())
+        let filter = request.get_ref().filter.clone().unwrap_or_default();
+        let encode = |record: &record::Container, to: &mut Vec<u8>| {
+            // A vector grows: there is always room.
+            let _ = item(record).encode(to);
+        };
+        let rows = self
+            .node()?
+            .rows(owners(request), whole_id(&filter.pod_sandbox_id), encode);
+        let all = filter == ContainerFilter::default();
+        let mut wanted: Vec<(i64, Bytes)> = Vec::with_capacity(rows.iter().map(|of_pod| of_pod.len()).sum());
+        for row in rows.iter().flat_map(|of_pod| of_pod.iter()) {
+            // What an unfiltered list does not look at stays out of the processor's caches.
+            if all || is_wanted(&row.record, &filter) {
+                wanted.push((row.created_at, row.item.clone()));
+            }
+        }
+        wanted.sort_by_key(|(created_at, _)| std::cmp::Reverse(*created_at));
+        Ok(wanted.into_iter().map(|(_, item)| item).collect())
     }
 
     /// Containers that the filter lets through, the newest first.
@@ -98,22 +110,9 @@ impl Face {
         let filter = request.get_ref().filter.clone().unwrap_or_default();
         let mut wanted: Vec<_> = self
             .node()?
-            .containers(owners(request))
+            .listed(owners(request), whole_id(&filter.pod_sandbox_id))
             .into_iter()
-            .map(|container| {
-                let record = container.record.get();
-                (container, record)
-            })
-            .filter(|(_, record)| {
-                let wanted = filter.state.as_ref().map(|wanted| wanted.state);
-                id_matches(&filter.id, &record.id)
-                    && id_matches(&filter.pod_sandbox_id, &record.pod_id)
-                    && wanted.is_none_or(|wanted| wanted == i32::from(state(record)))
-                    && record
-                        .config
-                        .as_ref()
-                        .is_none_or(|config| labels_match(&filter.label_selector, &config.labels))
-            })
+            .filter(|(_, record)| is_wanted(record, &filter))
             .collect();
         wanted.sort_unstable_by_key(|(container, _)| std::cmp::Reverse(container.created_at));
         Ok(wanted)
@@ -137,6 +136,18 @@ impl Face {
             info,
         })
     }
+}
+
+/// Whether the filter lets it through.
+fn is_wanted(record: &record::Container, filter: &ContainerFilter) -> bool {
+    let wanted = filter.state.as_ref().map(|wanted| wanted.state);
+    id_matches(&filter.id, &record.id)
+        && id_matches(&filter.pod_sandbox_id, &record.pod_id)
+        && wanted.is_none_or(|wanted| wanted == i32::from(state(record)))
+        && record
+            .config
+            .as_ref()
+            .is_none_or(|config| labels_match(&filter.label_selector, &config.labels))
 }
 
 fn state(record: &record::Container) -> ContainerState {

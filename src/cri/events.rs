@@ -51,7 +51,7 @@ pub(super) fn history(
     let events = stream::unfold(Some(listener), move |listener| async move {
         let mut listener = listener?;
         match listener.next().await {
-            Ok(Some(event)) => Some((Ok(wrap(Message::Event((*event).clone()))), Some(listener))),
+            Ok(Some(event)) => Some((Ok(wrap(Message::Event(event))), Some(listener))),
             Ok(None) => None,
             Err(error) => Some((Err(status(&error)), None)),
         }

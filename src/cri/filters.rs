@@ -15,6 +15,12 @@ pub(super) fn id_matches(wanted: &str, id: &str) -> bool {
     id.starts_with(wanted)
 }
 
+/// What is wanted, if it is a whole id: it is one's own then, and needs no search.
+pub(super) fn whole_id(wanted: &str) -> Option<&str> {
+    const DIGITS: usize = 64;
+    (wanted.len() == DIGITS).then_some(wanted)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

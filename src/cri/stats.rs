@@ -17,7 +17,7 @@ use wharf_proto::{
 
 use super::{
     Face,
-    filters::{id_matches, labels_match},
+    filters::{id_matches, labels_match, whole_id},
     lists::{Holder, field_len, put_head},
     owners,
     status::status,
@@ -26,7 +26,10 @@ use crate::{
     cgroups::{Psi, Stall},
     images::FsUsage,
     netns::Counters,
-    node::stats::{ContainerStats as Read, PodStats},
+    node::{
+        Listed,
+        stats::{ContainerStats as Read, PodStats},
+    },
     sandbox::{Sandbox, Taken, usage::Sample},
 };
 
@@ -80,17 +83,20 @@ impl Face {
     ) -> Result<Vec<Read>, Status> {
         let filter = filter.unwrap_or_default();
         let node = self.node()?;
-        let mut wanted = node.containers(owners(request));
-        wanted.retain(|container| {
+        let wanted = |(container, record): &Listed| {
             id_matches(&filter.id, &container.id)
                 && id_matches(&filter.pod_sandbox_id, &container.sandbox.id)
-                && container
-                    .record
-                    .get()
+                && record
                     .config
                     .as_ref()
                     .is_some_and(|config| labels_match(&filter.label_selector, &config.labels))
-        });
+        };
+        let listed = node.listed(owners(request), whole_id(&filter.pod_sandbox_id));
+        let mut wanted: Vec<_> = listed
+            .into_iter()
+            .filter(wanted)
+            .map(|(container, _)| container)
+            .collect();
         wanted.sort_unstable_by_key(|container| std::cmp::Reverse(container.created_at));
         Ok(node.running_stats(wanted).await)
     }

@@ -210,6 +210,7 @@ async fn send(session: &Session, blob: &Descriptor, meter: &Meter, sender: mpsc:
     let mut stream = session.blob_from(&blob.digest, blob.size, 0);
     while let Some(data) = stream.next().await? {
         meter.add(data.len() as u64);
+        stream.note(data.len() as u64, sender.capacity() == sender.max_capacity());
         if sender.send(Input::Data(data)).await.is_err() {
             return Ok(());
         }

@@ -50,6 +50,7 @@ pub(super) async fn extract(session: &Session, layer: &Layer, room: &Room, meter
     let mut stream = session.blob_from(&layer.digest, layer.size, unpacking.fed());
     while let Some(data) = stream.next().await? {
         meter.add(data.len() as u64);
+        stream.note(data.len() as u64, unpacking.is_waiting());
         if !unpacking.feed(data).await {
             break;
         }
@@ -59,7 +60,7 @@ pub(super) async fn extract(session: &Session, layer: &Layer, room: &Room, meter
 }
 
 /// Unpacks the blob `source` and adds it as `layer`. Blocking.
-pub(super) fn unpack_layer(mut source: Source<Channel>, layer: &Layer, layers: &Layers) -> Result<Pin> {
+pub(super) fn unpack_layer<F: Feed>(mut source: Source<F>, layer: &Layer, layers: &Layers) -> Result<Pin> {
     let keep = layers.keep_blobs();
     match unpack_keeping(&mut source, &layer.digest, layers, keep) {
         Ok(mut unpacked) => {

@@ -24,6 +24,7 @@ use super::{
     names::{name, named, names, settle_tags},
     papers,
     platform::Host,
+    prepared::Prepared,
     reference::{is_digest, is_hex},
     registry::{Document, digest_of},
     trust::Evidence,
@@ -166,15 +167,19 @@ impl Index {
 
     /// As [`Index::add`]; with `lazy` of an image that is not all here.
     pub(super) fn add_with(&self, arrival: Arrival, lazy: Option<Arc<LazyImage>>) -> Result<()> {
-        // Written before the lock is taken: others may add images meanwhile.
-        let temporary = self.layers.temporary()?;
-        write_synced(&temporary.path().join("config"), &arrival.config)?;
-        for (digest, bytes) in &arrival.documents {
-            write_synced(&temporary.path().join(file_name(digest)), bytes)?;
-        }
-        if !arrival.evidence.is_empty() {
-            write_synced(&temporary.path().join(papers::EVIDENCE), &arrival.evidence.to_bytes())?;
-        }
+        let prepared = self.prepare(&arrival)?;
+        prepared.sync()?;
+        self.add_prepared(arrival, prepared, lazy)
+    }
+
+    /// As [`Index::add_with`], once all that is in `prepared` is on the disk.
+    pub(super) fn add_prepared(
+        &self,
+        arrival: Arrival,
+        prepared: Prepared,
+        lazy: Option<Arc<LazyImage>>,
+    ) -> Result<()> {
+        let Prepared { temporary, .. } = prepared;
         let config = parse_config(&arrival.config, &arrival.id)?;
         let mut entries = self.lock();
         if lazy.is_none() {

@@ -19,7 +19,7 @@ use super::{
     Error, Result,
     recipe::{self, Kept},
     rootfs,
-    unpack::Stats,
+    unpack::{self, Stats},
     verify,
 };
 use crate::store;
@@ -71,6 +71,10 @@ impl Layers {
     pub fn open(root: &Path, limit: Option<u64>, keep_blobs: bool) -> Result<Self> {
         for name in ["layers", "tmp", "trash"] {
             store::create_dir(&root.join(name))?;
+        }
+        // Layers are made there, and stay where they were made when they are moved.
+        if let Err(error) = unpack::spread(&root.join("tmp")) {
+            tracing::debug!(%error, "the file system puts layers where it likes");
         }
         let shared = Shared {
             root: root.to_owned(),

@@ -27,6 +27,7 @@ mod outlet;
 mod papers;
 mod paused;
 mod platform;
+mod prepared;
 mod progress;
 mod pull;
 mod push;

@@ -6,10 +6,15 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tokio::{
     sync::{Notify, mpsc},
     task::{JoinHandle, spawn_blocking},
@@ -17,7 +22,7 @@ use tokio::{
 
 use super::{
     Error, Layer, Result,
-    extract::{self, Channel, Input, Source},
+    extract::{self, Channel, Feed, Input, Source},
     layers::{Layers, Pin},
 };
 
@@ -53,6 +58,23 @@ struct Unpacking {
     work: JoinHandle<Result<Pin>>,
     /// Bytes that were sent.
     fed: u64,
+    /// It has nothing to do.
+    waits: Arc<AtomicBool>,
+}
+
+/// What a task sends, and whether it is waited for.
+struct Awaited {
+    channel: Channel,
+    waits: Arc<AtomicBool>,
+}
+
+impl Feed for Awaited {
+    fn pull(&mut self) -> io::Result<Option<Bytes>> {
+        self.waits.store(true, Ordering::Relaxed);
+        let pulled = self.channel.pull();
+        self.waits.store(false, Ordering::Relaxed);
+        pulled
+    }
 }
 
 impl Paused {
@@ -139,9 +161,18 @@ impl Paused {
 impl Unpacking {
     fn begin(layer: &Layer, layers: &Layers) -> Self {
         let (sender, receiver) = mpsc::channel(READS);
-        let (layer, layers) = (layer.clone(), layers.clone());
-        let work = spawn_blocking(move || extract::unpack_layer(Source::new(Channel(receiver)), &layer, &layers));
-        Self { sender, work, fed: 0 }
+        let (layer, layers, waits) = (layer.clone(), layers.clone(), Arc::new(AtomicBool::new(false)));
+        let feed = Awaited {
+            channel: Channel(receiver),
+            waits: Arc::clone(&waits),
+        };
+        let work = spawn_blocking(move || extract::unpack_layer(Source::new(feed), &layer, &layers));
+        Self {
+            sender,
+            work,
+            fed: 0,
+            waits,
+        }
     }
 }
 
@@ -158,9 +189,15 @@ impl Held {
         self.unpacking.as_ref().map_or(0, |unpacking| unpacking.fed)
     }
 
+    /// Whether the unpacker has nothing to do until more bytes come.
+    pub fn is_waiting(&self) -> bool {
+        let waits = |unpacking: &Unpacking| unpacking.waits.load(Ordering::Relaxed);
+        self.unpacking.as_ref().is_some_and(waits)
+    }
+
     /// Sends bytes on; false when the unpacker has given up, and [`Held::finish`] says why. Cancel-safe: what was not sent does
     /// not count.
-    pub async fn feed(&mut self, data: bytes::Bytes) -> bool {
+    pub async fn feed(&mut self, data: Bytes) -> bool {
         let Some(unpacking) = &mut self.unpacking else {
             return false;
         };

@@ -328,9 +328,10 @@ pub(super) fn sync_file_system(root: &Path) -> Result<()> {
 pub(super) async fn admit(room: &Arc<Room>, arrival: Arrival) -> Result<()> {
     let room = room.clone();
     blocking(move || {
-        // The layers must be durable before a record says that they are there.
+        // The layers must be durable before a record says that they are there; what else the image has becomes so with them.
+        let prepared = room.index.prepare(&arrival)?;
         sync_file_system(&room.root)?;
-        room.index.add(arrival)
+        room.index.add_prepared(arrival, prepared, None)
     })
     .await
 }

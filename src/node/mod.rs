@@ -15,6 +15,7 @@ mod events;
 pub mod fsck;
 mod history;
 mod joined;
+mod known;
 mod networks;
 mod operations;
 mod over;
@@ -40,6 +41,7 @@ pub use error::{Error, Result};
 pub use events::{Event, Moment, Step, Subscription};
 pub use history::{Ask, Listener};
 use joined::Joined;
+use known::Known;
 pub use networks::NetworkView;
 pub use operations::Operation;
 pub use over::{KEEP_LOG, REMOVE};
@@ -54,7 +56,7 @@ use tokio_util::{
 use wharf_proto::{
     api::{PullProgress, pull_progress},
     cri::AuthConfig,
-    record::Owner,
+    record::{self, Owner},
 };
 
 use crate::{
@@ -63,7 +65,7 @@ use crate::{
     images::{self, Images},
     netns::NetworkStatus,
     nri::Asks,
-    sandbox::{self, Mechanisms, Sandbox},
+    sandbox::{self, Mechanisms, Row, Sandbox},
     telemetry::carried,
 };
 
@@ -88,6 +90,9 @@ struct ContainerKey {
     attempt: u32,
 }
 
+/// A container and a state of it.
+pub type Listed = (Arc<Container>, Arc<record::Container>);
+
 /// All that runs on this node. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -98,7 +103,7 @@ pub struct Node {
 struct Inner {
     tools: Arc<Tools>,
     pods: RwLock<HashMap<String, Arc<Sandbox>>>,
-    containers: RwLock<HashMap<String, Arc<Container>>>,
+    containers: RwLock<Known>,
     pod_jobs: Arc<Joined<PodKey, Result<String>>>,
     container_jobs: Arc<Joined<ContainerKey, Result<String>>>,
     tasks: TaskTracker,
@@ -340,6 +345,56 @@ impl Node {
             .collect()
     }
 
+    /// As [`Node::containers`], each with the state in which it was found; with `pod` only that pod's.
+    #[must_use]
+    pub fn listed(&self, owners: &[Owner], pod: Option<&str>) -> Vec<Listed> {
+        let containers = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
+        let listed = |container: &Arc<Container>| {
+            let record = container.record.get();
+            let wanted = owners.contains(&container.sandbox.owner)
+                && containers::is_visible(&record)
+                && !container.claim.is_hidden();
+            wanted.then(|| (Arc::clone(container), record))
+        };
+        match pod {
+            Some(pod) => containers.of_pod(pod).iter().filter_map(listed).collect(),
+            None => {
+                let mut all = Vec::with_capacity(containers.len());
+                all.extend(containers.values().filter_map(listed));
+                all
+            }
+        }
+    }
+
+    /// The rows of all containers that [`Node::containers`] has, pod by pod; with `pod` only that pod's. `encode` makes a state's
+    /// bytes, when it is a new one.
+    #[must_use]
+    pub fn rows(
+        &self,
+        owners: &[Owner],
+        pod: Option<&str>,
+        encode: impl Fn(&record::Container, &mut Vec<u8>),
+    ) -> Vec<Arc<Vec<Row>>> {
+        let containers = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
+        let rows = |of_pod: &[Arc<Container>]| {
+            let sandbox = &of_pod.first()?.sandbox;
+            let states = || {
+                let shown = of_pod.iter().filter(|container| !container.claim.is_hidden());
+                shown
+                    .map(|container| container.record.get())
+                    .filter(|record| containers::is_visible(record))
+                    .collect()
+            };
+            owners
+                .contains(&sandbox.owner)
+                .then(|| sandbox.listing.rows(states, &encode))
+        };
+        match pod {
+            Some(pod) => rows(containers.of_pod(pod)).into_iter().collect(),
+            None => containers.pods().filter_map(rows).collect(),
+        }
+    }
+
     /// How many containers there are, of all owners, complete or not.
     fn containers_count(&self) -> usize {
         self.inner
@@ -404,11 +459,7 @@ impl Node {
     /// The containers of one pod, complete or not.
     fn containers_of(&self, pod: &str) -> Vec<Arc<Container>> {
         let containers = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
-        containers
-            .values()
-            .filter(|container| container.sandbox.id == pod)
-            .cloned()
-            .collect()
+        containers.of_pod(pod).to_vec()
     }
 
     /// Process id of the pod's oldest running container; 0 when none runs.
@@ -442,7 +493,7 @@ impl Node {
 
     fn insert_container(&self, container: &Arc<Container>) {
         let mut containers = self.inner.containers.write().unwrap_or_else(PoisonError::into_inner);
-        containers.insert(container.id.clone(), Arc::clone(container));
+        containers.insert(container);
     }
 
     fn forget_container(&self, container: &Container) {

@@ -3,7 +3,7 @@
 //! what is known, and waits for nothing: see `sampler.rs`.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -301,10 +301,9 @@ impl Node {
 
     /// The running containers of `pods`, oldest first.
     fn running_in(&self, pods: &[Arc<Sandbox>]) -> Vec<Arc<Container>> {
-        let pods: HashSet<_> = pods.iter().map(address).collect();
         let all = self.inner.containers.read().unwrap_or_else(PoisonError::into_inner);
-        let wanted = |container: &&Arc<Container>| pods.contains(&address(&container.sandbox)) && is_running(container);
-        let mut containers: Vec<_> = all.values().filter(wanted).cloned().collect();
+        let of_pods = pods.iter().flat_map(|pod| all.of_pod(&pod.id));
+        let mut containers: Vec<_> = of_pods.filter(|container| is_running(container)).cloned().collect();
         drop(all);
         containers.sort_unstable_by_key(|container| container.created_at);
         containers

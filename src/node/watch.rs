@@ -36,7 +36,8 @@ impl Node {
                     None => break,
                 }
             }
-            node.monitor_ended(&pod).await;
+            // A box of its own: the task waits here all the pod's life, and would have room for this from the beginning.
+            Box::pin(node.monitor_ended(&pod)).await;
         });
     }
 

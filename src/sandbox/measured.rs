@@ -42,9 +42,10 @@ pub struct Measured<T>(Arc<Inner<T>>);
 
 #[derive(Debug)]
 struct Inner<T> {
-    newest: watch::Sender<Option<Arc<Taken<T>>>>,
-    /// Since when a measurement runs.
-    running: Mutex<Option<Instant>>,
+    newest: Mutex<Option<Arc<Taken<T>>>>,
+    /// Since when a measurement runs; what it holds the other end of is gone when it has ended. A channel for each object all the
+    /// time would be most of what a container takes of memory.
+    running: Mutex<Option<(Instant, watch::Receiver<()>)>>,
 }
 
 impl<T> Clone for Measured<T> {
@@ -56,7 +57,7 @@ impl<T> Clone for Measured<T> {
 impl<T> Default for Measured<T> {
     fn default() -> Self {
         Self(Arc::new(Inner {
-            newest: watch::Sender::new(None),
+            newest: Mutex::new(None),
             running: Mutex::new(None),
         }))
     }
@@ -75,18 +76,27 @@ impl<T: Send + Sync + 'static> Measured<T> {
     where
         F: Future<Output = Option<T>> + Send + 'static,
     {
-        let mut changes = self.0.newest.subscribe();
-        let running_since = {
+        let (mut ended, running_since, begun) = {
             let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
-            let since = *running;
-            running.get_or_insert_with(Instant::now);
-            since
+            match &*running {
+                Some((since, ended)) => (ended.clone(), Some(*since), None),
+                None => {
+                    let (running_on, ended) = watch::channel(());
+                    *running = Some((Instant::now(), ended.clone()));
+                    (ended, None, Some(running_on))
+                }
+            }
         };
         if running_since.is_some_and(|since| since.elapsed() > HUNG) {
             return self.newest();
         }
-        if running_since.is_none() {
-            let (running, work) = (Running(Arc::clone(&self.0), None), measure());
+        if let Some(running_on) = begun {
+            let running = Running {
+                inner: Arc::clone(&self.0),
+                outcome: None,
+                _running_on: running_on,
+            };
+            let work = measure();
             tasks.spawn(async move {
                 let (at, begun) = (store::now(), Instant::now());
                 let value = work.await;
@@ -102,7 +112,7 @@ impl<T: Send + Sync + 'static> Measured<T> {
             });
         }
         // A measurement that failed to end in time, or died, leaves what was there before.
-        let _ = tokio::time::timeout_at(until.into(), changes.changed()).await;
+        let _ = tokio::time::timeout_at(until.into(), ended.changed()).await;
         self.newest()
     }
 
@@ -149,27 +159,30 @@ impl<T: Send + Sync + 'static> Measured<T> {
     /// What was measured last.
     #[must_use]
     pub fn newest(&self) -> Option<Arc<Taken<T>>> {
-        self.0.newest.borrow().clone()
+        self.0.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 /// A measurement in progress, and its outcome: the next may begin when it is dropped, even by a panic.
-struct Running<T>(Arc<Inner<T>>, Option<Option<Arc<Taken<T>>>>);
+struct Running<T> {
+    inner: Arc<Inner<T>>,
+    outcome: Option<Option<Arc<Taken<T>>>>,
+    /// Whoever waits is told by its end, which comes after all else.
+    _running_on: watch::Sender<()>,
+}
 
 impl<T> Running<T> {
     fn end(mut self, outcome: Option<Arc<Taken<T>>>) {
-        self.1 = Some(outcome);
+        self.outcome = Some(outcome);
     }
 }
 
 impl<T> Drop for Running<T> {
     fn drop(&mut self) {
-        *self.0.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        // Whoever waits is told, even if there is no outcome.
-        match self.1.take() {
-            Some(outcome) => drop(self.0.newest.send_replace(outcome)),
-            None => self.0.newest.send_modify(|_| {}),
+        if let Some(outcome) = self.outcome.take() {
+            *self.inner.newest.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
         }
+        *self.inner.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -8,6 +8,7 @@ mod cgroup;
 mod claim;
 pub mod files;
 mod lent;
+mod listing;
 mod measured;
 mod membership;
 pub mod nri;
@@ -28,6 +29,7 @@ use std::{
 pub use cgroup::{Place, of_container as container_cgroup, parent as cgroup_parent, slice};
 pub use claim::Claim;
 pub use lent::lend;
+pub use listing::{Listing, Row};
 pub use lsm::selinux::Labels;
 pub use measured::{Measured, Taken};
 pub use membership::{HOSTS, HostEntry, NETWORKS, connect, disconnect};
@@ -160,6 +162,8 @@ pub struct Sandbox {
     pub claim: Claim,
     /// Its line in lists.
     pub listed: Rendering<Arc<record::Pod>>,
+    /// Its part in lists of containers.
+    pub listing: Listing,
     /// How figures name it.
     pub attributes: Rendering<Arc<record::Pod>>,
     /// Held while an image is mounted as a volume of the pod, or such a volume is released.
@@ -189,6 +193,7 @@ impl Sandbox {
             stage: Stage::default(),
             claim: Claim::default(),
             listed: Rendering::default(),
+            listing: Listing::default(),
             attributes: Rendering::default(),
             image_volumes: tokio::sync::Mutex::new(()),
             meter: usage::Meter::default(),

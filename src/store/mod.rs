@@ -5,6 +5,7 @@
 //! durable by its owner with one `syncfs`. The room knows files and messages and asks no other room.
 
 mod aside;
+mod bell;
 mod lock;
 mod published;
 mod rendering;
@@ -18,6 +19,7 @@ use std::{
 };
 
 pub use aside::{SET_ASIDE, set_aside};
+pub use bell::{Bell, Kept};
 pub use lock::StateLock;
 use prost::Message;
 pub use published::Published;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use prost::Message;
 use tokio::sync::{Mutex, watch};
 
-use super::{Error, Result, write_record};
+use super::{Bell, Error, Result, write_record};
 
 /// A durable record together with its newest published state.
 ///
@@ -16,15 +16,23 @@ pub struct Published<M> {
     path: PathBuf,
     current: watch::Sender<Arc<M>>,
     changing: Mutex<()>,
+    /// Rung with each new state.
+    bell: Bell,
 }
 
 impl<M: Message + Default + Clone + PartialEq + 'static> Published<M> {
     /// Publishes `message` as what the file at `path` holds; the file is not touched before the first change.
     pub fn new(path: PathBuf, message: M) -> Self {
+        Self::ringing(path, message, Bell::default())
+    }
+
+    /// As [`Published::new`]; `bell` is rung after each change.
+    pub fn ringing(path: PathBuf, message: M, bell: Bell) -> Self {
         Self {
             path,
             current: watch::Sender::new(Arc::new(message)),
             changing: Mutex::new(()),
+            bell,
         }
     }
 
@@ -61,6 +69,7 @@ impl<M: Message + Default + Clone + PartialEq + 'static> Published<M> {
                 source: std::io::Error::other(error),
             })??;
         self.current.send_replace(Arc::clone(&message));
+        self.bell.ring();
         Ok(message)
     }
 
@@ -83,6 +92,7 @@ impl<M: Message + Default + Clone + PartialEq + 'static> Published<M> {
             edit(&mut message);
             *current = Arc::new(message);
         });
+        self.bell.ring();
         self.get()
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Where one connection does not get all that the network and the registry have (a limit for each, a long way), several
 //! do. Their bytes wait in memory, so the node has a budget for all blobs together; without room in it, or when a
-//! registry ignores ranges, a blob comes through one connection as ever.
+//! registry ignores ranges, a blob comes through one connection as ever. So it does as long as whoever unpacks it has
+//! enough to do: each request costs a registry some milliseconds of a processor, and more of one than its bytes do.
 
 use std::{
     collections::VecDeque,
@@ -34,6 +35,12 @@ pub(super) const LARGE: u64 = 16 << 20;
 pub(super) const PART: u64 = 2 << 20;
 /// Parts of one blob under way or waiting.
 const AHEAD: usize = 4;
+/// Bytes that one connection is asked for at first, before it is known whether it brings enough.
+pub(super) const FIRST: u64 = 4 * PART;
+/// Bytes that it is asked for at once at the most: who reads may become faster, or the network slower.
+const LONGEST: u64 = 64 << 20;
+/// Bytes by which it is judged whether one connection brings enough.
+const PROBE: u64 = 2 << 20;
 /// Bytes that all blobs may have waiting: of the 64 MiB that pulls may take, decompressors and channels need the rest.
 pub(super) const BUDGET: u64 = 24 << 20;
 
@@ -62,6 +69,13 @@ pub(super) struct Ahead {
     size: u64,
     /// How many there may be; less after failures.
     limit: usize,
+    /// Bytes that the one connection is asked for next.
+    stride: u64,
+    /// Of the bytes that came lately, how many were waited for.
+    came: u64,
+    waited_for: u64,
+    /// One connection did not bring enough.
+    hungry: bool,
     /// Set by a part whose range was ignored.
     ignored: Arc<AtomicBool>,
 }
@@ -75,19 +89,54 @@ impl Ahead {
             next,
             size,
             limit: AHEAD,
+            stride: 2 * FIRST,
+            came: 0,
+            waited_for: 0,
+            hungry: false,
             ignored: Arc::default(),
         }
     }
 
+    /// Takes note that `bytes` came, and whether the reader had nothing to do until then. Returns whether it is time for parts.
+    pub fn note(&mut self, bytes: u64, waited_for: bool) -> bool {
+        self.came += bytes;
+        if waited_for {
+            self.waited_for += bytes;
+        }
+        if self.came >= PROBE {
+            // Where the processors are what is short, about half is waited for: the registry may be on this machine as well.
+            let hungry = self.waited_for > self.came / 8 * 7;
+            (self.came, self.waited_for) = (0, 0);
+            if hungry && !self.hungry {
+                self.hungry = true;
+                return true;
+            }
+        }
+        false
+    }
+
     /// What to read through the one connection when no part is under way: from [`Ahead::next`] to what is returned.
     pub fn leave_some(&mut self) -> u64 {
-        let some = if self.limit == 0 { u64::MAX } else { 4 * PART };
-        self.next = self.next.saturating_add(some).min(self.size);
+        let some = match (self.limit, self.hungry) {
+            (0, _) => u64::MAX,
+            (_, true) => FIRST,
+            (_, false) => {
+                let some = self.stride;
+                self.stride = (some * 2).min(LONGEST);
+                some
+            }
+        };
+        // What would be left then is not worth a request of its own.
+        let left = self.size.saturating_sub(self.next).saturating_sub(some);
+        self.next = if left < some { self.size } else { self.next + some };
         self.next
     }
 
-    /// Begins as many parts as there may be.
+    /// Begins as many parts as there may be, if they are needed.
     pub fn fill(&mut self, session: &Session, endpoint: &Endpoint, digest: &str) {
+        if !self.hungry {
+            return;
+        }
         if self.ignored.load(Ordering::Relaxed) {
             self.limit = 0;
         }
@@ -217,4 +266,39 @@ pub(super) fn bounds(headers: &HeaderMap) -> Option<(u64, u64)> {
     let (first, last) = text.strip_prefix("bytes ")?.split('/').next()?.split_once('-')?;
     let last: u64 = last.trim().parse().ok()?;
     Some((first.trim().parse().ok()?, last.checked_add(1)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_for_readers_that_wait() {
+        let mut ahead = Ahead::new(FIRST, 1 << 30);
+        for _ in 0..100 {
+            assert!(!ahead.note(PROBE / 4, false));
+        }
+        // The first bytes are always waited for.
+        assert!(!ahead.note(PROBE / 4, true));
+        assert!(!ahead.note(PROBE / 4, false) && !ahead.note(PROBE / 2, false));
+        assert!(!ahead.note(PROBE / 2, true));
+        assert!(ahead.note(PROBE / 2, true));
+        assert!(!ahead.note(2 * PROBE, true), "it is told once");
+        assert!(!ahead.note(2 * PROBE, false) && ahead.hungry, "and holds for the blob");
+    }
+
+    #[test]
+    fn one_connection_is_asked_for_more_and_more_and_for_all_of_a_short_rest() {
+        let mut ahead = Ahead::new(FIRST, 27 << 20);
+        assert_eq!(ahead.leave_some(), 27 << 20);
+        let mut ahead = Ahead::new(FIRST, 1 << 30);
+        assert_eq!(ahead.leave_some(), 24 << 20);
+        assert_eq!(ahead.leave_some(), 56 << 20);
+        assert_eq!(ahead.leave_some(), 120 << 20);
+        assert_eq!(ahead.leave_some(), 184 << 20, "not more than that");
+        ahead.hungry = true;
+        assert_eq!(ahead.leave_some(), 192 << 20, "there may soon be room for parts");
+        ahead.limit = 0;
+        assert_eq!(ahead.leave_some(), 1 << 30, "ranges are of no use");
+    }
 }

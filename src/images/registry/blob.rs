@@ -12,7 +12,7 @@ use hyper::body::{Body as _, Incoming};
 
 use super::{
     Session,
-    ahead::{Ahead, LARGE, PART, Part, bounds, range},
+    ahead::{Ahead, FIRST, LARGE, Part, bounds, range},
     pace::{Pace, Stalled},
 };
 use crate::images::{Error, ErrorKind, Result};
@@ -25,7 +25,8 @@ const MAX_CONNECTIONS: u32 = 1000;
 const MAX_CRAWLS: u32 = 3;
 
 /// A transfer that goes on by range where a connection broke, on the next endpoint if need be. Yields exactly the
-/// promised number of bytes or fails; the digest is the caller's business. A large blob comes in parts, several at once.
+/// promised number of bytes or fails; the digest is the caller's business. A large blob comes in parts, several at once, when
+/// its reader waits: see [`BlobStream::note`].
 pub(in crate::images) struct BlobStream {
     session: Session,
     digest: String,
@@ -63,9 +64,9 @@ impl BlobStream {
             digest: digest.to_owned(),
             size,
             received: from,
-            until: if is_large { from + PART } else { size },
+            until: if is_large { from + FIRST } else { size },
             part: None,
-            ahead: is_large.then(|| Ahead::new(from + PART, size)),
+            ahead: is_large.then(|| Ahead::new(from + FIRST, size)),
             skip: 0,
             body: None,
             // A session without one has failed at the manifest.
@@ -194,6 +195,13 @@ impl BlobStream {
                     self.broken(error).await?;
                 }
             }
+        }
+    }
+
+    /// Takes note of whether the reader had nothing to do until these bytes came.
+    pub fn note(&mut self, bytes: u64, waited_for: bool) {
+        if self.ahead.as_mut().is_some_and(|ahead| ahead.note(bytes, waited_for)) {
+            self.fill();
         }
     }
 

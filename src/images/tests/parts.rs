@@ -35,6 +35,18 @@ async fn serve(image: &Fixture, change: impl Fn(usize, &Seen, Reply) -> Reply + 
     .await
 }
 
+/// As [`serve`], so slowly that whoever reads waits: parts are for such.
+async fn serve_slowly(
+    image: &Fixture,
+    change: impl Fn(usize, &Seen, Reply) -> Reply + Send + Sync + 'static,
+) -> Server {
+    serve(image, move |n, seen, reply| Reply {
+        speed: Some(8 * MIB),
+        ..change(n, seen, reply)
+    })
+    .await
+}
+
 async fn pull(lab: &Lab, server: &Server) -> Duration {
     let begun = Instant::now();
     lab.images
@@ -47,11 +59,7 @@ async fn pull(lab: &Lab, server: &Server) -> Duration {
 #[tokio::test]
 async fn a_limit_for_each_connection_does_not_limit_the_pull_and_memory_stays_within_its_budget() {
     let image = large(20);
-    let slow = |_: usize, _: &Seen, reply: Reply| Reply {
-        speed: Some(8 * MIB),
-        ..reply
-    };
-    let server = serve(&image, slow).await;
+    let server = serve_slowly(&image, |_, _, reply| reply).await;
     // Without room in the budget the blob comes through one connection.
     let lab = Lab::new("").await;
     let budget = lab.images.room.client.budget();
@@ -107,7 +115,7 @@ async fn parts_that_break_off_stall_or_are_refused_for_now_come_all_the_same() {
         },
     ];
     for (at, change) in changes.into_iter().enumerate() {
-        let server = serve(&image, change).await;
+        let server = serve_slowly(&image, change).await;
         let lab = Lab::new("").await;
         let name = format!("{}/app", server.host);
         let pulled = lab.images.pull(&name, None, None).await;
@@ -128,7 +136,7 @@ async fn a_registry_that_ignores_ranges_sends_the_blob_once() {
 #[tokio::test]
 async fn damage_in_a_part_is_found() {
     let image = large(20);
-    let server = serve(&image, |n, _, mut reply| {
+    let server = serve_slowly(&image, |n, _, mut reply| {
         if n == 3 {
             reply.body[100] ^= 1;
         }

@@ -26,6 +26,7 @@ pub use fault::{Error, Result};
 pub use header::{BLOCK, FormatError};
 pub use name::{Meaning, NameError, components, meaning};
 pub use reader::{Entry, Kind, ReadError, TarReader};
+pub use sys::spread;
 
 use super::recipe::{Kept, Recorder};
 

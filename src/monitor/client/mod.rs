@@ -4,6 +4,7 @@ mod keeping;
 pub mod passing;
 mod program;
 mod pulse;
+mod queue;
 mod spawn;
 pub mod wedged;
 mod wire;
@@ -18,12 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    net::UnixStream,
-    process::Child,
-    sync::{mpsc, watch},
-    task::AbortHandle,
-};
+use tokio::{net::UnixStream, process::Child, sync::watch, task::AbortHandle};
 use wharf_proto::monitor::{self as proto, ErrorKind, Request, reply::Result as Answer, request::Op};
 
 pub use program::Program;
@@ -73,7 +69,7 @@ pub enum Event {
 /// Events of one monitor, in order. `recv` gives `None` when the connection is closed: by the monitor's end, by a
 /// newer connection, or by the drop of the [`Client`].
 #[derive(Debug)]
-pub struct Events(mpsc::UnboundedReceiver<Event>);
+pub struct Events(queue::Receiver<Event>);
 
 impl Events {
     /// The next event; `None` after the connection has closed. Cancel-safe.
@@ -87,7 +83,7 @@ impl Events {
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
-    outgoing: mpsc::UnboundedSender<Outgoing>,
+    outgoing: queue::Sender<Outgoing>,
     waiting: Arc<Waiting>,
     pulse: Arc<Pulse>,
     next_id: AtomicU64,
@@ -150,8 +146,8 @@ impl Client {
 
     fn over(stream: std::os::unix::net::UnixStream, socket: &Path) -> std::io::Result<(Client, Events)> {
         let (reader, writer) = UnixStream::from_std(stream)?.into_split();
-        let (outgoing, frames) = mpsc::unbounded_channel();
-        let (event_sender, events) = mpsc::unbounded_channel();
+        let (outgoing, frames) = queue::new();
+        let (event_sender, events) = queue::new();
         let (close, closed) = watch::channel(false);
         let waiting = Arc::new(Waiting::new());
         let pulse = Arc::new(Pulse::new());

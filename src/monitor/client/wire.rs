@@ -2,25 +2,36 @@
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     io::{self, IoSlice},
+    mem::MaybeUninit,
+    ops::ControlFlow,
     os::fd::{AsRawFd as _, OwnedFd, RawFd},
+    pin::Pin,
     sync::{Mutex, PoisonError},
+    task::{Context, Poll, ready},
 };
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use tokio::{
-    io::{AsyncReadExt as _, Interest},
+    io::{AsyncRead as _, Interest, ReadBuf},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{mpsc, oneshot},
+    sync::oneshot,
 };
 use wharf_proto::monitor::{Reply, reply::Result as Answer};
 
-use super::{super::frame::Assembler, Event, pulse::Pulse};
+use super::{
+    super::frame::Assembler,
+    Event,
+    pulse::Pulse,
+    queue::{Receiver, Sender},
+};
 
 /// A frame to send, with the descriptors that travel with its first byte.
+#[derive(Debug)]
 pub(super) struct Outgoing {
     pub bytes: Vec<u8>,
     pub descriptors: Vec<OwnedFd>,
@@ -63,23 +74,13 @@ impl Waiting {
 }
 
 /// Reads until the connection ends or breaks the protocol.
-pub(super) async fn read(
-    mut socket: OwnedReadHalf,
-    waiting: &Waiting,
-    pulse: &Pulse,
-    events: mpsc::UnboundedSender<Event>,
-) {
+pub(super) async fn read(mut socket: OwnedReadHalf, waiting: &Waiting, pulse: &Pulse, events: Sender<Event>) {
     let mut assembler = Assembler::default();
-    let mut buffer = vec![0; 4096];
-    loop {
-        let count = match socket.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            Ok(count) => count,
-        };
+    let mut took = |bytes: &[u8]| {
         if pulse.beat() {
             tracing::info!("a pod's monitor answers again");
         }
-        let mut bytes = &buffer[..count];
+        let mut bytes = bytes;
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at(assembler.wanted().min(bytes.len()));
             bytes = later;
@@ -88,16 +89,26 @@ pub(super) async fn read(
                 Ok(Some(reply)) => deliver(reply, waiting, &events),
                 Err(error) => {
                     tracing::error!(%error, "a monitor broke the protocol");
-                    waiting.close();
-                    return;
+                    return ControlFlow::Break(());
                 }
             }
         }
-    }
+        ControlFlow::Continue(())
+    };
+    let mut read_once = |context: &mut Context<'_>| {
+        // Here and not in the task, which waits for most of a pod's life.
+        let mut room = [MaybeUninit::uninit(); 4096];
+        let mut buffer = ReadBuf::uninit(&mut room);
+        match ready!(Pin::new(&mut socket).poll_read(context, &mut buffer)) {
+            Ok(()) if !buffer.filled().is_empty() => Poll::Ready(took(buffer.filled())),
+            _ => Poll::Ready(ControlFlow::Break(())),
+        }
+    };
+    while poll_fn(&mut read_once).await.is_continue() {}
     waiting.close();
 }
 
-fn deliver(reply: Reply, waiting: &Waiting, events: &mpsc::UnboundedSender<Event>) {
+fn deliver(reply: Reply, waiting: &Waiting, events: &Sender<Event>) {
     let event = match reply.result {
         Some(Answer::ContainerExited(exited)) => Event::ContainerExited(exited),
         Some(Answer::ExecExited(exited)) => Event::ExecExited(exited),
@@ -112,7 +123,7 @@ fn deliver(reply: Reply, waiting: &Waiting, events: &mpsc::UnboundedSender<Event
 
 /// Writes frames until the connection ends. One task owns the writing, so that a request given up half-way leaves no
 /// half frame.
-pub(super) async fn write(socket: OwnedWriteHalf, mut frames: mpsc::UnboundedReceiver<Outgoing>) {
+pub(super) async fn write(socket: OwnedWriteHalf, mut frames: Receiver<Outgoing>) {
     while let Some(frame) = frames.recv().await {
         if send(socket.as_ref(), &frame).await.is_err() {
             return;

@@ -4,13 +4,12 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use prost::Message;
 use wharf_proto::{api::Event, record};
 
-use super::{KEPT, Past};
+use super::{KEPT, Past, decoded};
 use crate::store;
 
 /// The file that the thread writes.
@@ -39,7 +38,7 @@ impl File {
             boot_id: self.boot_id.clone(),
             epoch: past.epoch.clone(),
             next: past.next,
-            last: past.last.values().map(|event| (**event).clone()).collect(),
+            last: past.last.values().map(|event| decoded(event)).collect(),
             images: past
                 .images
                 .iter()
@@ -51,7 +50,9 @@ impl File {
         };
         let mut bytes = head.encode_length_delimited_to_vec();
         for event in &past.events {
-            bytes.extend(event.encode_length_delimited_to_vec());
+            // A vector grows: there is always room.
+            let _ = prost::encode_length_delimiter(event.len(), &mut bytes);
+            bytes.extend_from_slice(event);
         }
         let written = store::write_file(&self.path, &bytes, 0o600).map_err(|error| error.to_string());
         let opened = written.and_then(|()| {
@@ -105,7 +106,7 @@ pub(super) fn load(path: &Path, boot_id: &str) -> Option<Past> {
     past.last = head
         .last
         .into_iter()
-        .map(|event| (event.id.clone(), Arc::new(event)))
+        .map(|event| (event.id.clone(), event.encode_to_vec().into()))
         .collect();
     past.images = head
         .images
@@ -116,7 +117,7 @@ pub(super) fn load(path: &Path, boot_id: &str) -> Option<Past> {
     while !rest.is_empty()
         && let Ok(event) = Event::decode_length_delimited(&mut rest)
     {
-        past.add(event);
+        past.add(&event);
     }
     past.next = past.next.max(head.next);
     Some(past)

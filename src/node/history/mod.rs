@@ -20,6 +20,7 @@ use std::{
     },
 };
 
+use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 pub use stream::{Ask, Listener};
 use tokio::sync::watch;
@@ -33,6 +34,9 @@ use crate::{images::Change, store};
 const KEPT: usize = 2048;
 /// Bytes that they may have together, encoded.
 const BYTES: usize = 1 << 20;
+/// Memory is taken for so many bytes of events at once. They outlive what they tell of: each in pieces of its own would hold the
+/// pages between which pods that are gone had theirs.
+const BLOCK: usize = 16 << 10;
 
 /// The events that are kept, and what was told last of all that is there.
 #[derive(Debug)]
@@ -41,10 +45,15 @@ struct Past {
     epoch: String,
     /// Number of the next event; they count from 1.
     next: u64,
-    events: VecDeque<Arc<Event>>,
+    /// Encoded, the oldest first.
+    events: VecDeque<Bytes>,
+    /// Number of the oldest.
+    first: u64,
     bytes: usize,
-    /// The newest event of each pod and container that is there.
-    last: HashMap<String, Arc<Event>>,
+    /// Room for the next ones.
+    block: BytesMut,
+    /// The newest event of each pod and container that is there, encoded.
+    last: HashMap<String, Box<[u8]>>,
     /// Names of each image that is here, as told.
     images: BTreeMap<String, BTreeSet<String>>,
 }
@@ -147,7 +156,7 @@ impl Shared {
         file.append(&new);
         let newest = {
             let mut past = self.past.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-            new.into_iter().for_each(|event| past.add(event));
+            new.iter().for_each(|event| past.add(event));
             past.next - 1
         };
         if file.is_long() {
@@ -163,7 +172,9 @@ impl Past {
             epoch,
             next: 1,
             events: VecDeque::new(),
+            first: 1,
             bytes: 0,
+            block: BytesMut::new(),
             last: HashMap::new(),
             images: BTreeMap::new(),
         }
@@ -185,7 +196,7 @@ impl Past {
     }
 
     fn steps(&self, reached: &[Step], event: &Event) -> Vec<Event> {
-        let last = self.last.get(&event.id).and_then(|event| step(&event.action));
+        let last = self.last.get(&event.id).and_then(|event| step(&decoded(event).action));
         let new = reached.iter().filter(|step| last.is_none_or(|last| **step > last));
         new.map(|step| Event {
             action: action(*step).to_owned(),
@@ -195,16 +206,13 @@ impl Past {
     }
 
     fn settled(&self, ids: &HashSet<String>, images: Vec<(String, Vec<String>)>) -> Vec<Event> {
-        let mut gone: Vec<_> = self.last.iter().filter(|(id, _)| !ids.contains(*id)).collect();
+        let gone = self.last.iter().filter(|(id, _)| !ids.contains(*id));
+        let mut new: Vec<Event> = gone.map(|(_, event)| decoded(event)).collect();
         // Containers before their pods, in the order of their coming.
-        gone.sort_by_key(|(_, event)| (event.kind() == EventKind::Pod, number_of(&event.cursor)));
-        let mut new: Vec<Event> = gone
-            .into_iter()
-            .map(|(_, event)| Event {
-                action: action(Step::Deleted).to_owned(),
-                ..(**event).clone()
-            })
-            .collect();
+        new.sort_by_key(|event| (event.kind() == EventKind::Pod, number_of(&event.cursor)));
+        for event in &mut new {
+            action(Step::Deleted).clone_into(&mut event.action);
+        }
         let here: BTreeMap<String, BTreeSet<String>> = images
             .into_iter()
             .map(|(id, names)| (id, names.into_iter().collect()))
@@ -232,25 +240,41 @@ impl Past {
         new
     }
 
-    fn add(&mut self, event: Event) {
-        let event = Arc::new(event);
-        self.note(&event);
-        self.next = number_of(&event.cursor) + 1;
-        self.bytes += event.encoded_len();
-        self.events.push_back(event);
+    fn add(&mut self, event: &Event) {
+        self.note(event);
+        let number = number_of(&event.cursor);
+        self.next = number + 1;
+        let length = event.encoded_len();
+        if self.block.capacity() < length {
+            self.block = BytesMut::with_capacity(BLOCK.max(length));
+        }
+        // There is room.
+        let _ = event.encode(&mut self.block);
+        if self.events.is_empty() {
+            self.first = number;
+        }
+        self.bytes += length;
+        self.events.push_back(self.block.split().freeze());
         while self.events.len() > KEPT || self.bytes > BYTES {
             let Some(oldest) = self.events.pop_front() else { break };
-            self.bytes -= oldest.encoded_len();
+            self.first += 1;
+            self.bytes -= oldest.len();
         }
     }
 
+    /// The event with this number, if it is kept.
+    fn get(&self, number: u64) -> Option<Event> {
+        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        self.events.get(index).map(|event| decoded(event))
+    }
+
     /// Remembers what was told last.
-    fn note(&mut self, event: &Arc<Event>) {
+    fn note(&mut self, event: &Event) {
         if event.kind() != EventKind::Image {
             if step(&event.action) == Some(Step::Deleted) {
                 self.last.remove(&event.id);
             } else {
-                self.last.insert(event.id.clone(), event.clone());
+                self.last.insert(event.id.clone(), event.encode_to_vec().into());
             }
             return;
         }
@@ -272,8 +296,13 @@ impl Past {
 
     /// Number of the oldest event that is kept, or of the next if none is.
     fn oldest(&self) -> u64 {
-        self.events.front().map_or(self.next, |event| number_of(&event.cursor))
+        if self.events.is_empty() { self.next } else { self.first }
     }
+}
+
+/// What was encoded here.
+fn decoded(event: &[u8]) -> Event {
+    Event::decode(event).unwrap_or_default()
 }
 
 fn image_event(id: &str, name: &str, action: &str) -> Event {

@@ -1,6 +1,6 @@
 //! Reading the history: from a cursor, a time, or now on, as fast or slow as the reader is.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -9,7 +9,7 @@ use wharf_proto::{
     record::Owner,
 };
 
-use super::{History, Past, cursor, number_of};
+use super::{History, Past, cursor, decoded, number_of};
 use crate::{
     node::{Error, Node, Result},
     store,
@@ -72,7 +72,7 @@ impl Listener {
                 ("", _) => past.oldest(),
                 (cursor, _) => resume(&past, cursor)?,
             };
-            let oldest = past.events.front().map_or(0, |event| event.time);
+            let oldest = past.events.front().map_or(0, |event| decoded(event).time);
             (
                 at,
                 cursor(&past.epoch, at - 1),
@@ -98,7 +98,7 @@ impl Listener {
     /// # Errors
     /// [`Error::HistoryLost`] for a reader that is so slow that events went before it read them; [`Error::Ending`] when the
     /// daemon ends. Nothing comes after either.
-    pub async fn next(&mut self) -> Result<Option<Arc<Event>>> {
+    pub async fn next(&mut self) -> Result<Option<Event>> {
         loop {
             // Marked as seen before it is looked at: what comes in between wakes.
             let newest = *self.newest.borrow_and_update();
@@ -135,21 +135,16 @@ impl Listener {
         }
     }
 
-    fn take(&mut self) -> Result<Arc<Event>> {
+    fn take(&mut self) -> Result<Event> {
         let past = self.history.0.past();
-        let oldest = past.oldest();
-        let index = self
-            .at
-            .checked_sub(oldest)
-            .and_then(|index| usize::try_from(index).ok());
-        let Some(event) = index.and_then(|index| past.events.get(index)) else {
+        let Some(event) = past.get(self.at) else {
             return Err(Error::HistoryLost(format!(
                 "{} events were not read before they were dropped; list what there is and listen from now on",
-                oldest.saturating_sub(self.at)
+                past.oldest().saturating_sub(self.at)
             )));
         };
         self.at += 1;
-        Ok(event.clone())
+        Ok(event)
     }
 
     fn wants(&self, event: &Event) -> bool {

@@ -9,7 +9,8 @@
 //! With `--streams MIB` only one thing is measured: moving as many MiB through an exec by each protocol.
 //! Every round visits each endpoint in turn. A cell is the median of the rounds' medians; what stands behind `×` is the share
 //! of the best `--peer`. Output is Markdown; with `--report` also JSON and plots.
-//! With `--floor` the kernel's own work for a pod is measured in the same rounds, see `floor/mod.rs`.
+//! With `--floor` the kernel's own work for a pod is measured in the same rounds, see `floor/mod.rs`; with `--cni LIST` and
+//! `--on-cni NAME` also what the CNI programs of the list take by themselves, beside the endpoints that use it.
 //! `bench profile ...` tells where the time of each call goes, see `profile.rs`.
 //! `bench reads ...` times what kubelet's health depends on while a thousand containers run, see `reads.rs`.
 //! `bench make-images DIR [LAYERS] [MIB] [COUNT]` writes the images that it needs into a docker-registry's storage.
@@ -29,6 +30,7 @@ mod table;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use floor::cni::Programs;
 use options::Options;
 use report::Report;
 use table::Table;
@@ -153,6 +155,19 @@ async fn cycles(options: &Options, peers: &[Peer], names: &[(String, bool)], rep
         "Beside what the kernel takes at the least, one after another, milliseconds",
         &with_kernel,
     );
+    let on_cni = |name: &str| options.on_cni.iter().any(|one| one == name);
+    let mut users: Vec<_> = names.iter().filter(|(name, _)| on_cni(name)).cloned().collect();
+    users.iter_mut().for_each(|(_, compared)| *compared = true);
+    users.push((floor::cni::NAME.to_owned(), false));
+    let mut by_programs = [1, options.parallel].map(|at_once| {
+        Table::new(
+            &format!("Beside the CNI programs alone, {at_once} at once, milliseconds"),
+            &users,
+        )
+    });
+    let holder = tempfile::Builder::new().prefix("wharf-cni-floor-").tempdir()?;
+    let list = options.cni.as_ref().filter(|_| options.floor);
+    let programs = list.map(|list| Programs::of(list, holder.path())).transpose()?;
     // What the client computes itself is in the lab's sum.
     let spent = || {
         let own = memory::processor_time(std::process::id().cast_signed())?;
@@ -166,6 +181,9 @@ async fn cycles(options: &Options, peers: &[Peer], names: &[(String, bool)], rep
                 if options.floor && peer.ours {
                     floors.add(&peer.name, round, steps.clone());
                 }
+                if on_cni(&peer.name) {
+                    by_programs[0].add(&peer.name, round, of_network(&steps));
+                }
                 sequential.add(&peer.name, round, steps);
             }
             if let (Some(before), Some(after)) = (before, spent()) {
@@ -175,6 +193,9 @@ async fn cycles(options: &Options, peers: &[Peer], names: &[(String, bool)], rep
             }
             let before = spent();
             for steps in cycle::parallel(peer, &options.image, options.parallel).await? {
+                if on_cni(&peer.name) {
+                    by_programs[1].add(&peer.name, round, of_network(&steps));
+                }
                 parallel.add(&peer.name, round, steps);
             }
             if let (Some(before), Some(after)) = (before, spent()) {
@@ -189,14 +210,39 @@ async fn cycles(options: &Options, peers: &[Peer], names: &[(String, bool)], rep
                 floors.add(floor::NAME, round, steps);
             }
         }
+        if let Some(programs) = &programs {
+            eprintln!("round {}: {}", round + 1, floor::cni::NAME);
+            for steps in programs.sequential(options.pods).await? {
+                by_programs[0].add(floor::cni::NAME, round, steps);
+            }
+            for steps in programs.parallel(options.parallel).await? {
+                by_programs[1].add(floor::cni::NAME, round, steps);
+            }
+        }
     }
     report.add(sequential);
     if options.floor {
         report.add(floors);
     }
     report.add(parallel);
+    if programs.is_some() {
+        by_programs.into_iter().for_each(|table| report.add(table));
+    }
     report.add(processor);
     Ok(())
+}
+
+/// The steps in which a pod's network comes and goes.
+fn of_network(steps: &cycle::Steps) -> cycle::Steps {
+    let wanted = ["RunPodSandbox", "StopPodSandbox"];
+    let mut found: cycle::Steps = steps
+        .iter()
+        .filter(|(name, _)| wanted.contains(&name.as_str()))
+        .cloned()
+        .collect();
+    let both = found.iter().map(|(_, taken)| taken).sum();
+    found.push(("**both**".to_owned(), both));
+    found
 }
 
 /// Memory, lists and starts with ever more pods.

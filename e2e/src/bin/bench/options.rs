@@ -19,6 +19,9 @@ pub struct Options {
     pub streams: usize,
     pub report: Option<PathBuf>,
     pub floor: bool,
+    /// A list of CNI plugins whose programs are measured by themselves, and the endpoints that use it.
+    pub cni: Option<PathBuf>,
+    pub on_cni: Vec<String>,
 }
 
 impl Options {
@@ -39,6 +42,8 @@ impl Options {
             streams: 0,
             report: None,
             floor: false,
+            cni: None,
+            on_cni: vec![],
         };
         let mut args = args.iter();
         while let Some(flag) = args.next() {
@@ -74,6 +79,8 @@ impl Options {
                     options.growth.sort_unstable();
                 }
                 "--streams" => options.streams = value.parse()?,
+                "--cni" => options.cni = Some(value.into()),
+                "--on-cni" => options.on_cni.push(value.clone()),
                 "--report" => options.report = Some(value.into()),
                 other => return Err(format!("unknown flag {other}").into()),
             }

@@ -5,6 +5,7 @@
 //! `bench floor DIR PODS` does it `PODS` times below `DIR` and once before, which is not counted, and prints the steps of each
 //! as JSON. `bench --floor` calls that, once in each round.
 
+pub mod cni;
 mod container;
 mod net;
 
