@@ -24,7 +24,7 @@ async fn kept_blobs_are_pushed_as_they_came_under_the_same_digest() {
         &daemon,
         MEDDLED,
         ADDRESS,
-        json!([{"path": "/blobs/", "cut": 3000, "times": 2}]),
+        json!([{"path": "/blobs/", "cut": 100, "times": 3}]),
     )
     .await;
     for (name, image) in [
