@@ -35,6 +35,7 @@ async fn leftovers(daemon: &Daemon) -> Vec<String> {
             || line.contains("registry")
             || line.contains("whoami")
             || line.contains("lab disk")
+            || line.contains("lab meddle")
             || line.contains("nri-plugin");
         if !expected {
             left.push(format!("process {pid}: {line}"));

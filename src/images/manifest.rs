@@ -2,15 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 
-use super::{
-    Error, Layer, Result,
-    platform::Host,
-    reference::is_digest,
-    registry::{Document, digest_of},
-};
+use super::{Error, Layer, Result, platform::Host, reference::is_digest, registry::Document};
 
 /// What is asked for, as an `Accept` header.
 pub(super) const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
@@ -269,47 +263,6 @@ struct Annotated {
 fn other_digest(digest: &str) -> String {
     let shown: String = digest.chars().take(20).collect();
     format!("the digest {shown:?}... is not sha256 and 64 lower-case hex digits; other kinds are not supported")
-}
-
-/// What descriptors in `document` have within them (`data`), as far as their digests and sizes confirm it: whatever else
-/// they have there is fetched as if it was not there.
-pub(super) fn carried(document: &Document) -> Vec<Document> {
-    #[derive(Deserialize)]
-    struct Carrier {
-        config: Option<Carried>,
-        layers: Option<Vec<Carried>>,
-        manifests: Option<Vec<Carried>>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Carried {
-        #[serde(default)]
-        media_type: String,
-        #[serde(default)]
-        digest: String,
-        #[serde(default)]
-        size: i64,
-        data: Option<String>,
-    }
-    // What is wrong with the document is said by who reads all of it.
-    let Ok(carrier) = serde_json::from_slice::<Carrier>(&document.bytes) else {
-        return Vec::new();
-    };
-    let lists = [carrier.layers, carrier.manifests];
-    let all = carrier.config.into_iter().chain(lists.into_iter().flatten().flatten());
-    all.filter_map(|one| {
-        let bytes = BASE64_STANDARD.decode(one.data?).ok()?;
-        let fits = i64::try_from(bytes.len()).is_ok_and(|size| size == one.size) && digest_of(&bytes) == one.digest;
-        if !fits {
-            tracing::debug!(digest = one.digest, "a descriptor's data is not what it points at");
-        }
-        fits.then(|| Document {
-            bytes: bytes.into(),
-            digest: one.digest,
-            media_type: one.media_type,
-        })
-    })
-    .collect()
 }
 
 /// What a file of an artifact is called: its title, or its digest.
@@ -578,33 +531,6 @@ mod tests {
             assert!(manifest.with_diff_ids(&[]).is_err());
             assert!(manifest.with_diff_ids(&["x".into()]).is_err());
             assert_eq!(manifest.with_diff_ids(&[A.into()]).unwrap()[0].size, 35);
-        }
-    }
-
-    #[test]
-    fn data_within_a_descriptor_counts_only_if_its_digest_and_size_do() {
-        let digest = digest_of(b"{}");
-        let found = |digest: &str, size: i64, data: &str| {
-            let json = format!(
-                r#"{{"schemaVersion":2,"config":{{"mediaType":"x/y","digest":"{digest}","size":{size},"data":{data}}},"layers":[]}}"#
-            );
-            carried(&Document {
-                bytes: json.into_bytes().into(),
-                digest: A.into(),
-                media_type: String::new(),
-            })
-        };
-        let right = found(&digest, 2, r#""e30=""#);
-        assert_eq!((&right[0].digest, &right[0].bytes[..]), (&digest, &b"{}"[..]));
-        assert_eq!(right[0].media_type, "x/y");
-        for wrong in [
-            found(A, 2, r#""e30=""#),
-            found(&digest, 3, r#""e30=""#),
-            found(&digest, 2, r#""?""#),
-            found(&digest, 2, "7"),
-            found(&digest, 2, "null"),
-        ] {
-            assert!(wrong.is_empty(), "{wrong:?}");
         }
     }
 

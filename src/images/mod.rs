@@ -6,6 +6,7 @@
 //! reader wait: [`Images::list`] and [`Images::find`] read a published snapshot. It may ask `config` and `store`.
 
 mod artifact;
+mod carried;
 mod changes;
 pub mod check;
 mod error;

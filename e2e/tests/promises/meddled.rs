@@ -31,7 +31,8 @@ impl Meddler {
     pub(crate) async fn start(daemon: &Daemon, address: &str, upstream: &str, rules: Value) -> Self {
         let port = address.rsplit(':').next().unwrap();
         let (rules_file, log) = (
-            daemon.dir().join(format!("rules-{port}")),
+            // The guard knows what belongs to registries by this word.
+            daemon.dir().join(format!("registry-rules-{port}")),
             daemon.dir().join(format!("meddled-{port}")),
         );
         std::fs::write(&rules_file, rules.to_string()).unwrap();

@@ -24,7 +24,7 @@ async fn kept_blobs_are_pushed_as_they_came_under_the_same_digest() {
         &daemon,
         MEDDLED,
         ADDRESS,
-        json!([{"path": "/blobs/", "cut": 3000, "times": 2}]),
+        json!([{"path": "/blobs/", "cut": 100, "times": 3}]),
     )
     .await;
     for (name, image) in [
@@ -116,7 +116,7 @@ async fn an_archive_may_say_the_same_twice_and_images_may_have_no_layer_or_the_s
     }
     let saved = daemon.dir().join("again.tar").display().to_string();
     let twice = format!(
-        "cd {} && mkdir x && tar -xf again.tar -C x && tar -cf twice.tar -C x $(ls -A x) $(ls -A x)",
+        "cd {} && mkdir x && tar -xf again.tar -C x && tar --hard-dereference -cf twice.tar -C x $(ls -A x) $(ls -A x)",
         daemon.dir().display()
     );
     tool(&daemon, "sh", &["-c", &twice]).await;
@@ -155,7 +155,7 @@ async fn mirrors_rewritten_and_short_names_are_as_the_nodes_files_say_at_each_pu
     daemon.cri.pull("team.invalid/x/layers").await.unwrap();
     assert!(mirror.seen("/manifests/").is_empty() && !mirror.seen("/blobs/").is_empty());
     let error = refused("evil.invalid/any/thing").await;
-    assert!(error.contains("blocks \"evil.invalid\""), "{error}");
+    assert!(error.contains("blocks") && error.contains("evil.invalid"), "{error}");
     assert_eq!(daemon.cri.pull("short").await.unwrap(), id);
     assert_eq!(daemon.cri.image("short").await.unwrap().unwrap().id, id);
     // Drop-ins add to the file and replace what it says.

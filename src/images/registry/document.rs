@@ -18,7 +18,7 @@ use super::{
     session::MAX_CONNECTS,
     transport::{Failure, Message, Unread, host_of, read},
 };
-use crate::images::{Error, ErrorKind, Result, manifest};
+use crate::images::{Error, ErrorKind, Result, carried, manifest};
 
 /// A manifest or index as the registry sent it, with the digest of its bytes.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ impl Held {
 impl Session {
     /// Keeps what `document` has within its descriptors, as far as digests and sizes confirm it.
     pub fn hold(&self, document: &Document) {
-        let carried = manifest::carried(document);
+        let carried = carried::carried(document);
         let mut held = self.held().0.lock().unwrap_or_else(PoisonError::into_inner);
         held.extend(carried.into_iter().map(|one| (one.digest.clone(), one)));
     }

@@ -128,7 +128,8 @@ async fn hostile_and_damaged_docker_archives_are_refused_and_leave_nothing() {
         "too many links",
     )
     .await;
-    refused(&lab, &whole(&["l"]).file("l", &one).file("./l", &one), "two entries").await;
+    let other = layer("other");
+    refused(&lab, &whole(&["l"]).file("l", &one).file("./l", &other), "two entries").await;
     let device = Head {
         kind: b'3',
         name: "dev",

@@ -317,7 +317,7 @@ pub(super) mod tests {
             (&without, &b"a signature"[..], &["ca.der"][..], "no authority"),
             (&with, b"another", &["ca.der"], "something else"),
             (&with, b"a signature", &["other.der"], "certificate of its timestamp"),
-            (&with, b"a signature", &[], "no authority"),
+            (&with, b"a signature", &[], "certificate of its timestamp"),
         ] {
             let error = check(response, signature, &[authority(trusted)]).unwrap_err();
             assert!(error.contains(reason), "{error}");
