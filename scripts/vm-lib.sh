@@ -9,7 +9,7 @@ holds() {
   if said=$("$@" 2>&1); then
     echo "ok      $what"
   else
-    echo "FAILED  $what: $* -> ${said:0:2000}"
+    echo "FAILED  $what: $* -> $(tail -c 1000 <<<"$said")"
     failed=$((failed + 1))
   fi
 }
@@ -17,13 +17,13 @@ holds() {
 # equal WHAT GOT WANTED
 equal() { holds "$1 ($3)" test "$2" = "$3"; }
 
-# comes SECONDS WHAT COMMAND...: the command must succeed within that time.
+# comes SECONDS WHAT COMMAND...: the command must succeed within that time, or VM_PATIENCE times as long on a busy machine.
 comes() {
-  local end=$((SECONDS + $1)) what=$2 said
+  local end=$((SECONDS + $1 * ${VM_PATIENCE:-1})) what=$2 said
   shift 2
   until said=$("$@" 2>&1); do
     if [ $SECONDS -ge $end ]; then
-      echo "FAILED  $what: $* -> ${said:0:2000}"
+      echo "FAILED  $what: $* -> $(tail -c 1000 <<<"$said")"
       failed=$((failed + 1))
       return 1
     fi

@@ -4,7 +4,9 @@
 # VM_STEPS says what runs: "cgroupfs" and "systemd" are the tests with either cgroup driver, "node" is Wharf as a unit
 # with each runtime handler (scripts/vm-node.sh). "selinux" boots with SELinux in place of AppArmor, which excludes the others,
 # and runs its tests twice: with labels alone, and with what they forbid forbidden. "critest" takes critest's flags
-# (default: the specs of AppArmor) and wants the program as CRITEST or on PATH.
+# (default: the specs of AppArmor) and wants the program as CRITEST or on PATH. "kubelet" runs pods of many shapes by kubelet
+# itself (scripts/vm-kubelet.sh), which must be linked statically and is wanted as KUBELET or on PATH. VM_PATIENCE=3 has it and
+# "node" wait three times as long.
 # The emulation is in software and needs no rights beyond root's in its own files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,15 +31,21 @@ fi
 # With systemd's driver: what asks for cgroups by plain paths is left out.
 without=(--skip rule_31 --skip a_pods_limits_are_set_on_its_own_cgroup)
 mkdir -p "$payload/deploy/kubernetes"
-cp scripts/vm-guest.sh scripts/vm-node.sh "$payload/"
-cp deploy/wharf.service "$payload/deploy/"
+cp scripts/vm-{guest,node,lib}.sh "$payload/"
+cp deploy/{wharf.service,kubelet.yaml} "$payload/deploy/"
 cp deploy/kubernetes/{node.sh,wharf.toml} "$payload/deploy/kubernetes/"
 for program in wharf lab; do
   objcopy --strip-debug "$bin/$program" "$payload/bin/$program"
 done
 objcopy --strip-debug "$binary" "$payload/bin/deps/promises"
+# The images that critest names; made here, as there is no compiler in the machine.
+images() {
+  [ ! -d "$payload/critest" ] || return 0
+  mkdir "$payload/critest"
+  "$bin/lab" critest-images "$payload/critest/storage" >"$payload/critest/digest"
+}
 {
-  printf 'export WHARF_QUOTAS=1 WHARF_HANDLERS=%q\n' "${WHARF_HANDLERS:-builtin runc crun}"
+  printf 'export WHARF_QUOTAS=1 WHARF_HANDLERS=%q VM_PATIENCE=%q\n' "${WHARF_HANDLERS:-builtin runc crun}" "${VM_PATIENCE:-1}"
   for one in ${VM_STEPS:-cgroupfs systemd node}; do
     case $one in
       cgroupfs) printf 'step "end-to-end tests, cgroupfs driver" /payload/bin/deps/promises' && printf ' %q' "$@" ;;
@@ -59,9 +67,8 @@ objcopy --strip-debug "$binary" "$payload/bin/deps/promises"
         program=$(command -v "${CRITEST:-critest}") || { echo "critest is not there" >&2 && exit 2; }
         cp "$program" "$payload/bin/critest"
         cp critest.sh "$payload/"
-        mkdir "$payload/target" "$payload/critest" && ln -s ../bin "$payload/target/debug"
-        # There is no compiler in the machine.
-        "$bin/lab" critest-images "$payload/critest/storage" >"$payload/critest/digest"
+        mkdir "$payload/target" && ln -s ../bin "$payload/target/debug"
+        images
         [ -z "${default:-}" ] || set -- --ginkgo.focus=AppArmor
         for handler in ${WHARF_HANDLERS:-builtin runc crun}; do
           printf 'CRITEST=/payload/bin/critest CRITEST_IMAGES=/payload/critest PARALLEL=1 step "critest" /payload/critest.sh %s' "$handler"
@@ -69,8 +76,15 @@ objcopy --strip-debug "$binary" "$payload/bin/deps/promises"
           echo
         done
         ;;
+      kubelet)
+        program=$(command -v "${KUBELET:-kubelet}") || { echo "kubelet is not there" >&2 && exit 2; }
+        cp "$program" "$payload/bin/kubelet"
+        cp scripts/vm-kubelet{,-pods}.sh "$payload/"
+        images
+        for handler in ${WHARF_HANDLERS:-builtin runc crun}; do printf 'step "kubelet, %s" /payload/vm-kubelet.sh %s\n' "$handler" "$handler"; done
+        ;;
       node) printf 'step "a node" /payload/vm-node.sh' ;;
-      *) echo "VM_STEPS: \"$one\" is none of cgroupfs, systemd, node, selinux and critest" >&2 && exit 2 ;;
+      *) echo "VM_STEPS: \"$one\" is none of cgroupfs, systemd, node, selinux, critest and kubelet" >&2 && exit 2 ;;
     esac
     echo
   done

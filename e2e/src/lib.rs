@@ -13,6 +13,7 @@ pub mod disk;
 pub mod fixtures;
 pub mod fuse;
 pub mod guard;
+pub mod health;
 pub mod http2;
 pub mod lab;
 pub mod logs;

@@ -1,7 +1,7 @@
 //! First process of a lab: makes the namespaces, waits until its standard input closes, and ends; with it ends, by the
 //! kernel's hand, every process in its PID namespace. `lab run NAME COMMAND...` runs a command in such a lab, which ends
 //! with it. `lab whoami ADDRESS` is a server that tells callers their address. `lab fuse DIR` serves a file system
-//! that gets stuck. `lab nri-plugin LOG` is an NRI plugin that a daemon starts. `lab disk DIR FILE LOG` is a disk that logs its writes. `lab trickle ADDRESS` is a registry that sends a byte a second. `lab meddle ADDRESS UPSTREAM RULES LOG` is a proxy before a registry that misbehaves by rules. `lab critest-images DIR` writes the images that critest names into a docker-registry's storage.
+//! that gets stuck. `lab nri-plugin LOG` is an NRI plugin that a daemon starts. `lab grpc-health ADDRESS` is well, by gRPC's health service. `lab disk DIR FILE LOG` is a disk that logs its writes. `lab trickle ADDRESS` is a registry that sends a byte a second. `lab meddle ADDRESS UPSTREAM RULES LOG` is a proxy before a registry that misbehaves by rules. `lab critest-images DIR` writes the images that critest names into a docker-registry's storage.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         ["whoami", address] => whoami(address).map(|()| 0),
         ["fuse", dir] => fuse(Path::new(dir)).map(|()| 0),
         ["disk", dir, store, log] => disk([dir, store, log].map(Path::new)).map(|()| 0),
+        ["grpc-health", address] => grpc_health(address).map(|()| 0),
         ["nri-plugin", log] => nri_plugin(Path::new(log)).map(|()| 0),
         ["trickle", address] => proxy(address, wharf_e2e::registry::ADDRESS, Manner::Trickle).map(|()| 0),
         ["trickle", address, upstream] => proxy(address, upstream, Manner::Trickle).map(|()| 0),
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
                   lab whoami ADDRESS | lab fuse DIR | lab trickle ADDRESS [UPSTREAM] | lab forward ADDRESS UPSTREAM | \
                   lab rangeless ADDRESS UPSTREAM | lab meddle ADDRESS UPSTREAM RULES LOG | \
                   lab disk DIR FILE LOG | \
-                  lab nri-plugin LOG | \
+                  lab nri-plugin LOG | lab grpc-health ADDRESS | \
                   lab critest-images DIR"
                 .into(),
         ),
@@ -87,6 +88,13 @@ fn nri_plugin(log: &Path) -> Result {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime
         .block_on(wharf_e2e::nri::run_installed(log))
+        .map_err(|error| error.to_string().into())
+}
+
+fn grpc_health(address: &str) -> Result {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime
+        .block_on(wharf_e2e::health::serve(address.parse()?))
         .map_err(|error| error.to_string().into())
 }
 
