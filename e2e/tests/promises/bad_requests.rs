@@ -126,14 +126,6 @@ async fn odd_container_configs_are_refused_and_leave_nothing() {
                 ..Default::default()
             });
         }),
-        ("sub path without an image", |c| {
-            c.mounts = vec![pb::Mount {
-                container_path: "/sub".into(),
-                host_path: "/tmp".into(),
-                image_sub_path: "below".into(),
-                ..Default::default()
-            }];
-        }),
         ("seccomp file", |c| {
             specs::security(c).seccomp = Some(pb::SecurityProfile {
                 profile_type: pb::security_profile::ProfileType::Localhost.into(),

@@ -314,3 +314,29 @@ async fn a_declared_volume_begins_with_what_the_image_has_there() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_sub_path_of_a_volume_without_an_image_is_in_its_host_path_already() {
+    let daemon = Daemon::start().await;
+    let image = daemon.pull("volumes:latest").await;
+    let below = daemon.dir().join("volume/below");
+    std::fs::create_dir_all(&below).unwrap();
+    std::fs::write(below.join("file"), "from the node").unwrap();
+    let mut main = container("main", &daemon.busybox().await, "sleep 1000");
+    main.mounts = vec![
+        image_mount(&image, "/of-image", "data"),
+        // As kubelet sends it in a pod that has image volumes: the path whole, and its end once more.
+        pb::Mount {
+            container_path: "/of-node".into(),
+            host_path: below.to_string_lossy().into_owned(),
+            image_sub_path: "below".into(),
+            ..Default::default()
+        },
+    ];
+    let config = daemon.pod("sub-paths");
+    let pod = daemon.cri.run_pod(&config, "").await.unwrap();
+    let id = daemon.started(&pod, &config, &main).await;
+    let seen = daemon.cri.shell(&id, "cat /of-node/file /of-image/file").await.unwrap();
+    assert_eq!(seen, "from the nodefrom the image");
+    daemon.finish().await;
+}

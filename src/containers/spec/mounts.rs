@@ -164,9 +164,8 @@ fn propagation(mount: &cri::Mount) -> Result<MountPropagation> {
 fn cri_mount(input: &SpecInput, mount: &cri::Mount, source: Option<&MountSource>) -> Result<Mount> {
     let target = clean(&mount.container_path)?;
     let shown = target.display();
-    if mount.image.is_none() && !mount.image_sub_path.is_empty() {
-        return invalid(format!("mount at {shown}: image_sub_path without an image"));
-    }
+    // `image_sub_path` says nothing without an image: in a pod with an image volume kubelet puts the `subPath` of every other
+    // volume there as well, which `host_path` already has (makeMounts in pkg/kubelet/kubelet_pods.go, 1.36).
     if mount.uid_mappings.is_empty() != mount.gid_mappings.is_empty() {
         return invalid(format!(
             "mount at {shown}: users and groups must be mapped both or not at all"
