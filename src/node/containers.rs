@@ -119,6 +119,10 @@ impl Node {
         part: Option<Part>,
         callers: Callers,
     ) -> Result<String> {
+        let sandbox = Arc::clone(&pod);
+        let Ok(_made_here) = sandbox.creations.try_read() else {
+            return Err(Error::State(format!("pod sandbox {} is being removed", pod.id)));
+        };
         let record = record::Container {
             schema: store::schema(),
             id: store::new_id()?,

@@ -303,6 +303,14 @@ impl Node {
     pub(super) async fn remove_pod(&self, pod: &Arc<Sandbox>) -> Result<()> {
         self.stop_pod(pod).await?;
         let _one_at_a_time = pod.teardown.lock().await;
+        pod.stage.enter("creations");
+        // What is half made has mounts that nobody has listed. It goes by itself, as the pod is not ready any more.
+        let Ok(_none_is_made) = tokio::time::timeout(CREATIONS_LIMIT, pod.creations.write()).await else {
+            return Err(Error::State(format!(
+                "pod sandbox {}: a container is being made in it and does not get on; remove the pod again when that has ended",
+                pod.id
+            )));
+        };
         // One that hangs in an unmount does not keep the others.
         pod.stage.enter("containers");
         let containers = self.containers_of(&pod.id);
@@ -330,6 +338,9 @@ impl Node {
         Ok(())
     }
 }
+
+/// How long a pod's removal waits for containers that are being made in it.
+const CREATIONS_LIMIT: Duration = Duration::from_secs(10);
 
 /// A pod's name in Kubernetes.
 fn name_of(pod: &Sandbox) -> String {

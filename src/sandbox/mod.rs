@@ -156,6 +156,8 @@ pub struct Sandbox {
     pub record: Published<record::Pod>,
     /// Held while the pod is stopped or removed, so that only one teardown runs.
     pub teardown: tokio::sync::Mutex<()>,
+    /// Held for reading while a container of the pod is made, and made undone; for writing while the pod's files go.
+    pub creations: tokio::sync::RwLock<()>,
     /// What its creation is at.
     pub stage: Stage,
     /// Whether anybody has been told of it.
@@ -190,6 +192,7 @@ impl Sandbox {
             record: Published::new(paths.record(), record),
             paths,
             teardown: tokio::sync::Mutex::new(()),
+            creations: tokio::sync::RwLock::new(()),
             stage: Stage::default(),
             claim: Claim::default(),
             listed: Rendering::default(),

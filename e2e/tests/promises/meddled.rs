@@ -111,7 +111,7 @@ async fn a_pull_gets_through_losses_cuts_waits_and_redirects_and_takes_no_creden
         &daemon,
         OTHER,
         ADDRESS,
-        json!([{"path": "/blobs/", "cut": 5000, "times": 2}]),
+        json!([{"path": "/blobs/", "cut": 100, "times": 2}]),
     )
     .await;
     let image = format!("{MEDDLED}/layers:latest");

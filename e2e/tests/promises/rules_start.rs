@@ -137,10 +137,17 @@ async fn rule_38_version_is_served_at_once_and_the_rest_is_unavailable_until_lis
 async fn rule_40_the_unit_stops_after_kubelet_and_what_is_under_way_is_finished() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/wharf.service");
     let unit = std::fs::read_to_string(unit).unwrap();
-    for line in ["Before=kubelet.service", "KillMode=process", "Type=notify"] {
+    for (key, word) in [
+        ("Before", "kubelet.service"),
+        ("KillMode", "process"),
+        ("Type", "notify"),
+    ] {
+        let mut values = unit
+            .lines()
+            .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         assert!(
-            unit.lines().any(|found| found == line),
-            "{line} is not in deploy/wharf.service"
+            values.any(|value| value.split(' ').any(|found| found == word)),
+            "{key}={word} is not in deploy/wharf.service"
         );
     }
     let mut daemon = Daemon::start().await;
