@@ -64,7 +64,7 @@ async fn a_daemon_killed_between_a_question_and_its_answer_is_gone_and_the_next_
     eventually("the container runs", async || {
         let mut processes = daemon.lab.processes().into_iter();
         processes.any(|(pid, line)| {
-            line.contains("/tmp/up") && std::fs::exists(format!("/proc/{pid}/root/tmp/up")).unwrap_or(false)
+            line.contains("sleep 1000") && std::fs::exists(format!("/proc/{pid}/root/tmp/up")).unwrap_or(false)
         })
     })
     .await;
