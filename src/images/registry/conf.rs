@@ -56,6 +56,8 @@ struct File {
     aliases: BTreeMap<String, String>,
     unqualified_search_registries: Option<Vec<String>>,
     short_name_mode: Option<String>,
+    #[serde(default)]
+    credential_helpers: Vec<String>,
     /// Version 1's table.
     registries: Option<serde::de::IgnoredAny>,
 }
@@ -111,6 +113,17 @@ impl Conf {
         let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
         if file.registries.is_some() {
             return Err("[registries.*] is version 1 of this file, which is not supported".into());
+        }
+        // The name of a file, not of a program, where none is set.
+        if let Some(helper) = file
+            .credential_helpers
+            .iter()
+            .find(|name| *name != "containers-auth.json")
+        {
+            tracing::warn!(
+                helper,
+                "registries.conf: the daemon asks no credential helpers; credentials come with each pull, of kubelet or of `wharf login`"
+            );
         }
         for mut registry in file.registry {
             if registry.prefix.is_empty() {
