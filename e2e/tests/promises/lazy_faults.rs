@@ -84,13 +84,6 @@ async fn a_daemon_killed_between_a_question_and_its_answer_is_gone_and_the_next_
     daemon.finish().await;
 }
 
-/// Version and release of the kernel.
-fn kernel() -> (u32, u32) {
-    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = text.split('.').map(|part| part.parse().unwrap());
-    (numbers.next().unwrap(), numbers.next().unwrap())
-}
-
 /// As a container that an older daemon has started, which kept no journal of what the kernel has asked.
 #[tokio::test]
 async fn a_container_whose_daemon_kept_no_journal_reads_on_with_the_next_one() {
