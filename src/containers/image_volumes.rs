@@ -60,6 +60,9 @@ pub(super) async fn mount(
                 "" => name,
                 asked => asked,
             };
+            if !mount.readonly && image.artifact.is_none() {
+                return Err(Error::Invalid(failed(mount, "an image can only be mounted readonly")));
+            }
             // Kubelet knows the beginning of the text.
             tools.images.vouch(&image, asked).await.map_err(Error::Image)?;
             *view = Some(mount_one(tools, container, mount, &image, owners.cloned(), labels).await?);

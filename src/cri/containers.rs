@@ -213,8 +213,6 @@ pub(super) fn full(record: &record::Container) -> ContainerStatus {
     }
 }
 
-/// As asked for, with the image behind each image volume (KEP-5365): what PullImage answered for it, by which kubelet knows that
-/// it is used.
 /// Kubelet asks by the image's id and shows people what is told here, so that is a name, as with both peers.
 fn named(mut image: ImageSpec, name: &str) -> ImageSpec {
     if !name.is_empty() {
@@ -223,6 +221,8 @@ fn named(mut image: ImageSpec, name: &str) -> ImageSpec {
     image
 }
 
+/// As asked for, with the image behind each image volume (KEP-5365): what PullImage answered for it, by which kubelet knows that
+/// it is used.
 fn mounts(mut mounts: Vec<Mount>, images: &[String]) -> Vec<Mount> {
     for (mount, id) in mounts.iter_mut().zip(images) {
         if let Some(image) = &mut mount.image {

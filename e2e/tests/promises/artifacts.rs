@@ -7,6 +7,7 @@ use wharf_e2e::{
     fixtures::storage::{Storage, digest},
     registry::WRITABLE,
 };
+use wharf_proto::cri as pb;
 
 use crate::archives::{refused, skopeo_copy, wharf};
 use crate::volumes::image_mount;
@@ -80,7 +81,11 @@ async fn an_artifact_is_pulled_listed_mounted_with_sub_paths_and_removed() {
     let mut config = container("main", &daemon.busybox().await, "sleep 1000");
     config.mounts = vec![
         image_mount(&name, "/model", ""),
-        image_mount(&id, "/weights", "weights"),
+        // Read-only by definition, whether it is said or not.
+        pb::Mount {
+            readonly: false,
+            ..image_mount(&id, "/weights", "weights")
+        },
     ];
     let main = daemon.started(&pod, &sandbox, &config).await;
     let shell = async |line: &str| daemon.cri.shell(&main, line).await.unwrap();
@@ -96,7 +101,9 @@ async fn an_artifact_is_pulled_listed_mounted_with_sub_paths_and_removed() {
         shell(&format!("cat /model/config.json /weights/empty /model/{long}")).await,
         "{\"a\":1}far down"
     );
-    assert!(daemon.cri.shell(&main, "touch /model/new").await.is_err());
+    for new in ["/model/new", "/weights/new"] {
+        assert!(daemon.cri.shell(&main, &format!("touch {new}")).await.is_err());
+    }
     // It is there after a restart, cannot be run, and a file of it is no directory.
     daemon.end(nix::sys::signal::Signal::SIGTERM).await.unwrap();
     daemon.start_after_end().await.unwrap();

@@ -111,12 +111,13 @@ async fn what_cannot_be_an_image_volume_is_refused_with_kubelets_word_and_leaves
     let pod = daemon.cri.run_pod(&sandbox, "").await.unwrap();
     let plain = container("main", &daemon.busybox().await, "sleep 1000");
     type Change = fn(&mut pb::Mount);
-    let cases: [(&str, Change); 11] = [
+    let cases: [(&str, Change); 12] = [
         ("does not exist", |m| m.image_sub_path = "not-existing".into()),
         ("does not exist", |m| m.image_sub_path = "process".into()),
         ("not a directory", |m| m.image_sub_path = "plain".into()),
         ("..", |m| m.image_sub_path = "data/../../etc".into()),
         ("relative", |m| m.image_sub_path = "/data".into()),
+        ("readonly", |m| m.readonly = false),
         ("host_path", |m| m.host_path = "/etc".into()),
         ("propagation", |m| m.propagation = 1),
         ("mappings", |m| {
@@ -149,26 +150,6 @@ async fn what_cannot_be_an_image_volume_is_refused_with_kubelets_word_and_leaves
         assert_eq!(views(&daemon, &pod), Vec::<PathBuf>::new(), "left by {says}");
     }
     assert_eq!(mounts_of(&daemon, "image-volumes").await, 0);
-    daemon.gone(&pod).await;
-    daemon.finish().await;
-}
-
-/// By the API's definition, whatever the request says.
-#[tokio::test]
-async fn image_volumes_are_read_only_without_being_asked_to_be() {
-    let daemon = Daemon::start().await;
-    let image = daemon.pull("volumes:latest").await;
-    let sandbox = daemon.pod("unasked");
-    let pod = daemon.cri.run_pod(&sandbox, "").await.unwrap();
-    let mut config = container("main", &daemon.busybox().await, "sleep 1000");
-    config.mounts = vec![pb::Mount {
-        readonly: false,
-        ..image_mount(&image, "/volume", "")
-    }];
-    let main = daemon.started(&pod, &sandbox, &config).await;
-    let line = "cat /volume/data/file; touch /volume/new 2>&1 | grep -o 'Read-only file system'";
-    let seen = daemon.cri.shell(&main, line).await.unwrap();
-    assert_eq!(seen, "from the imageRead-only file system\n");
     daemon.gone(&pod).await;
     daemon.finish().await;
 }

@@ -228,7 +228,8 @@ pub(super) fn id_mapping(mapping: cri::IdMapping) -> Result<LinuxIdMapping> {
 fn access(input: &SpecInput, mount: &cri::Mount, target: &Path) -> Result<&'static str> {
     let shown = target.display();
     if !mount.recursive_read_only {
-        // Those of images are read-only by definition, says the API, whether the request says so or not.
+        // Those of images must say it. Those of artifacts need not: nobody takes such files for a root filesystem, and clients
+        // of CRI-O, where artifacts come from, leave it out.
         return Ok(if mount.readonly || mount.image.is_some() {
             "ro"
         } else {
