@@ -106,7 +106,7 @@ profile: build ## Tell where the time of each call goes: processor, page faults,
 
 .PHONY: bench-lazy
 bench-lazy: build ## Time to the first log line of a 1 GB image that is not complete yet, beside a full pull
-	cargo test --locked --release -p wharf-e2e --test promises -- --ignored --nocapture --exact lazy::time_to_the_first_log_line
+	WHARF_BIN=$(CURDIR)/target/wharf cargo test --locked --release -p wharf-e2e --test promises -- --ignored --nocapture --exact lazy::time_to_the_first_log_line
 
 .PHONY: bench-network
 bench-network: ## Time attaching pods to the built-in network beside CNI's bridge plugin, one by one and 200 at once (PROFILE=dev)
