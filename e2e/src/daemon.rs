@@ -8,7 +8,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 use wharf_proto::cri as pb;
 
 use crate::cri::Cri;
@@ -207,6 +208,25 @@ impl Daemon {
     /// What the environment of the next daemon has beside the usual.
     pub fn environment<const N: usize>(&mut self, variables: [(&'static str, &'static str); N]) {
         self.options.environment = variables.to_vec();
+    }
+
+    /// Starts the program `lab` with these arguments in the daemon's lab, and waits until it says `ready`. Returns what it says next.
+    ///
+    /// # Panics
+    /// When it can't be started, or says something else.
+    pub async fn helper(&self, args: &[&str]) -> (Child, Lines<BufReader<ChildStdout>>) {
+        let mut helper = self
+            .lab
+            .command(program("lab").expect("the lab's program"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it can be run");
+        let mut told = BufReader::new(helper.stdout.take().expect("it is a pipe")).lines();
+        let word = told.next_line().await.expect("a line");
+        assert_eq!(word.as_deref(), Some("ready"), "{args:?}");
+        (helper, told)
     }
 
     /// Waits until the daemon has ended, by whatever.

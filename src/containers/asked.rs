@@ -8,6 +8,14 @@ use wharf_proto::cri::{self, ContainerConfig, PodSandboxConfig};
 use super::{Container, Error, Result, Tools, signals};
 use crate::images::{Image, rootfs::Root};
 
+/// The image's name as somebody has written it; for clients that do not tell that, what they ask for, mostly an id.
+pub(super) fn written(image: &cri::ImageSpec) -> &str {
+    match image.user_specified_image.as_str() {
+        "" => &image.image,
+        written => written,
+    }
+}
+
 /// Refuses what is no image, and images that the node's policy does not trust. `named` is what was asked for, mostly an id; what
 /// the person has written counts more.
 pub(super) async fn may_run(tools: &Tools, image: &Image, named: &str, config: &ContainerConfig) -> Result<()> {

@@ -162,12 +162,12 @@ pub async fn create(
     let written = bundle::write(tools, container, bundle).await?;
     container.fail_point("create.bundle").await?;
     let reference = image.digests.first().cloned().unwrap_or_else(|| image.id.clone());
-    let asked = container.record.get().config.clone().and_then(|config| config.image);
-    let asked = asked.map_or_else(String::new, |image| match image.user_specified_image.is_empty() {
-        true => image.image,
-        false => image.user_specified_image,
-    });
-    let name = image.name_like(&asked).unwrap_or_default().to_owned();
+    let record = container.record.get();
+    let spec = record.config.as_ref().and_then(|config| config.image.as_ref());
+    let name = image
+        .name_like(spec.map_or("", asked::written))
+        .unwrap_or_default()
+        .to_owned();
     container
         .record
         .change(|record| {

@@ -11,7 +11,7 @@ use std::{
 
 use wharf_proto::cri::{self, ContainerConfig, IdMapping};
 
-use super::{Container, Error, Result, Tools};
+use super::{Container, Error, Result, Tools, asked};
 use crate::{
     images::{
         Image,
@@ -56,15 +56,15 @@ pub(super) async fn mount(
                 .find(name)
                 .filter(|_| !name.is_empty())
                 .ok_or_else(|| Error::State(failed(mount, format!("image {name:?} is not on this node"))))?;
-            let asked = match spec.user_specified_image.as_str() {
-                "" => name,
-                asked => asked,
-            };
             if !mount.readonly && image.artifact.is_none() {
                 return Err(Error::Invalid(failed(mount, "an image can only be mounted readonly")));
             }
             // Kubelet knows the beginning of the text.
-            tools.images.vouch(&image, asked).await.map_err(Error::Image)?;
+            tools
+                .images
+                .vouch(&image, asked::written(spec))
+                .await
+                .map_err(Error::Image)?;
             *view = Some(mount_one(tools, container, mount, &image, owners.cloned(), labels).await?);
         }
     }

@@ -1,11 +1,10 @@
 //! Containers that start before their image is complete.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::io::{BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
 use wharf_e2e::fixtures::{self, estargz, storage::digest};
 use wharf_e2e::{Daemon, Options, container, eventually, logs, registry::WRITABLE, trickle::Manner};
@@ -44,16 +43,7 @@ impl Slow {
     }
 
     pub async fn of(daemon: &Daemon, manner: Manner) -> Self {
-        let mut server = daemon
-            .lab
-            .command(wharf_e2e::lab::program("lab").unwrap())
-            .args([manner.word(), SLOW, WRITABLE])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut told = BufReader::new(server.stdout.take().unwrap()).lines();
-        assert_eq!(told.next_line().await.unwrap().as_deref(), Some("ready"));
+        let (server, told) = daemon.helper(&[manner.word(), SLOW, WRITABLE]).await;
         Self { manner, server, told }
     }
 

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Child;
 use wharf_e2e::fixtures::layer::Tar;
 use wharf_e2e::fixtures::storage::{Storage, architecture, digest, image_config};
@@ -37,17 +36,8 @@ impl Meddler {
         );
         std::fs::write(&rules_file, rules.to_string()).unwrap();
         std::fs::write(&log, "").unwrap();
-        let mut server = daemon
-            .lab
-            .command(wharf_e2e::lab::program("lab").unwrap())
-            .args(["meddle", address, upstream])
-            .args([&rules_file, &log])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut told = BufReader::new(server.stdout.take().unwrap()).lines();
-        assert_eq!(told.next_line().await.unwrap().as_deref(), Some("ready"));
+        let [rules_at, log_at] = [&rules_file, &log].map(|path| path.display().to_string());
+        let (server, _) = daemon.helper(&["meddle", address, upstream, &rules_at, &log_at]).await;
         Self {
             _server: server,
             rules: rules_file,

@@ -2,11 +2,10 @@
 //! gone all is well without a restart. Full disks are in `full_disk.rs`, stuck file systems in `stuck.rs`.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+
 use tonic::Code;
 use wharf_e2e::cri::Answer;
 use wharf_e2e::fuse::{self, Stuck};
@@ -195,27 +194,6 @@ async fn a_volume_that_hangs_in_start_holds_up_only_who_wants_it() {
     daemon.finish().await;
 }
 
-/// A registry beside the real one that sends a byte a second, in the lab.
-async fn trickling(
-    daemon: &Daemon,
-    address: &str,
-) -> (
-    tokio::process::Child,
-    tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
-) {
-    let mut server = daemon
-        .lab
-        .command(wharf_e2e::lab::program("lab").unwrap())
-        .args(["trickle", address])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut told = BufReader::new(server.stdout.take().unwrap()).lines();
-    assert_eq!(told.next_line().await.unwrap().as_deref(), Some("ready"));
-    (server, told)
-}
-
 /// Files of pulls under way.
 fn unfinished(state: &Path) -> usize {
     std::fs::read_dir(state.join("images/tmp"))
@@ -232,7 +210,7 @@ async fn a_registry_that_sends_a_byte_a_second_holds_up_nobody_and_is_given_up()
         ..Options::default()
     })
     .await;
-    let (mut server, mut told) = trickling(&daemon, SLOW).await;
+    let (mut server, mut told) = daemon.helper(&["trickle", SLOW]).await;
     let slow = format!("{SLOW}/busybox:latest");
     // Given up by its caller: nothing of it stays, and the registry is left alone.
     let pull = daemon.cri.pull(&slow);

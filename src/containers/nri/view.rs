@@ -15,19 +15,15 @@ use wharf_proto::{
 use super::parts;
 use crate::{
     config::SeccompDefault,
-    containers::{Container, spec},
+    containers::{Container, asked::written, spec},
 };
 
 /// An image's names as plugins see them: as asked for, by its digest, and its own id.
 #[must_use]
 pub fn image_of(record: &record::Container) -> Image {
     let asked = record.config.as_ref().and_then(|config| config.image.as_ref());
-    let name = asked.map(|image| match image.user_specified_image.is_empty() {
-        true => image.image.clone(),
-        false => image.user_specified_image.clone(),
-    });
     Image {
-        name: name.unwrap_or_default(),
+        name: asked.map_or("", written).to_owned(),
         digest: record
             .image_ref
             .split_once('@')
